@@ -1,0 +1,21 @@
+"""The learners to be steered. One family a file; a new one is a file and a line in FAMILIES."""
+
+from mermaide_ray.agents import (
+    epsilon_greedy,
+    ucb,
+)
+from mermaide_ray.agents.base import Family
+from mermaide_ray.registry import lookup
+
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        ucb,
+        epsilon_greedy,
+    )
+}
+
+
+def family_named(name: str) -> Family:
+    """The family registered as `name`, or the user's own at a dotted path `package.module:NAME`."""
+    return lookup(name, FAMILIES, Family, "agent family")

@@ -1,0 +1,105 @@
+"""What an agent family is: three pure functions on a batch of agents, and the hyperparameters that a task draws.
+
+A family file uses tensor *methods* only, so it needs no import of Torch: it runs on whatever device its state is on, and
+`mermaide config` can check hyperparameter ranges without loading Torch.
+Shapes: N agents (tasks times episodes, flattened), A arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State: TypeAlias = "dict[str, Tensor]"
+Params: TypeAlias = "Mapping[str, Tensor]"
+
+# Estimates start at PRIORITY_SCALE * priority: a random order that breaks every tie between untried arms, yet far below
+# any difference of rewards. Stored, not added to anything large, so float32 keeps it exactly.
+PRIORITY_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One number that differs from agent to agent.
+
+    Attributes:
+        meaning: What it does, with its unit.
+        low, high: The values for which the family is defined (a config's range must lie within).
+    """
+
+    meaning: str
+    low: float
+    high: float
+
+
+class Draws(NamedTuple):
+    """The random numbers of one pull, dealt before the episode.
+
+    Attributes:
+        uniform: float [N, 2] on [0, 1): by convention [:, 0] decides whether to explore, [:, 1] which arm.
+        normal: float [N, A] standard normal, for families with `normals=True`; else [N, 0].
+    """
+
+    uniform: Tensor
+    normal: Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """An agent family.
+
+    Attributes:
+        name: Registered name.
+        description: One line for `mermaide agents`.
+        reference: Where the algorithm comes from.
+        hyperparameters: Name to meaning and bounds; each is a float [N, 1] entry of `params`.
+        init: `(params, priority) -> state`; `priority` float [N, A] is a random permutation of 1..A per agent, to break
+            ties between untried arms. The state holds float tensors [N, A] or [N, 1].
+        act: `(state, params, step, draws) -> arm` int64 [N]; `step` float, 0-dim or [N, 1], counts pulls so far.
+        learn: `(state, params, step, arm, reward) -> state` after pull `step`; `reward` float [N] is all that the agent
+            perceives: base reward, noise and incentive together.
+        normals: Whether `act` needs one standard normal per arm.
+    """
+
+    name: str
+    description: str
+    reference: str
+    init: Callable[[Params, Tensor], State]
+    act: Callable[[State, Params, Tensor, Draws], Tensor]
+    learn: Callable[[State, Params, Tensor, Tensor, Tensor], State]
+    hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
+    normals: bool = False
+
+
+def sample_mean_init(params: Params, priority: Tensor) -> State:
+    """State of the families that learn by sample means: `mean` and `count`, both [N, A]."""
+    return {"mean": priority * PRIORITY_SCALE, "count": priority.new_zeros(priority.shape)}
+
+
+def sample_mean_learn(state: State, params: Params, step: Tensor, arm: Tensor, reward: Tensor) -> State:
+    """Moves the pulled arm's mean to the average of the rewards perceived from it."""
+    index = arm.unsqueeze(-1)
+    count = state["count"].gather(-1, index) + 1
+    mean = state["mean"].gather(-1, index)
+    return {
+        "mean": state["mean"].scatter(-1, index, mean + (reward.unsqueeze(-1) - mean) / count),
+        "count": state["count"].scatter(-1, index, count),
+    }
+
+
+def uniform_arm(draw: Tensor, num_arms: int) -> Tensor:
+    """A uniform arm, int64 [N], from a uniform draw on [0, 1), float [N]."""
+    # float32 rounds 0.99999997 * A up to A once A is large.
+    return (draw * num_arms).long().clamp_(max=num_arms - 1)
+
+
+def sampled_arm(probabilities: Tensor, draw: Tensor) -> Tensor:
+    """An arm, int64 [N], from probabilities [N, A] by inversion of their running sum at `draw` [N]."""
+    cumulative = probabilities.cumsum(-1)
+    # Scaled by the last entry, since rounding can leave the sum below the draw.
+    passed = cumulative <= draw.unsqueeze(-1) * cumulative[..., -1:]
+    return passed.sum(-1).clamp_(max=probabilities.shape[-1] - 1)

@@ -1,0 +1,146 @@
+"""Task distributions: which agents a principal meets, in each split.
+
+A task is one sampled agent: family, hyperparameters, base reward of each arm, target arm. Task `id` of a split is drawn
+from its own branch of the seed, so any worker can rebuild it from the id alone, and only ids are ever shipped.
+Training agents belong to the training seed; validation and test agents to `agents.seed`, so that all training seeds are
+scored on the same agents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents import family_named
+from mermaide_ray.agents.base import Family
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.noise import generator
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A batch of tasks.
+
+    Attributes:
+        ids: Task ids, [B].
+        families: The mixture's families.
+        family: int64 [B], index into `families`.
+        params: Hyperparameters by name, float [B]; NaN where a task's family has none of that name.
+        base: float [B, A], base mean of each arm.
+        target: int64 [B].
+    """
+
+    ids: tuple[int, ...]
+    families: tuple[Family, ...]
+    family: Tensor
+    params: dict[str, Tensor]
+    base: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, index: Tensor) -> Tasks:
+        """The tasks at positions `index`, int64 [B']."""
+        return Tasks(
+            ids=tuple(self.ids[i] for i in index.tolist()),
+            families=self.families,
+            family=self.family[index],
+            params={name: value[index] for name, value in self.params.items()},
+            base=self.base[index],
+            target=self.target[index],
+        )
+
+    def family_names(self) -> list[str]:
+        """The family's name of each task."""
+        return [self.families[i].name for i in self.family.tolist()]
+
+    def needs_normals(self) -> list[bool]:
+        """Per task, whether its agent draws normals."""
+        return [self.families[i].normals for i in self.family.tolist()]
+
+
+class AgentDistribution:
+    """The mixture of families, with ranges per split.
+
+    Args:
+        experiment: Validated settings.
+
+    Raises:
+        InputError: Two splits that must be disjoint share an agent.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._agents = experiment.agents
+        self._num_arms = experiment.environment.num_arms
+        self._training_seed = experiment.seed
+        self.families = tuple(family_named(name) for name in self._agents.families)
+        weights = np.array([ranges.weight for ranges in self._agents.families.values()])
+        self._cumulative = np.cumsum(weights / weights.sum())
+        if self._agents.population is not None:
+            self._check_populations()
+
+    def population(self, split: Split) -> int | None:
+        """Number of agents in a split, or None for an unlimited stream."""
+        return getattr(self._agents.population, split) if self._agents.population is not None else None
+
+    def meta_batch(self, iteration: int, size: int) -> list[int]:
+        """Ids of the training tasks of one iteration: fresh ones, or a seeded choice from the population."""
+        population = self.population("train")
+        if population is None:
+            return list(range(iteration * size, (iteration + 1) * size))
+        rng = generator(self._training_seed, "train", "meta-batch", iteration, 0)
+        return [int(i) for i in rng.integers(population, size=size)]
+
+    def held_out(self, split: Split, count: int) -> list[int]:
+        """Ids of the first `count` tasks of a split (all of them, in a smaller finite population)."""
+        population = self.population(split)
+        return list(range(count if population is None else min(count, population)))
+
+    def tasks(self, split: Split, ids: Sequence[int]) -> Tasks:
+        """Builds the tasks with these ids."""
+        seed = self._training_seed if split == "train" else self._agents.seed
+        ranges = [family.ranges(split) for family in self._agents.families.values()]
+        names = sorted({name for family in ranges for name in family})
+        family = np.empty(len(ids), dtype=np.int64)
+        target = np.empty(len(ids), dtype=np.int64)
+        params = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
+        base = np.empty((len(ids), self._num_arms), dtype=np.float32)
+        low, high = self._agents.base_reward
+        for row, task in enumerate(ids):
+            rng = generator(seed, split, "task", 0, task)
+            # One more than the last bound can only come of rounding.
+            family[row] = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(ranges) - 1)
+            target[row] = rng.integers(self._num_arms)
+            base[row] = rng.uniform(low, high, self._num_arms)
+            for name, (least, most) in ranges[family[row]].items():
+                params[row, names.index(name)] = rng.uniform(least, most)
+        return Tasks(
+            ids=tuple(ids),
+            families=self.families,
+            family=torch.from_numpy(family),
+            params={name: torch.from_numpy(params[:, i].copy()) for i, name in enumerate(names)},
+            base=torch.from_numpy(base),
+            target=torch.from_numpy(target),
+        )
+
+    def _check_populations(self) -> None:
+        for one, other in self._agents.disjoint:
+            mine, theirs = (self._fingerprints(split) for split in (one, other))
+            if shared := mine & theirs:
+                raise InputError(
+                    f"the populations {one!r} and {other!r} must share no agent (agents.disjoint), "
+                    f"but they share {len(shared)}"
+                )
+
+    def _fingerprints(self, split: Split) -> set[bytes]:
+        size = self.population(split)
+        assert size is not None
+        tasks = self.tasks(split, range(size))
+        columns = [tasks.family[:, None].float(), tasks.base, *(v[:, None] for v in tasks.params.values())]
+        return {row.numpy().tobytes() for row in torch.cat(columns, dim=1)}

@@ -1,0 +1,61 @@
+"""From an intervention and a pulled arm to the incentive, its cost, and the principal's reward.
+
+Pure functions of small integers: whoever has a batch of trajectories can rebuild every reward from it, so rewards are
+never shipped. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mermaide_ray.experiment import Environment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Incentives:
+    """The incentive and cost of one environment setting, as lookups.
+
+    Interventions are int64 in [0, I): 0 is "none". Arms and targets are int64 in [0, A).
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        import torch
+
+        self.environment = environment
+        self.num_interventions = environment.num_interventions
+        delta = environment.delta
+        sizes = environment.graded_sizes if environment.intervention == "graded" else (1.0,)
+        if environment.intervention == "arm":
+            sizes = (1.0,) * environment.num_arms
+        # [I]: what each intervention adds on a hit (the target, or the chosen arm), on a miss, and its full cost.
+        self._hit = torch.tensor((0.0, *(delta * size for size in sizes)))
+        miss = -self._hit if environment.intervention in ("signed", "graded") else torch.zeros_like(self._hit)
+        self._miss = miss
+        self._cost = torch.tensor((0.0, *sizes))
+
+    def incentive(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
+        """What the agent's reward gains (or loses), float, shaped as `arm`."""
+        return self._hit[intervention].where(self._is_hit(intervention, arm, target), self._miss[intervention])
+
+    def cost(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
+        """What the intervention costs the principal, float, shaped as `arm`.
+
+        `per_intervention`: its size, whatever the agent did. `paid`: the same, but only where a positive incentive was
+        paid out (a penalty costs the principal nothing).
+        """
+        cost = self._cost[intervention]
+        if self.environment.cost == "per_intervention":
+            return cost
+        return cost * self._is_hit(intervention, arm, target)
+
+    def principal_reward(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
+        """1[arm = target] - alpha * cost, float, shaped as `arm`."""
+        cost = self.cost(intervention, arm, target)
+        return (arm == target).to(cost.dtype) - self.environment.cost_weight * cost
+
+    def _is_hit(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
+        if self.environment.intervention == "arm":
+            return arm == intervention - 1
+        return arm == target

@@ -1,0 +1,149 @@
+"""The game, played by thousands of pairs of principal and agent in lock step. Knows no Ray and no network.
+
+Given tasks, dice and a principal, `play` is a pure function: who calls it, with which other episodes beside, changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.base import Draws, Family, Params, State
+from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.experiment import Environment
+from mermaide_ray.noise import Dice
+from mermaide_ray.trajectory import Trajectories, View, compact_dtype
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a principal may know before pull t. N episodes, tasks major.
+
+    Attributes:
+        step: t.
+        last_arm: int64 [N], previous pull as a label; -1 at t = 0.
+        last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
+        target: int64 [N], the target arm.
+        uniform: float [N] on [0, 1), the principal's own dice for this step.
+    """
+
+    step: int
+    last_arm: Tensor
+    last_action: Tensor
+    target: Tensor
+    uniform: Tensor
+
+
+class Hidden:
+    """What only a privileged oracle may look at."""
+
+    def __init__(self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_arms: int) -> None:
+        self._groups = groups
+        self.next_arm = next_arm
+        """int64 [N], the arm about to be pulled."""
+        self.target = target
+        """int64 [N]."""
+        self._num_arms = num_arms
+
+    def estimates(self) -> Tensor:
+        """The agents' estimated mean of each arm, float [N, A]; NaN for families that keep none."""
+        values = torch.full((len(self.next_arm), self._num_arms), float("nan"))
+        for group in self._groups:
+            if "mean" in group.state and group.state["mean"].shape[-1] == self._num_arms:
+                values[group.rows] = group.state["mean"]
+        return values
+
+
+class Principal(Protocol):
+    """Whoever steers: a fixed rule, an oracle, or a trained network."""
+
+    def begin(self, num_episodes: int) -> None:
+        """Forgets everything before `num_episodes` new episodes."""
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """The action of each episode, int64 [N], as the principal names it. Only oracles look at `hidden`."""
+
+
+@dataclass
+class _Group:
+    """Agents of one family: their rows among the N episodes, their learning state."""
+
+    family: Family
+    rows: slice | Tensor
+    params: Params
+    state: State
+
+
+def play(
+    environment: Environment, tasks: Tasks, episodes: int, dice: Dice, principal: Principal, horizon: int | None = None
+) -> Trajectories:
+    """Plays `episodes` episodes of each task.
+
+    Args:
+        environment: The game.
+        tasks: B tasks. Fastest with the tasks of a family side by side.
+        episodes: E.
+        dice: For N = B * E episodes, tasks major.
+        principal: Chooses the interventions.
+        horizon: Stop after fewer pulls than the environment's horizon.
+
+    Returns:
+        Trajectories [B, E, T].
+    """
+    view, incentives = View(environment), Incentives(environment)
+    horizon = horizon or environment.horizon
+    num = len(tasks) * episodes
+    target = tasks.target.repeat_interleave(episodes)
+    # Base mean and noise are added once for all steps; what is left per step is one gather.
+    base = tasks.base.repeat_interleave(episodes, 0)
+    groups = _groups(tasks, episodes, dice)
+    arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_arms))
+    interventions = torch.empty((horizon, num), dtype=compact_dtype(environment.num_interventions))
+    arm = torch.empty(num, dtype=torch.int64)
+    last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
+    steps = torch.arange(horizon, dtype=torch.float32)
+    noise = dice.reward_noise * environment.reward_noise
+    principal.begin(num)
+    for t in range(horizon):
+        # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles.
+        for group in groups:
+            draws = Draws(dice.uniform[t, group.rows], dice.normal[t, group.rows])
+            arm[group.rows] = group.family.act(group.state, group.params, steps[t], draws)
+        seen = Seen(t, last_label, last_action, target, dice.principal[t])
+        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_arms))
+        intervention = view.intervention(action, target)
+        agent_reward = base.gather(1, arm.unsqueeze(1)).squeeze(1)
+        agent_reward += noise[t]
+        agent_reward += incentives.incentive(intervention, arm, target)
+        for group in groups:
+            rows = group.rows
+            group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], agent_reward[rows])
+        arms[t], interventions[t] = arm, intervention
+        last_label, last_action = view.label(arm, target), action
+    shape = (horizon, len(tasks), episodes)
+    return Trajectories(
+        arms=arms.view(shape).permute(1, 2, 0).contiguous(),
+        interventions=interventions.view(shape).permute(1, 2, 0).contiguous(),
+        target=tasks.target,
+    )
+
+
+def _groups(tasks: Tasks, episodes: int, dice: Dice) -> list[_Group]:
+    family_of = tasks.family.repeat_interleave(episodes)
+    groups = []
+    for index, family in enumerate(tasks.families):
+        rows = (family_of == index).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        where: slice | Tensor = slice(first, last) if last - first == len(rows) else rows
+        params = {
+            name: tasks.params[name].repeat_interleave(episodes)[where].unsqueeze(1) for name in family.hyperparameters
+        }
+        groups.append(_Group(family, where, params, family.init(params, dice.priority[where])))
+    return groups

@@ -1,0 +1,106 @@
+"""Every random number of an episode, dealt up front.
+
+Draws come from a counter-based generator (Philox) keyed by (seed, split, purpose, iteration, task); episodes of a task
+follow one another in its stream, so episode e is the same however many are drawn. A result therefore depends neither on
+who samples, nor on the order, nor on a restart, and two methods that ask for the same key meet the same luck.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Key = tuple[int, str, str, int]
+"""(seed, split, purpose, iteration): all of a generator's key but the task."""
+
+
+def generator(seed: int, split: str, purpose: str, iteration: int, task: int) -> np.random.Generator:
+    """The generator that belongs to one key; different keys give independent streams."""
+    text = f"{seed}|{split}|{purpose}|{iteration}|{task}".encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+@dataclass(frozen=True)
+class Dice:
+    """All luck of a batch of episodes. N = B * E, tasks major; time first, since episodes are played step by step.
+
+    Attributes:
+        priority: float [N, A], a random permutation of 1..A per episode, to break ties between untried arms.
+        uniform: float [T, N, 2] on [0, 1), for the agents.
+        normal: float [T, N, A] standard normal for agents that need them, else [T, N, 0].
+        reward_noise: float [T, N] standard normal.
+        principal: float [T, N] on [0, 1), for the principal's own sampling.
+    """
+
+    priority: Tensor
+    uniform: Tensor
+    normal: Tensor
+    reward_noise: Tensor
+    principal: Tensor
+
+
+def deal(
+    key: Key,
+    tasks: Sequence[int],
+    episodes: int,
+    horizon: int,
+    num_arms: int,
+    normals: Sequence[bool],
+    first_episode: int = 0,
+) -> Dice:
+    """Deals the dice of `episodes` episodes of each task.
+
+    Args:
+        key: (seed, split, purpose, iteration).
+        tasks: Task ids, [B].
+        episodes: E, episodes per task.
+        horizon: T, pulls per episode.
+        num_arms: A.
+        normals: Per task, whether its agent needs normal draws.
+        first_episode: Index of the first episode wanted: earlier ones are drawn and dropped.
+    """
+    import torch
+
+    seed, split, purpose, iteration = key
+    count = first_episode + episodes
+    wanted = slice(first_episode, count)
+    shape = (len(tasks), episodes)
+    priority = np.empty((*shape, num_arms), dtype=np.float32)
+    uniform = np.empty((*shape, horizon, 2), dtype=np.float32)
+    normal = np.zeros((*shape, horizon, num_arms if any(normals) else 0), dtype=np.float32)
+    reward_noise = np.empty((*shape, horizon), dtype=np.float32)
+    principal = np.empty((*shape, horizon), dtype=np.float32)
+    ranks = np.broadcast_to(np.arange(1, num_arms + 1, dtype=np.float32), (count, num_arms))
+    for row, task in enumerate(tasks):
+
+        def stream(what: str, task: int = task) -> np.random.Generator:
+            return generator(seed, split, f"{purpose}/{what}", iteration, task)
+
+        agent = stream("agent")
+        uniform[row] = agent.random((count, horizon, 2), dtype=np.float32)[wanted]
+        priority[row] = stream("priority").permuted(ranks, axis=1)[wanted]
+        reward_noise[row] = stream("reward").standard_normal((count, horizon), dtype=np.float32)[wanted]
+        principal[row] = stream("principal").random((count, horizon), dtype=np.float32)[wanted]
+        if normals[row]:
+            normal[row] = stream("normal").standard_normal((count, horizon, num_arms), dtype=np.float32)[wanted]
+
+    def time_first(array: NDArray[np.float32]) -> Tensor:
+        flat = array.reshape(len(tasks) * episodes, *array.shape[2:])
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(flat, 1, 0)))
+
+    return Dice(
+        priority=torch.from_numpy(priority.reshape(-1, num_arms)),
+        uniform=time_first(uniform),
+        normal=time_first(normal),
+        reward_noise=time_first(reward_noise),
+        principal=time_first(principal),
+    )

@@ -1,0 +1,137 @@
+"""What a batch of episodes is, and what the principal sees of it.
+
+Shape legend, everywhere: B tasks, E episodes, T pulls, A arms, I interventions, D observation, H hidden; axes in that
+order; N = B * E. Only arms and interventions are stored and shipped (2-4 bytes a pull): observations, rewards and costs
+follow from them and are rebuilt where they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.experiment import Environment
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Episodes of several tasks.
+
+    Attributes:
+        arms: uint8 or int16 [B, E, T], the agent's pulls.
+        interventions: uint8 or int16 [B, E, T], the principal's actions.
+        target: int64 [B], the target arm of each task.
+    """
+
+    arms: Tensor
+    interventions: Tensor
+    target: Tensor
+
+    def episodes(self, wanted: slice) -> Trajectories:
+        """The same tasks, some of their episodes."""
+        return Trajectories(self.arms[:, wanted], self.interventions[:, wanted], self.target)
+
+    def tasks(self, wanted: slice) -> Trajectories:
+        """Some of the tasks."""
+        return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted])
+
+
+def compact_dtype(count: int) -> torch.dtype:
+    """The smallest integer type that holds 0 … count - 1."""
+    return torch.uint8 if count <= 256 else torch.int16
+
+
+class View:
+    """The principal's view of the game: how arms are named, and the observation vector.
+
+    Observation, float [D]: last arm one-hot [A], last intervention one-hot [I], (absolute labels only) target one-hot
+    [A], t / T. Before the first pull of an episode the first two are zero. Nothing hidden enters it: not the agent's
+    rewards, estimates, family or hyperparameters.
+
+    With relative labels an arm is named by its distance from the target, (arm - target) mod A, and so is the arm that an
+    intervention of kind `arm` chooses. Base rewards are drawn alike for all arms, so this loses nothing, and it saves
+    the principal from learning the same thing once per target.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self.num_arms = environment.num_arms
+        self.num_interventions = environment.num_interventions
+        self.horizon = environment.horizon
+        self.relative = environment.arm_labels == "relative"
+        self._names_arms = environment.intervention == "arm"
+
+    @property
+    def observation_size(self) -> int:
+        """D."""
+        return self.num_arms + self.num_interventions + (0 if self.relative else self.num_arms) + 1
+
+    def label(self, arm: Tensor, target: Tensor) -> Tensor:
+        """The principal's name of an arm, int64, broadcast over both."""
+        return (arm - target) % self.num_arms if self.relative else arm
+
+    def target_label(self, target: Tensor) -> Tensor:
+        """The principal's name of the target arm."""
+        return self.label(target, target)
+
+    def action(self, intervention: Tensor, target: Tensor) -> Tensor:
+        """The principal's name of an intervention (inverse of `intervention`)."""
+        if not (self._names_arms and self.relative):
+            return intervention
+        return ((intervention - 1 - target) % self.num_arms + 1).where(intervention > 0, intervention)
+
+    def intervention(self, action: Tensor, target: Tensor) -> Tensor:
+        """The intervention that the principal means by `action`, both int64 in [0, I)."""
+        if not (self._names_arms and self.relative):
+            return action
+        return ((action - 1 + target) % self.num_arms + 1).where(action > 0, action)
+
+    def observation(self, last_arm: Tensor, last_intervention: Tensor, target: Tensor, step: Tensor) -> Tensor:
+        """Observation vectors, float [..., D], from int64 tensors of one shape [...].
+
+        Args:
+            last_arm: Previous pull, as a label, or -1 before the first.
+            last_intervention: Previous action, as the principal names it, or -1 before the first.
+            target: Target arm.
+            step: t, pulls so far in the episode.
+        """
+        parts = [_one_hot(last_arm, self.num_arms), _one_hot(last_intervention, self.num_interventions)]
+        if not self.relative:
+            parts.append(_one_hot(target, self.num_arms))
+        parts.append((step.float() / self.horizon).unsqueeze(-1))
+        return torch.cat(parts, dim=-1)
+
+    def history(self, trajectories: Trajectories) -> History:
+        """What the principal saw and did, step by step."""
+        target = trajectories.target[:, None, None]
+        labels = self.label(trajectories.arms.long(), target)
+        actions = self.action(trajectories.interventions.long(), target)
+        steps = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
+        observations = self.observation(_shifted(labels), _shifted(actions), target.expand_as(labels), steps)
+        return History(observations, labels, actions)
+
+
+@dataclass(frozen=True)
+class History:
+    """A batch of episodes through the principal's eyes.
+
+    Attributes:
+        observations: float [B, E, T, D], seen before each action.
+        labels: int64 [B, E, T], the arm then pulled, as the principal names it.
+        actions: int64 [B, E, T], the intervention chosen, as the principal names it.
+    """
+
+    observations: Tensor
+    labels: Tensor
+    actions: Tensor
+
+
+def _shifted(values: Tensor) -> Tensor:
+    """The previous value along time, -1 before the first."""
+    return torch.cat([torch.full_like(values[..., :1], -1), values[..., :-1]], dim=-1)
+
+
+def _one_hot(index: Tensor, size: int) -> Tensor:
+    """One-hot float [..., size]; a negative index gives zeros."""
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
