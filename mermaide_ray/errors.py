@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """What the user gave can't be used: one sentence that says what was required, what was given, where to change it."""
+    """What the user gave can't be used: one sentence on what was required, what was given, where to change it."""
 
     exit_code = 2
 

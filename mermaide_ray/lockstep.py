@@ -16,7 +16,7 @@ from mermaide_ray.agents.base import Draws, Family, Params, State
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment
-from mermaide_ray.noise import Dice
+from mermaide_ray.noise import Dice, Key, deal
 from mermaide_ray.trajectory import Trajectories, View, compact_dtype
 
 
@@ -104,13 +104,14 @@ def play(
     groups = _groups(tasks, episodes, dice)
     arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_arms))
     interventions = torch.empty((horizon, num), dtype=compact_dtype(environment.num_interventions))
-    arm = torch.empty(num, dtype=torch.int64)
     last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
     steps = torch.arange(horizon, dtype=torch.float32)
     noise = dice.reward_noise * environment.reward_noise
     principal.begin(num)
     for t in range(horizon):
-        # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles.
+        # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles. A new
+        # tensor each step: with absolute labels the principal sees the last one itself, and must not see it overwritten.
+        arm = torch.empty(num, dtype=torch.int64)
         for group in groups:
             draws = Draws(dice.uniform[t, group.rows], dice.normal[t, group.rows])
             arm[group.rows] = group.family.act(group.state, group.params, steps[t], draws)
@@ -131,6 +132,11 @@ def play(
         interventions=interventions.view(shape).permute(1, 2, 0).contiguous(),
         target=tasks.target,
     )
+
+
+def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int) -> Dice:
+    """The dice of `episodes` episodes of each task, as `play` takes them."""
+    return deal(key, tasks.ids, episodes, environment.horizon, environment.num_arms, tasks.needs_normals())
 
 
 def _groups(tasks: Tasks, episodes: int, dice: Dice) -> list[_Group]:

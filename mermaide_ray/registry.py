@@ -32,7 +32,7 @@ def lookup(name: str, registered: Mapping[str, T], kind: type[T], what: str) -> 
         return registered[name]
     found = _import_dotted(name, what)
     if not isinstance(found, kind):
-        raise InputError(f"{what} {name!r} must be a {kind.__name__}, got {type(found).__name__}")
+        raise InputError(f"{what} {name!r} must be of type {kind.__name__}, got {type(found).__name__}")
     return found
 
 
@@ -44,13 +44,20 @@ def near(wrong: str, known: list[str]) -> str:
 
 def _import_dotted(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise InputError(f"{what} must be a dotted path `package.module:NAME`, got {path!r}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"{what} {path!r} must be importable, got: {error}") from None
+    except Exception as error:  # the user's own code may raise anything while it is imported
+        raise InputError(
+            f"{what} {path!r} must be importable from {here} or as an installed package, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, attribute):
-        raise InputError(f"{what} {path!r} must exist, but {module_name!r} has no {attribute!r}")
+        raise InputError(
+            f"{what} {path!r} must exist, but {module_name!r} has no {attribute!r}{near(attribute, dir(module))}"
+        )
     return getattr(module, attribute)

@@ -105,21 +105,21 @@ class View:
     def history(self, trajectories: Trajectories) -> History:
         """What the principal saw and did, step by step."""
         target = trajectories.target[:, None, None]
-        labels = self.label(trajectories.arms.long(), target)
-        actions = self.action(trajectories.interventions.long(), target)
-        steps = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
+        labels = self.label(trajectories.arms.transpose(1, 2).long(), target).contiguous()
+        actions = self.action(trajectories.interventions.transpose(1, 2).long(), target).contiguous()
+        steps = torch.arange(labels.shape[1], device=labels.device)[:, None].expand_as(labels)
         observations = self.observation(_shifted(labels), _shifted(actions), target.expand_as(labels), steps)
         return History(observations, labels, actions)
 
 
 @dataclass(frozen=True)
 class History:
-    """A batch of episodes through the principal's eyes.
+    """A batch of episodes through the principal's eyes, with time before episodes, as recurrent networks read them.
 
     Attributes:
-        observations: float [B, E, T, D], seen before each action.
-        labels: int64 [B, E, T], the arm then pulled, as the principal names it.
-        actions: int64 [B, E, T], the intervention chosen, as the principal names it.
+        observations: float [B, T, E, D], seen before each action.
+        labels: int64 [B, T, E], the arm then pulled, as the principal names it.
+        actions: int64 [B, T, E], the intervention chosen, as the principal names it.
     """
 
     observations: Tensor
@@ -128,8 +128,8 @@ class History:
 
 
 def _shifted(values: Tensor) -> Tensor:
-    """The previous value along time, -1 before the first."""
-    return torch.cat([torch.full_like(values[..., :1], -1), values[..., :-1]], dim=-1)
+    """The previous value along time (axis 1), -1 before the first."""
+    return torch.cat([torch.full_like(values[:, :1], -1), values[:, :-1]], dim=1)
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:

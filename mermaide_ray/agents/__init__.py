@@ -1,7 +1,12 @@
 """The learners to be steered. One family a file; a new one is a file and a line in FAMILIES."""
 
 from mermaide_ray.agents import (
+    epsilon_decay,
     epsilon_greedy,
+    exp3,
+    gradient_bandit,
+    softmax,
+    thompson,
     ucb,
 )
 from mermaide_ray.agents.base import Family
@@ -12,6 +17,11 @@ FAMILIES: dict[str, Family] = {
     for module in (
         ucb,
         epsilon_greedy,
+        epsilon_decay,
+        thompson,
+        softmax,
+        gradient_bandit,
+        exp3,
     )
 }
 

@@ -1,7 +1,7 @@
 """What an agent family is: three pure functions on a batch of agents, and the hyperparameters that a task draws.
 
-A family file uses tensor *methods* only, so it needs no import of Torch: it runs on whatever device its state is on, and
-`mermaide config` can check hyperparameter ranges without loading Torch.
+A family file uses tensor *methods* only, so it needs no import of Torch: it runs on whatever device its state is on,
+and `mermaide config` can check hyperparameter ranges without loading Torch.
 Shapes: N agents (tasks times episodes, flattened), A arms.
 """
 
@@ -100,6 +100,8 @@ def uniform_arm(draw: Tensor, num_arms: int) -> Tensor:
 def sampled_arm(probabilities: Tensor, draw: Tensor) -> Tensor:
     """An arm, int64 [N], from probabilities [N, A] by inversion of their running sum at `draw` [N]."""
     cumulative = probabilities.cumsum(-1)
-    # Scaled by the last entry, since rounding can leave the sum below the draw.
-    passed = cumulative <= draw.unsqueeze(-1) * cumulative[..., -1:]
-    return passed.sum(-1).clamp_(max=probabilities.shape[-1] - 1)
+    total = cumulative[..., -1:]
+    # Scaled by the total, since rounding can leave it below the draw; below it in any case, or an arm of probability 0
+    # at the end would be drawn where draw * total rounds up to the total.
+    passed = (cumulative <= draw.unsqueeze(-1) * total) & (cumulative < total)
+    return passed.sum(-1)

@@ -90,12 +90,16 @@ class AgentDistribution:
         return getattr(self._agents.population, split) if self._agents.population is not None else None
 
     def meta_batch(self, iteration: int, size: int) -> list[int]:
-        """Ids of the training tasks of one iteration: fresh ones, or a seeded choice from the population."""
+        """Ids of the training tasks of one iteration, all different: fresh ones, or a choice from the population.
+
+        In a population, ids that are equal modulo its size are the same agent: it may be met several times in a batch,
+        each time with luck of its own.
+        """
         population = self.population("train")
         if population is None:
             return list(range(iteration * size, (iteration + 1) * size))
-        rng = generator(self._training_seed, "train", "meta-batch", iteration, 0)
-        return [int(i) for i in rng.integers(population, size=size)]
+        agents = generator(self._training_seed, "train", "meta-batch", iteration, 0).integers(population, size=size)
+        return [int(agent) + population * place for place, agent in enumerate(agents)]
 
     def held_out(self, split: Split, count: int) -> list[int]:
         """Ids of the first `count` tasks of a split (all of them, in a smaller finite population)."""
@@ -112,8 +116,9 @@ class AgentDistribution:
         params = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
         base = np.empty((len(ids), self._num_arms), dtype=np.float32)
         low, high = self._agents.base_reward
+        population = self.population(split)
         for row, task in enumerate(ids):
-            rng = generator(seed, split, "task", 0, task)
+            rng = generator(seed, split, "task", 0, task if population is None else task % population)
             # One more than the last bound can only come of rounding.
             family[row] = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(ranges) - 1)
             target[row] = rng.integers(self._num_arms)

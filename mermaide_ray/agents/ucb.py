@@ -1,7 +1,7 @@
 """UCB1 with a free exploration coefficient.
 
-Reference: Auer, Cesa-Bianchi, Fischer: Finite-time Analysis of the Multiarmed Bandit Problem, Machine Learning 47 (2002),
-UCB1; differs: the bonus is c * sqrt(ln(t + 1) / N_a) with a coefficient c per agent (there, c = sqrt(2)).
+Reference: Auer, Cesa-Bianchi, Fischer: Finite-time Analysis of the Multiarmed Bandit Problem, Machine Learning 47
+(2002), UCB1; differs: the bonus is c * sqrt(ln(t + 1) / N_a) with a coefficient c per agent (there, c = sqrt(2)).
 """
 
 from __future__ import annotations
@@ -47,4 +47,4 @@ FAMILY = Family(
     },
 )
 
-assert PRIORITY_SCALE * UNTRIED > FAMILY.hyperparameters["ucb_coefficient"].high * 100
+assert FAMILY.hyperparameters["ucb_coefficient"].high * 100 < PRIORITY_SCALE * UNTRIED

@@ -1,1 +1,31 @@
-"""The games."""
+"""The games. A new one is a file and a line in ENVS.
+
+Paths, not classes: `mermaide envs` lists them without importing Ray.
+"""
+
+from dataclasses import dataclass
+
+from mermaide_ray.registry import lookup
+
+
+@dataclass(frozen=True)
+class Game:
+    """A registered environment: where its class is, and one line for `mermaide envs`."""
+
+    path: str
+    description: str
+
+
+ENVS: dict[str, Game] = {
+    "incentivized_bandit": Game(
+        "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
+        "a principal pays or penalises a bandit learner that it has never met, so that it pulls a target arm",
+    ),
+}
+
+
+def env_named(name: str) -> type:
+    """The environment class registered as `name`, or the user's own at a dotted path `package.module:NAME`."""
+    classes = {key: game.path for key, game in ENVS.items()}
+    path = name if ":" in name else lookup(name, classes, str, "environment")
+    return lookup(path, {}, type, "environment")

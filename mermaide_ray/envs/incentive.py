@@ -13,6 +13,8 @@ from mermaide_ray.experiment import Environment
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mermaide_ray.trajectory import Trajectories
+
 
 class Incentives:
     """The incentive and cost of one environment setting, as lookups.
@@ -54,6 +56,14 @@ class Incentives:
         """1[arm = target] - alpha * cost, float, shaped as `arm`."""
         cost = self.cost(intervention, arm, target)
         return (arm == target).to(cost.dtype) - self.environment.cost_weight * cost
+
+    def rewards_of(self, played: Trajectories) -> Tensor:
+        """The principal's rewards of whole episodes, float [B, E, T]."""
+        return self.principal_reward(played.interventions.long(), played.arms.long(), played.target[:, None, None])
+
+    def costs_of(self, played: Trajectories) -> Tensor:
+        """The cost of each intervention of whole episodes, float [B, E, T]."""
+        return self.cost(played.interventions.long(), played.arms.long(), played.target[:, None, None])
 
     def _is_hit(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         if self.environment.intervention == "arm":

@@ -1,0 +1,45 @@
+# The environment is made once, by the first target that needs it, and again when its pins change.
+PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# One thread per process: torch's default of one per core slows small networks down up to five times.
+export OMP_NUM_THREADS := 1
+
+.PHONY: train test test-all lint format format-check types bench clean
+.DEFAULT_GOAL := test
+
+train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
+	$(BIN)/mermaide train $(ARGS)
+
+test: $(READY) ## the tests that take seconds; ARGS="-k name …"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu" $(ARGS)
+
+test-all: $(READY) ## every test, but those that need a GPU
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+format: $(READY)
+	$(BIN)/ruff format .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY) ## speed, in CPU seconds and as ratios of one run
+	@set -e; for script in benchmarks/[!_]*.py; do $(BIN)/python "$$script" $(ARGS); done
+
+clean: ## remove the environment and caches, never results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python >= 3.11 is required, found none (install python3.11, or make PYTHON=/path/to/python)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python >= 3.11 is required, got `$(PYTHON) -V` at $(PYTHON) (install python3.11, or make PYTHON=/path/to/python)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

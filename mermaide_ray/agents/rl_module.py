@@ -1,0 +1,166 @@
+"""The agent families as RLlib policies: non-trainable, stateful, and told by their observation all that they need.
+
+An RLModule sees an observation and a state, nothing else. So the environment shows an agent the pull that it made last,
+the reward that it perceived for it, its hyperparameters and its dice (`AgentObservation`), and the agent learns from
+that pull at the start of its next forward pass. `BanditModule` is a plain RLModule: RLlib builds an optimizer for every
+TorchRLModule, trained or not, and fails on one without parameters (Ray 2.60).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from torch import Tensor
+
+from mermaide_ray.agents import family_named
+from mermaide_ray.agents.base import Draws, Family, Params
+from mermaide_ray.experiment import Experiment
+
+PRINCIPAL = "principal"
+"""The principal's agent id and module id."""
+_AGENT = "agent/"
+
+
+def agent_id(family: str) -> str:
+    """The agent id of the family registered as `family` (or at that dotted path)."""
+    return f"{_AGENT}{family}"
+
+
+def policy_mapping(agent: Hashable, episode: object = None, **kwargs: Any) -> str:
+    """RLlib's `policy_mapping_fn`: agent id to module id. Module ids name files, so ":" and "/" are replaced."""
+    return str(agent).removeprefix(_AGENT).replace(":", "-").replace("/", "-")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An agent's observation, taken apart. N agents; every entry is float [N, ·] unless it says otherwise.
+
+    Attributes:
+        valid: bool [N, 1], False at the first pull of an episode, when there is nothing to learn from yet.
+        last_arm: int64 [N], the previous pull.
+        last_reward: float [N], the agent reward perceived for it.
+        step: float [N, 1], pulls so far.
+        params: Hyperparameters, float [N, 1] each.
+        priority: float [N, A], see `Dice`.
+        draws: The dice of this pull.
+    """
+
+    valid: Tensor
+    last_arm: Tensor
+    last_reward: Tensor
+    step: Tensor
+    params: Params
+    priority: Tensor
+    draws: Draws
+
+
+class AgentObservation:
+    """Layout of an agent's observation, float32 [size]: the one place that knows it.
+
+    valid, last arm, last perceived reward, step, hyperparameters (in the family's order), priority [A], uniform [2],
+    normal [A] (only for families that draw normals). An arm and a step are exact in float32 up to 2^24.
+    """
+
+    def __init__(self, family: Family, num_arms: int) -> None:
+        self.family = family
+        self.num_arms = num_arms
+        self._params = 4
+        self._priority = self._params + len(family.hyperparameters)
+        self._uniform = self._priority + num_arms
+        self._normal = self._uniform + 2
+        self.size = self._normal + (num_arms if family.normals else 0)
+
+    def space(self) -> gym.spaces.Box:
+        """The observation space."""
+        return gym.spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
+
+    def begin(self, params: dict[str, float], priority: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The observation of a new episode, before its dice are shown."""
+        row = np.zeros(self.size, dtype=np.float32)
+        row[self._params : self._priority] = [params[name] for name in self.family.hyperparameters]
+        row[self._priority : self._uniform] = priority
+        return row
+
+    def show_dice(self, row: NDArray[np.float32], uniform: NDArray[np.float32], normal: NDArray[np.float32]) -> None:
+        """Writes the dice of the coming pull: uniform [2], normal [A or 0]."""
+        row[self._uniform : self._normal] = uniform
+        row[self._normal :] = normal
+
+    def show_pull(self, row: NDArray[np.float32], step: int, arm: int, reward: float) -> None:
+        """Writes the pull just made; `step` counts it."""
+        row[:4] = (1.0, arm, reward, step)
+
+    def read(self, observation: Tensor) -> Shown:
+        """Takes observations [N, size] apart."""
+        return Shown(
+            valid=observation[:, :1] > 0,
+            last_arm=observation[:, 1].long(),
+            last_reward=observation[:, 2],
+            step=observation[:, 3:4],
+            params={
+                name: observation[:, self._params + i : self._params + i + 1]
+                for i, name in enumerate(self.family.hyperparameters)
+            },
+            priority=observation[:, self._priority : self._uniform],
+            draws=Draws(observation[:, self._uniform : self._normal], observation[:, self._normal :]),
+        )
+
+
+class BanditModule(RLModule):
+    """One agent family as an RLlib policy.
+
+    `model_config`: `family` (registered name or dotted path), `num_arms`, and `max_seq_len`, which RLlib's connectors
+    look up in every stateful module.
+    """
+
+    # A label only: it has RLlib's connectors hand over tensors, even where no module beside is a Torch one.
+    framework = "torch"
+
+    def setup(self) -> None:
+        """See `RLModule.setup`."""
+        config = cast(dict[str, Any], self.model_config)
+        self._layout = AgentObservation(family_named(config["family"]), config["num_arms"])
+
+    def get_initial_state(self) -> dict[str, Tensor]:
+        """A place for the learning state, unbatched. Its values are not used: the episode's priorities give them."""
+        row = torch.ones(1, self._layout.size)
+        shown = self._layout.read(row)
+        fresh = self._layout.family.init(shown.params, shown.priority)
+        return {name: torch.zeros_like(value[0]) for name, value in fresh.items()}
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        family = self._layout.family
+        # RLlib adds a time rank of 1 to the observations of stateful modules: [B, 1, size].
+        shown = self._layout.read(batch[Columns.OBS].flatten(0, -2))
+        state = family.init(shown.params, shown.priority)
+        if state:
+            before = batch[Columns.STATE_IN]
+            learned = family.learn(before, shown.params, shown.step - 1, shown.last_arm, shown.last_reward)
+            state = {name: learned[name].where(shown.valid, fresh) for name, fresh in state.items()}
+        arm = family.act(state, shown.params, shown.step, shown.draws)
+        return {Columns.ACTIONS: arm, **({Columns.STATE_OUT: state} if state else {})}
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> NoReturn:
+        raise NotImplementedError("agents learn within an episode only: leave them out of `policies_to_train`")
+
+
+def agent_modules(experiment: Experiment) -> dict[str, RLModuleSpec]:
+    """Module id to spec, for every family of the mixture."""
+    num_arms = experiment.environment.num_arms
+    return {
+        policy_mapping(agent_id(name)): RLModuleSpec(
+            module_class=BanditModule,
+            observation_space=AgentObservation(family_named(name), num_arms).space(),
+            action_space=gym.spaces.Discrete(num_arms),
+            model_config={"family": name, "num_arms": num_arms, "max_seq_len": experiment.environment.horizon},
+        )
+        for name in experiment.agents.families
+    }

@@ -1,0 +1,328 @@
+"""MERMAIDE as an RLlib algorithm: the configuration and the training step.
+
+Example:
+    >>> from mermaide_ray.algorithm import MermaideConfig
+    >>> config = (
+    ...     MermaideConfig()
+    ...     .environment(num_arms=10, cost_weight=0.3)
+    ...     .meta_learning(adaptation_episodes=1, inner_steps=1)
+    ...     .world_model(hidden_size=48)
+    ...     .training(env_steps=1_000_000, meta_lr=2e-3)
+    ...     .env_runners(num_env_runners=0)
+    ... )
+    >>> algorithm = config.build_algo()  # doctest: +SKIP
+    >>> algorithm.train()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+from ray.tune.registry import register_trainable
+
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.envs.bandit import IncentivizedBanditEnv
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.config_file import merge
+from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.kshot import Table
+from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
+from mermaide_ray.learners.maml import Experience, Method
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
+from mermaide_ray.trajectory import Trajectories, View
+
+# How long a driver waits for a sampling actor to come back, all of them being gone, before it gives up.
+REVIVAL_SECONDS = 45.0
+SYNC_SECONDS = 60.0
+FLAT = "mermaide"
+"""Key of the flat metrics in a training result."""
+
+
+class MermaideConfig(AlgorithmConfig):
+    """RLlib configuration of MERMAIDE and, by settings alone, of its ablations.
+
+    The fluent sections take the keys of `mermaide config` beside RLlib's own. All of them end up in `settings`, a nested
+    dict that Tune can search in, and are validated together as an `Experiment`.
+    """
+
+    def __init__(self, algo_class: Any = None) -> None:
+        super().__init__(algo_class=algo_class or Mermaide)
+        self.settings: dict[str, Any] = {}
+        self.env_runner_cls = LockstepEnvRunner
+        self.env = IncentivizedBanditEnv
+        self.policies = {PRINCIPAL}
+        self.policies_to_train = [PRINCIPAL]
+        self.policy_mapping_fn = _map_to_principal
+        self.num_env_runners = 0
+        self.batch_mode = "complete_episodes"
+        # A bug must not look like a crash that is worth a thousand restarts, each a minute apart.
+        self.restart_failed_env_runners = True
+        self.max_num_env_runner_restarts = 3
+        self.delay_between_env_runner_restarts_s = 1.0
+        self.grad_clip = None
+        self.simple_optimizer = False
+        self.log_gradients = False
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> MermaideConfig:
+        """The configuration of a validated experiment."""
+        config = cls()
+        config.settings = experiment.to_dict()
+        runners = experiment.env_runners
+        return config.env_runners(num_env_runners=runners.num_env_runners).learners(num_learners=runners.num_learners)
+
+    @property
+    def experiment(self) -> Experiment:
+        """All settings, validated.
+
+        Raises:
+            InputError: With one sentence on the first thing that is wrong.
+        """
+        workers = {
+            "num_env_runners": self.num_env_runners,
+            "num_learners": self.num_learners,
+            "restarts": self.max_num_env_runner_restarts,
+        }
+        settings = merge(self.settings, {"env_runners": workers})
+        if self.seed is not None:
+            settings = merge(settings, {"seed": self.seed})
+        return validate(settings, where="MermaideConfig")
+
+    def environment(self, env: Any = NotProvided, **kwargs: Any) -> MermaideConfig:
+        """The game: `experiment.Environment`'s keys beside RLlib's."""
+        rest = self._take("environment", kwargs)
+        super().environment(env, **rest)
+        return self
+
+    def agents(self, **kwargs: Any) -> MermaideConfig:
+        """The distribution of agents: `experiment.Agents`' keys."""
+        return self._take_all("agents", kwargs)
+
+    def meta_learning(self, **kwargs: Any) -> MermaideConfig:
+        """The inner loop: `experiment.MetaLearning`'s keys."""
+        return self._take_all("meta_learning", kwargs)
+
+    def world_model(self, **kwargs: Any) -> MermaideConfig:
+        """The recurrent core: `experiment.WorldModel`'s keys."""
+        return self._take_all("world_model", kwargs)
+
+    def training(self, **kwargs: Any) -> MermaideConfig:
+        """The outer loop: `experiment.Training`'s keys beside RLlib's."""
+        super().training(**self._take("training", kwargs))
+        return self
+
+    def evaluation(self, **kwargs: Any) -> MermaideConfig:
+        """The K-shot protocol: `experiment.Evaluation`'s keys beside RLlib's."""
+        super().evaluation(**self._take("evaluation", kwargs))
+        return self
+
+    def _take(self, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Puts the section's own keys into `settings`, returns the rest."""
+        own = set(Experiment.model_fields[section].default_factory().__class__.model_fields)  # type: ignore[call-arg, misc, union-attr]
+        mine = {key: value for key, value in given.items() if key in own}
+        if mine:
+            self.settings = merge(self.settings, {section: mine})
+        return {key: value for key, value in given.items() if key not in own}
+
+    def _take_all(self, section: str, given: Mapping[str, Any]) -> MermaideConfig:
+        self.settings = merge(self.settings, {section: dict(given)})
+        return self
+
+    def validate(self) -> None:
+        """See base; validates our settings first."""
+        experiment = self.experiment
+        AgentDistribution(experiment)
+        super().validate()
+
+    def get_default_learner_class(self) -> type[MermaideLearner]:
+        """See base."""
+        return MermaideLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """See base: the principal."""
+        observation, action = self.principal_spaces()
+        return RLModuleSpec(
+            module_class=PrincipalModule,
+            observation_space=observation,
+            action_space=action,
+            model_config={"experiment": self.experiment.to_dict(), "max_seq_len": self.experiment.environment.horizon},
+        )
+
+    def principal_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Observation (with its dice as last entry) and action space of the principal."""
+        view = View(self.experiment.environment)
+        return (
+            gym.spaces.Box(0.0, 1.0, (view.observation_size + 1,), np.float32),
+            gym.spaces.Discrete(view.num_interventions),
+        )
+
+    def experience(self, trajectories: Trajectories) -> Experience:
+        """Observations and rewards of trajectories: how the learner, which must not know the game, gets at them."""
+        experiment = self.experiment
+        return Table(experiment.environment, Method.of(experiment)).experience(trajectories)
+
+
+def _map_to_principal(agent_id: str, episode: Any, **kwargs: Any) -> str:
+    return PRINCIPAL
+
+
+class Mermaide(Algorithm):
+    """Meta-trains a principal. One `train()` is one meta-iteration (MERMAIDE, arXiv 2304.04668, Algorithm 1)."""
+
+    config: MermaideConfig
+
+    @classmethod
+    def get_default_config(cls) -> MermaideConfig:
+        """See base."""
+        return MermaideConfig()
+
+    def setup(self, config: Any) -> None:
+        """See base."""
+        torch.set_num_threads(1)
+        self.meta_iteration = 0
+        super().setup(config)
+        self.experiment = self.config.experiment
+        self.distribution = AgentDistribution(self.experiment)
+        self._sync_weights()
+
+    def training_step(self) -> None:
+        """Meets a meta-batch of agents, takes one meta-step, hands the new weights to the runners."""
+        experiment, iteration = self.experiment, self.meta_iteration
+        tasks = self.distribution.meta_batch(iteration, experiment.meta_learning.meta_batch_size)
+
+        started = time.perf_counter()
+        samples = self._meet(iteration, tasks)
+        sampled = time.perf_counter()
+
+        columns = concatenated(samples, tasks)
+        batch = MultiAgentBatch({PRINCIPAL: SampleBatch(columns)}, env_steps=experiment.env_steps_per_iteration)
+        progress = min(1.0, iteration / experiment.num_iterations)
+        results = self.learner_group.update(batch=batch, timesteps={"progress": progress})
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        updated = time.perf_counter()
+
+        self._sync_weights()
+        self.meta_iteration += 1
+        self._tell(columns, samples, sampled - started, updated - sampled)
+
+    def _meet(self, iteration: int, tasks: list[int]) -> list[Sample]:
+        """Every task of the meta-batch, met with the current weights, whatever happens to the runners meanwhile."""
+        group = self.env_runner_group
+        samples: list[Sample] = []
+        missing = list(tasks)
+        patience = time.monotonic() + REVIVAL_SECONDS
+        while missing:
+            runners = group.healthy_env_runner_ids()
+            if group.num_remote_env_runners() == 0:
+                fresh = [group.local_env_runner.sample(iteration=iteration, tasks=missing)]
+            elif runners:
+                shares = [missing[start :: len(runners)] for start in range(len(runners))]
+                work = [(runner, share) for runner, share in zip(runners, shares, strict=True) if share]
+                fresh = group.foreach_env_runner(
+                    [partial(_sample, iteration=iteration, tasks=share) for _, share in work],
+                    local_env_runner=False,
+                    remote_worker_ids=[runner for runner, _ in work],
+                )
+            else:
+                fresh = []
+                if time.monotonic() > patience:
+                    raise RunFault(
+                        f"at least one of {group.num_remote_env_runners()} sampling actors must be alive, but none came "
+                        f"back within {REVIVAL_SECONDS:.0f} s (see the log of the Ray session; env_runners.restarts)"
+                    )
+                time.sleep(0.5)
+            for sample in fresh:
+                if sample.failure:
+                    raise RunFault(f"a sampling runner failed on tasks {list(sample.tasks)[:4]} …:\n{sample.failure}")
+            current = [sample for sample in fresh if sample.weights_version == self._weights_version]
+            samples += current
+            done = {task for sample in current for task in sample.tasks}
+            missing = [task for task in missing if task not in done]
+            if missing:
+                # A runner died, or missed the last weights: revive, bring up to date, and share out what is left.
+                self.restore_env_runners(group)
+                self._sync_weights()
+        return samples
+
+    def _sync_weights(self) -> None:
+        """Brings all runners to the learner's weights, and waits until they have them."""
+        self.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.learner_group, timeout_seconds=SYNC_SECONDS, inference_only=False
+        )
+        self._weights_version = self.env_runner_group.local_env_runner.weights_version
+
+    def _tell(self, columns: dict[str, Any], samples: list[Sample], sample_s: float, update_s: float) -> None:
+        """Logs the flat metrics of this iteration."""
+        told = {
+            key: float(self.metrics.peek((LEARNER_RESULTS, PRINCIPAL, key)))
+            for key in self.metrics.peek((LEARNER_RESULTS, PRINCIPAL))
+            if "/" in key
+        }
+        query = Trajectories(
+            torch.from_numpy(columns["query_arms"]),
+            torch.from_numpy(columns["query_interventions"]),
+            torch.from_numpy(columns["target"]),
+        )
+        horizon = self.experiment.environment.horizon
+        target = query.target[:, None, None]
+        told["principal/success_rate"] = float((query.arms == target).float().mean())
+        told["principal/interventions"] = float((query.interventions > 0).float().mean()) * horizon
+        costs = Incentives(self.experiment.environment).costs_of(query)
+        told["principal/cost"] = float(costs.mean()) * horizon
+        steps = self.experiment.env_steps_per_iteration
+        told["throughput/env_steps"] = float(self.meta_iteration * steps)
+        told["throughput/env_steps_per_s"] = steps / (sample_s + update_s)
+        told["throughput/sample_s"] = sample_s
+        told["throughput/update_s"] = update_s
+        told["throughput/bytes_per_env_step"] = sum(sample.num_bytes for sample in samples) / steps
+        for key, value in told.items():
+            self.metrics.log_value((FLAT, key), value, window=1)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """See base; adds the position in the stream of meta-batches, which is all that the dice depend on."""
+        state: dict[str, Any] = super().get_state(components, not_components=not_components, **kwargs)
+        state["meta_iteration"] = self.meta_iteration
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See base."""
+        super().set_state(state)
+        self.meta_iteration = state.get("meta_iteration", self.meta_iteration)
+        self._sync_weights()
+
+    def principal(self) -> PrincipalModule:
+        """The principal with the learner's current weights."""
+        module: PrincipalModule | None = self.env_runner_group.local_env_runner.module
+        if module is None:
+            raise InputError("the algorithm must have a local runner (create_local_env_runner=True)")
+        return module
+
+
+def _sample(runner: LockstepEnvRunner, iteration: int, tasks: list[int]) -> Sample:
+    return runner.sample(iteration=iteration, tasks=tasks)
+
+
+def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The flat metrics (`mermaide_ray.metrics`) in a result of `Mermaide.train()`."""
+    return {key: float(value) for key, value in result[FLAT].items()}
+
+
+def register() -> None:
+    """Makes the algorithm known to Tune by name."""
+    register_trainable("MERMAIDE", Mermaide)
+
+
+register()

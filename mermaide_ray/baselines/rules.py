@@ -1,0 +1,115 @@
+"""Fixed rules: principals that look at the clock and at their own dice, at nothing of the agent.
+
+The one number of a rule is chosen on validation agents, for the whole mixture: a rule does not know the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.experiment import Environment, Experiment, Split
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.trajectory import View
+
+# Where a rule's number may lie, as shares of the horizon (n) or as probabilities (p).
+_SHARES = tuple(step / 20 for step in range(21))
+
+
+def strongest(environment: Environment) -> int:
+    """What "intervene" means to a rule: the intervention that favours the target most, before `toward_target`."""
+    if environment.intervention == "graded":
+        return environment.graded_sizes.index(max(environment.graded_sizes)) + 1
+    return 1
+
+
+def toward_target(view: View, environment: Environment, size: Tensor, target: Tensor) -> Tensor:
+    """The action, as the principal names it, that favours the target with a `size`, both int64 [N].
+
+    Of the kind `arm`, it is to choose the target, whatever `size`; of the others, `size` is the intervention itself.
+    """
+    return view.action(target + 1 if environment.intervention == "arm" else size, target)
+
+
+class FixedRule:
+    """Intervenes with a probability at the first pulls of an episode.
+
+    Args:
+        environment: The game.
+        until: n, pulls after which it intervenes no more.
+        probability: p, of intervening at each of the first n pulls.
+    """
+
+    def __init__(self, environment: Environment, until: int, probability: float = 1.0) -> None:
+        self._environment, self._view = environment, View(environment)
+        self._until, self._probability = until, probability
+        self._size = torch.tensor(strongest(environment))
+
+    def begin(self, num_episodes: int) -> None:
+        """See `lockstep.Principal`; nothing to forget."""
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """See `lockstep.Principal`; never looks at `hidden`."""
+        action = toward_target(self._view, self._environment, self._size.expand_as(seen.target), seen.target)
+        # Principal dice lie in [0, 1): p = 1 always, p = 0 never.
+        wanted = (seen.uniform < self._probability) & (seen.step < self._until)
+        return action * wanted
+
+
+def never(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:
+    """Never intervenes."""
+    return FixedRule(experiment.environment, until=0)
+
+
+def always(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:
+    """Intervenes at every pull."""
+    return FixedRule(experiment.environment, until=experiment.environment.horizon)
+
+
+def random(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:
+    """Intervenes with the probability that is best on validation."""
+    return FixedRule(experiment.environment, experiment.environment.horizon, chosen_probability(experiment))
+
+
+def first_n(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:
+    """Intervenes at the first n pulls, with the n that is best on validation."""
+    return FixedRule(experiment.environment, chosen_n(experiment))
+
+
+def chosen_n(experiment: Experiment) -> int:
+    """The n of first-n with the highest return on validation agents; the smallest of equals."""
+    environment = experiment.environment
+    grid = shares_of(environment.horizon, _SHARES)
+    return grid[_best_on_validation(experiment, [partial(FixedRule, environment, n) for n in grid])]
+
+
+def chosen_probability(experiment: Experiment) -> float:
+    """The p of random(p) with the highest return on validation agents; the smallest of equals."""
+    environment = experiment.environment
+    rules = [partial(FixedRule, environment, environment.horizon, p) for p in _SHARES]
+    return _SHARES[_best_on_validation(experiment, rules)]
+
+
+def shares_of(horizon: int, shares: Sequence[float]) -> list[int]:
+    """Shares of the horizon as numbers of pulls, each once, in order."""
+    return sorted({round(share * horizon) for share in shares})
+
+
+def _best_on_validation(experiment: Experiment, candidates: Sequence[Callable[[], Principal]]) -> int:
+    """Index of the candidate with the highest mean return; all meet the same validation agents and luck."""
+    environment, evaluation = experiment.environment, experiment.evaluation
+    distribution = AgentDistribution(experiment)
+    tasks = distribution.tasks("validation", distribution.held_out("validation", evaluation.tasks))
+    key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+    dice = deal_for(environment, key, tasks, evaluation.episodes)
+    incentives = Incentives(environment)
+    means = []
+    for candidate in candidates:
+        played = play(environment, tasks, evaluation.episodes, dice, candidate())
+        means.append(incentives.rewards_of(played).sum(2).mean().item())
+    return means.index(max(means))

@@ -1,0 +1,98 @@
+"""Stock RLlib PPO as the principal, on the reference path: nothing of ours but the environment and the agents.
+
+It is a baseline, and the proof that the environment needs no algorithm of ours. Two networks: an MLP that sees the last
+step only, and an LSTM that sees the episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules, policy_mapping
+from mermaide_ray.envs import env_named
+from mermaide_ray.experiment import Experiment
+
+Network = Literal["mlp", "lstm"]
+
+
+def stock_ppo(
+    experiment: Experiment,
+    network: Network,
+    env: str = "incentivized_bandit",
+    env_config: Mapping[str, Any] | None = None,
+    envs_per_runner: int = 16,
+    episodes_per_iteration: int = 64,
+) -> PPOConfig:
+    """RLlib's PPO, ready to build.
+
+    Widths, discount, lambda, entropy and gradient norm are the experiment's; the rest of PPO's settings are RLlib's
+    defaults, but for what is given here.
+
+    Args:
+        experiment: Game, agents and seed. `env_runners` says who samples and who learns.
+        network: `mlp` (two layers, no memory) or `lstm`.
+        env: Registered name or dotted path of the environment.
+        env_config: Further settings of the environment (see `EnvSettings`).
+        envs_per_runner: Sub-environments per env runner, stepped one after another but inferred in one batch.
+        episodes_per_iteration: Episodes per training batch.
+
+    Returns:
+        An `AlgorithmConfig`; `.build_algo()` starts it.
+    """
+    horizon, training = experiment.environment.horizon, experiment.training
+    batch = episodes_per_iteration * horizon
+    return (
+        PPOConfig()  # type: ignore[no-untyped-call]
+        .environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
+        .env_runners(
+            num_env_runners=experiment.env_runners.num_env_runners,
+            num_envs_per_env_runner=envs_per_runner,
+            # An episode is one agent met: cut ones would meet the same agent without a memory of it.
+            batch_mode="complete_episodes",
+        )
+        .learners(num_learners=experiment.env_runners.num_learners)
+        .multi_agent(
+            policies={PRINCIPAL, *agent_modules(experiment)},
+            policy_mapping_fn=policy_mapping,
+            policies_to_train=[PRINCIPAL],
+        )
+        .rl_module(
+            rl_module_spec=MultiRLModuleSpec(
+                rl_module_specs={
+                    PRINCIPAL: RLModuleSpec(model_config=_model(experiment, network)),
+                    **agent_modules(experiment),
+                }
+            )
+        )
+        .training(
+            train_batch_size_per_learner=batch // max(experiment.env_runners.num_learners, 1),
+            minibatch_size=min(1024, batch),
+            num_epochs=4,
+            lr=1e-3,
+            gamma=training.gamma,
+            lambda_=training.gae_lambda,
+            entropy_coeff=training.entropy_weight,
+            grad_clip=training.max_grad_norm,
+            use_kl_loss=False,
+        )
+        .debugging(seed=experiment.seed, log_level="ERROR")
+    )
+
+
+def _model(experiment: Experiment, network: Network) -> DefaultModelConfig:
+    width = experiment.world_model.policy_hidden
+    if network == "mlp":
+        return DefaultModelConfig(fcnet_hiddens=[width, width], vf_share_layers=False)
+    return DefaultModelConfig(
+        fcnet_hiddens=[width],
+        use_lstm=True,
+        lstm_cell_size=width,
+        # Whole episodes: shorter ones would cut the gradient through time.
+        max_seq_len=experiment.environment.horizon,
+    )

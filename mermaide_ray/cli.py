@@ -1,0 +1,203 @@
+"""The command line: parses, calls, nothing else. Ray and Torch are imported only by the commands that compute."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mermaide_ray import __version__
+from mermaide_ray.errors import InputError, RunFault
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes on the command line are input errors like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 1 for a fault of the run, 2 for bad input, 130 if interrupted."""
+    resume = "mermaide train --resume DIR"
+    try:
+        args = _parser().parse_args(argv)
+        if args.command == "train" and (folder := args.resume or args.out):
+            resume = f"mermaide train --resume {folder}"
+        args.call(args)
+        sys.stdout.flush()
+    except (InputError, RunFault) as error:
+        return _failed(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader (`| head`) has left; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RunFault.exit_code
+    except OSError as error:
+        return _failed(str(error), RunFault.exit_code)
+    except KeyboardInterrupt:
+        print(f"mermaide: interrupted; a training run goes on with: {resume}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def run() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"mermaide: error: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mermaide",
+        description="Meta-trains principals that steer learners which they never met, and scores them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mermaide {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = commands.add_parser("train", help="meta-train a principal, then score it beside baselines")
+    _add_settings(train)
+    train.add_argument("--seed", type=_at_least(0), metavar="N", help="training seed (the same as --set seed=N)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
+    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
+    train.add_argument(
+        "--baseline",
+        action="append",
+        metavar="PRESET",
+        help="learned baseline to train beside, with the same agents and budget; repeatable",
+    )
+    train.set_defaults(call=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score a trained principal on agents that it never met")
+    evaluate.add_argument("checkpoint", type=Path, help="run folder, checkpoint or exported principal")
+    evaluate.add_argument("--k", type=_at_least(0), nargs="+", metavar="K", help="numbers of adaptation episodes")
+    evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    evaluate.add_argument("--tasks", type=_at_least(1), metavar="N", help="agents to meet")
+    evaluate.add_argument("--episodes", type=_at_least(1), metavar="N", help="query episodes per agent and K")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for rows and figures")
+    evaluate.set_defaults(call=_evaluate)
+
+    export = commands.add_parser("export", help="write a principal as safetensors + JSON, to share")
+    export.add_argument("checkpoint", type=Path, help="run folder or checkpoint")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.set_defaults(call=_export)
+
+    config = commands.add_parser("config", help="print the whole effective config, each setting explained")
+    _add_settings(config)
+    config.set_defaults(call=_config)
+
+    for name, what in (
+        ("agents", "agent families and their hyperparameters"),
+        ("envs", "environments"),
+        ("baselines", "fixed rules, oracles and learned variants"),
+    ):
+        commands.add_parser(name, help=f"list the {what}").set_defaults(call=_list)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--preset", metavar="NAME", help="start from a preset (`mermaide baselines` lists them)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, such as training.meta_lr=1e-3; repeatable",
+    )
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+        return int(text)
+
+    return whole
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    from mermaide_ray.config_file import parse_override
+
+    return dict(parse_override(text) for text in args.set)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from mermaide_ray.experiment import load_experiment, load_preset
+
+    for preset in args.baseline or ():
+        load_preset(preset, where="--baseline")
+    if args.resume is None:
+        overrides = _overrides(args)
+        if args.seed is not None:
+            overrides["seed"] = args.seed
+        experiment = load_experiment(args.config, args.preset, overrides)
+    else:
+        given = [name for name in ("config", "preset", "set", "seed", "out") if getattr(args, name) not in (None, [])]
+        if given:
+            raise InputError(f"--resume must stand without --{given[0]}: the run keeps the settings in its config.yaml")
+        if not (args.resume / "config.yaml").is_file():
+            raise InputError(f"--resume must be the folder of a run (it holds a config.yaml), got {args.resume}")
+        experiment = load_experiment(args.resume / "config.yaml")
+    from mermaide_ray.training import train
+
+    train(experiment, out=args.resume or args.out, baselines=args.baseline, resume=args.resume is not None)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if not args.checkpoint.exists():
+        raise InputError(f"the checkpoint must exist, got {args.checkpoint}")
+    from mermaide_ray.training import evaluate
+
+    evaluate(args.checkpoint, ks=args.k, split=args.split, tasks=args.tasks, episodes=args.episodes, out=args.out)
+
+
+def _export(args: argparse.Namespace) -> None:
+    if not args.checkpoint.exists():
+        raise InputError(f"the checkpoint must exist, got {args.checkpoint}")
+    from mermaide_ray.training import export
+
+    export(args.checkpoint, out=args.out)
+
+
+def _config(args: argparse.Namespace) -> None:
+    from mermaide_ray.config_file import explained_yaml
+    from mermaide_ray.experiment import load_experiment
+
+    print(explained_yaml(load_experiment(args.config, args.preset, _overrides(args))), end="")
+
+
+def _list(args: argparse.Namespace) -> None:
+    if args.command == "agents":
+        from mermaide_ray.agents import FAMILIES
+
+        for name, family in FAMILIES.items():
+            print(f"{name}: {family.description}")
+            for key, hyperparameter in family.hyperparameters.items():
+                print(f"    {key}: {hyperparameter.meaning} [{hyperparameter.low:g}, {hyperparameter.high:g}]")
+    elif args.command == "envs":
+        from mermaide_ray.envs import ENVS
+
+        _print_table({name: game.description for name, game in ENVS.items()})
+    else:
+        from mermaide_ray.baselines import BASELINES
+        from mermaide_ray.experiment import preset_description, preset_names
+
+        _print_table({name: baseline.description for name, baseline in BASELINES.items()})
+        print("\nLearned variants (--preset, --baseline):")
+        _print_table({name: preset_description(name) for name in preset_names()})
+
+
+def _print_table(rows: Mapping[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, description in rows.items():
+        print(f"{name:{width}}  {description}")

@@ -1,0 +1,214 @@
+"""The game as an RLlib environment: the reference path, on which any stock RLlib algorithm can train a principal.
+
+Given the same dice it plays exactly the game of `lockstep.play`, one pull at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.rllib.utils.typing import MultiAgentDict
+
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
+from mermaide_ray.noise import Key, deal
+from mermaide_ray.registry import near
+from mermaide_ray.trajectory import View
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """What `env_config` may hold: an experiment, and which of its episodes to play.
+
+    Attributes:
+        experiment: The validated experiment (in `env_config`: `Experiment.to_dict()`).
+        split: Whose agents.
+        tasks: Ids of the tasks to play, over and over; None plays an endless stream: one episode of each task 0, 1, …
+        episodes: With `tasks`, episodes of each, one after the other.
+        purpose, iteration: The rest of the dice's key, as in `noise.deal`.
+        seed: The dice's seed; None is the training seed in split `train`, else the seed of the held-out agents.
+        deal_principal_dice: Whether the principal's observation ends with its own uniform draw for the step, for
+            principals that act by dealt dice. Stock algorithms draw their own.
+    """
+
+    experiment: Experiment
+    split: Split = "train"
+    tasks: tuple[int, ...] | None = None
+    episodes: int = 1
+    purpose: str = "stock"
+    iteration: int = 0
+    seed: int | None = None
+    deal_principal_dice: bool = False
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> EnvSettings:
+        """Validates an `env_config`."""
+        known = [field.name for field in fields(cls)]
+        for key in config:
+            if key not in known:
+                raise InputError(f"env_config has no key {key!r}{near(str(key), known)}; it has {', '.join(known)}")
+        if "experiment" not in config:
+            raise InputError("env_config must have `experiment` (Experiment.to_dict()), got none")
+        if (split := config.get("split", "train")) not in SPLITS:
+            raise InputError(f"env_config `split` must be one of {', '.join(SPLITS)}, got {split!r}")
+        settings = {**config, "experiment": validate(config["experiment"], where="env_config")}
+        if (tasks := config.get("tasks")) is not None:
+            if not len(tasks):
+                raise InputError("env_config `tasks` must name at least one task (or be left out), got none")
+            settings["tasks"] = tuple(tasks)
+        if (episodes := config.get("episodes", 1)) < 1:
+            raise InputError(f"env_config `episodes` must be >= 1, got {episodes}")
+        return cls(**settings)
+
+    def key(self) -> Key:
+        """The dice's key."""
+        seed = self.seed
+        if seed is None:
+            seed = self.experiment.seed if self.split == "train" else self.experiment.agents.seed
+        return seed, self.split, self.purpose, self.iteration
+
+    def episode(self, position: int) -> tuple[int, int]:
+        """Task id and episode index at `position` of the schedule; a stream plays one episode of task after task."""
+        if self.tasks is None:
+            return position, 0
+        task, episode = divmod(position % (len(self.tasks) * self.episodes), self.episodes)
+        return self.tasks[task], episode
+
+
+class IncentivizedBanditEnv(MultiAgentEnv):
+    """A principal steers a bandit learner that it has never met.
+
+    Agents: "principal", and "agent/<family>" for the family of the episode's task; the others sit the episode out. Both
+    move at once, so the principal's intervention is unseen by the agent and the agent's pull by the principal.
+    Principal: observation `View.observation` [D] (+ 1 with `deal_principal_dice`), action Discrete(I) by the
+    principal's names, reward 1[arm = target] - alpha * cost. Agent: observation `AgentObservation`, action Discrete(A),
+    reward as perceived. Terminates for both after `horizon` pulls. Infos, never shown to a policy, say what happened.
+    Source: MERMAIDE (arXiv 2304.04668); settings and their defaults are in `experiment.Environment`.
+
+    Args:
+        config: See `EnvSettings`. In RLlib's EnvContext, env runners and their sub-environments share the schedule out
+            between them: no two of them play the same episode before the schedule is through.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._settings = EnvSettings.read(config)
+        experiment = self._settings.experiment
+        environment = experiment.environment
+        self._distribution = AgentDistribution(experiment)
+        self._view = View(environment)
+        self._incentives = Incentives(environment)
+        self._horizon = environment.horizon
+        self._noise_scale = environment.reward_noise
+        self._num_arms = environment.num_arms
+        self._names = list(experiment.agents.families)
+        self._layouts = [AgentObservation(family, self._num_arms) for family in self._distribution.families]
+        self._turns = _Turns(config)
+
+        size = self._view.observation_size + int(self._settings.deal_principal_dice)
+        self.observation_spaces = {
+            PRINCIPAL: gym.spaces.Box(0.0, 1.0, (size,), np.float32),
+            **{agent_id(name): layout.space() for name, layout in zip(self._names, self._layouts, strict=True)},
+        }
+        self.action_spaces = {
+            PRINCIPAL: gym.spaces.Discrete(environment.num_interventions),
+            **{agent_id(name): gym.spaces.Discrete(self._num_arms) for name in self._names},
+        }
+        self.possible_agents = list(self.observation_spaces)
+        self.agents = list(self.possible_agents)
+
+    def reset(  # type: ignore[override]  # As in `step`.
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[MultiAgentDict, MultiAgentDict]:
+        """Deals the next episode of the schedule.
+
+        Args:
+            seed: Without effect: luck is keyed by the schedule. RLlib hands out `seed + worker index +
+                sub-environment`, by which neighbouring seeds would share episodes.
+            options: Without effect.
+        """
+        super().reset(seed=seed, options=options)
+        settings = self._settings
+        task_id, episode = settings.episode(self._turns.next())
+        task = self._distribution.tasks(settings.split, [task_id])
+        family = int(task.family)
+        normals = task.needs_normals()
+        dice = deal(settings.key(), [task_id], 1, self._horizon, self._num_arms, normals, first_episode=episode)
+        self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
+        self._base, self._target = task.base[0], task.target
+        self._noise = dice.reward_noise * self._noise_scale
+        self._uniform, self._normal = dice.uniform[:, 0].numpy(), dice.normal[:, 0].numpy()
+        self._principal_dice = dice.principal.numpy()
+        params = {name: float(value) for name, value in task.params.items()}
+        self._row = self._layout.begin(params, dice.priority[0].numpy())
+        self._step = 0
+        self._last_label = self._last_action = torch.full((1,), -1)
+        self.agents = [PRINCIPAL, self._agent_id]
+        return self._observations(), {PRINCIPAL: {"task": task_id, "episode": episode}}
+
+    def step(  # type: ignore[override]  # RLlib's MultiAgentEnv breaks gym.Env's contract itself.
+        self, action_dict: MultiAgentDict
+    ) -> tuple[MultiAgentDict, MultiAgentDict, MultiAgentDict, MultiAgentDict, MultiAgentDict]:
+        """One pull. See the class docstring."""
+        # Tensors of one element: the very operations of the lockstep game, so that not a bit differs.
+        arm = torch.tensor([int(action_dict[self._agent_id])])
+        action = torch.tensor([int(action_dict[PRINCIPAL])])
+        target = self._target
+        intervention = self._view.intervention(action, target)
+        incentive = self._incentives.incentive(intervention, arm, target)
+        agent_reward = float(self._base[arm] + self._noise[self._step] + incentive)
+        principal_reward = float(self._incentives.principal_reward(intervention, arm, target))
+        cost = float(self._incentives.cost(intervention, arm, target))
+        self._step += 1
+        self._last_label, self._last_action = self._view.label(arm, target), action
+        self._layout.show_pull(self._row, self._step, int(arm), agent_reward)
+        info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(arm == target)}
+        over = self._step == self._horizon
+        return (
+            self._observations(),
+            {PRINCIPAL: principal_reward, self._agent_id: agent_reward},
+            {PRINCIPAL: over, self._agent_id: over, "__all__": over},
+            {"__all__": False},
+            {PRINCIPAL: info},
+        )
+
+    def _observations(self) -> MultiAgentDict:
+        step = self._step
+        over = step == self._horizon
+        steps = torch.tensor([step])
+        seen = self._view.observation(self._last_label, self._last_action, self._target, steps)[0].numpy()
+        if self._settings.deal_principal_dice:
+            # No dice are dealt for after the last pull; nobody acts there.
+            seen = np.append(seen, np.float32(0) if over else self._principal_dice[step])
+        if not over:
+            self._layout.show_dice(self._row, self._uniform[step], self._normal[step])
+        return {PRINCIPAL: seen, self._agent_id: self._row.copy()}
+
+
+class _Turns:
+    """Positions in the schedule for one environment: every `num_workers`-th for its env runner, in order of reset.
+
+    RLlib builds all sub-environments of an env runner from one and the same EnvContext, with `vector_index` 0 in each
+    (Ray 2.60), so they share a counter that hangs on that context.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._first = max(getattr(config, "worker_index", 0) or 0, 1) - 1
+        self._stride = max(getattr(config, "num_workers", 0) or 0, 1)
+        shared = vars(config) if hasattr(config, "__dict__") else {}
+        self._count: list[int] = shared.setdefault("turns_taken", [0])
+
+    def next(self) -> int:
+        """The position of the next episode."""
+        turn = self._count[0]
+        self._count[0] += 1
+        return self._first + self._stride * turn

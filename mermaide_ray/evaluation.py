@@ -1,0 +1,306 @@
+"""The K-shot protocol: adapt on K support episodes with each agent, score on fresh query episodes; rows come out.
+
+Every method meets the same agents with the same luck: dice are keyed by (agents.seed, split, "evaluation", task), not by the
+method or its training seed. Needs Torch, not Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.baselines import baseline_named
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.kshot import Table
+from mermaide_ray.learners.maml import unroll
+from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.models.principal import Weights, shared
+from mermaide_ray.noise import Key
+from mermaide_ray.report.statistics import interquartile_mean
+from mermaide_ray.trajectory import History, Trajectories, View
+
+CALIBRATION_BINS = 15
+# Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
+LEAST_SPAN = 1.0
+# Tasks evaluated at once: bounds memory, changes nothing else.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained principal that is to be scored.
+
+    Attributes:
+        name: Its name in the rows.
+        seed: Training seed.
+        table: The game and its method.
+        weights: Unadapted weights, without task axis.
+        inner_rates: Inner learning rate by weight name.
+    """
+
+    name: str
+    seed: int
+    table: Table
+    weights: Weights
+    inner_rates: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The two ends of the normalised scale, and what else the same agents did without a trained principal.
+
+    Attributes:
+        never, oracle: Return per episode of each task, float [B].
+    """
+
+    never: Tensor
+    oracle: Tensor
+
+    def normalised(self, returns: Tensor) -> Tensor:
+        """(R - R_never) / (R_oracle - R_never), float [B]; NaN where the oracle gains too little to be a scale."""
+        span = self.oracle - self.never
+        return ((returns - self.never) / span).where(span >= LEAST_SPAN, torch.full_like(span, float("nan")))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation found. Columns: see `metrics.py` (rows), and the functions below."""
+
+    rows: pd.DataFrame
+    calibration: pd.DataFrame
+    profiles: pd.DataFrame
+
+    @staticmethod
+    def together(parts: Sequence[Results]) -> Results:
+        """All of them in one."""
+        return Results(
+            rows=_stacked([part.rows for part in parts]),
+            calibration=_stacked([part.calibration for part in parts]),
+            profiles=_stacked([part.profiles for part in parts]),
+        )
+
+
+class Evaluation:
+    """One split's agents and luck, ready to score any number of methods.
+
+    Args:
+        experiment: The game, the agents and the evaluation settings.
+        split: Where the agents come from.
+        num_tasks: Agents; `evaluation.tasks` if not given.
+        episodes: Query episodes per task; `evaluation.episodes` if not given.
+    """
+
+    def __init__(
+        self, experiment: Experiment, split: Split, num_tasks: int | None = None, episodes: int | None = None
+    ) -> None:
+        self.experiment, self.split = experiment, split
+        self.episodes = episodes or experiment.evaluation.episodes
+        distribution = AgentDistribution(experiment)
+        ids = distribution.held_out(split, num_tasks or experiment.evaluation.tasks)
+        tasks = distribution.tasks(split, ids)
+        self.tasks = tasks.select(torch.argsort(tasks.family, stable=True))
+        self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
+        self._incentives = Incentives(experiment.environment)
+        self._bounds: Bounds | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """Returns of no intervention and of the privileged oracle on the same luck, found once."""
+        if self._bounds is None:
+            self._bounds = Bounds(self._returns(self._play("never")), self._returns(self._play("oracle")))
+        return self._bounds
+
+    def baseline(self, name: str) -> Results:
+        """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
+        played = self._play(name)
+        return Results(self._rows(name, 0, 0, self.tasks, played, None, {}), pd.DataFrame(), self._profiles(name, 0, 0, played))
+
+    def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
+        """Scores a trained principal after each number of support episodes."""
+        parts = []
+        for k in ks:
+            for start in range(0, len(self.tasks), _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                parts.append(self._meet(contender, k, chunk))
+        return Results.together(parts)
+
+    def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
+        """Normalised score (interquartile mean over tasks) after each number of support episodes."""
+        rows = self.contender(contender, ks).rows.dropna(subset="normalised_score")
+        return {k: interquartile_mean(rows.loc[rows["k"] == k, "normalised_score"]) for k in ks}
+
+    def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
+        tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])
+        table = contender.table
+        meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
+        history = table.experience(meeting.query).history
+        extra: dict[str, Any] = {}
+        calibration = pd.DataFrame()
+        if meeting.support is not None:
+            extra["support_return"] = self._returns(meeting.support).numpy()
+        if table.method.architecture.world_model:
+            unadapted = shared(contender.weights, len(tasks))
+            state = None if meeting.adaptation is None else meeting.adaptation.state
+            with torch.no_grad():
+                before = unroll(table.method, unadapted, history)
+                after = before
+                if meeting.adaptation is not None:
+                    after = unroll(table.method, meeting.adaptation.weights, history, state)
+            assert before.arm_logits is not None
+            assert after.arm_logits is not None
+            for when, logits in (("before", before.arm_logits), ("after", after.arm_logits)):
+                extra |= {f"wm_{key}_{when}": value for key, value in _prediction(logits, history.labels).items()}
+            calibration = _calibration(after.arm_logits, history.labels, tasks.family_names())
+            calibration = calibration.assign(method=contender.name, seed=contender.seed, split=self.split, k=k)
+        return Results(
+            self._rows(contender.name, contender.seed, k, tasks, meeting.query, history, extra, chunk),
+            calibration,
+            self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
+        )
+
+    def _play(self, name: str) -> Trajectories:
+        environment, episodes = self.experiment.environment, self.episodes
+        principal = baseline_named(name)(self.experiment, self.split, self.tasks, episodes)
+        seed, split, purpose, iteration = self.key
+        dice = deal_for(environment, (seed, split, f"{purpose}/query", iteration), self.tasks, episodes)
+        return play(environment, self.tasks, episodes, dice, principal)
+
+    def _returns(self, played: Trajectories) -> Tensor:
+        """Mean return per episode, float [B]."""
+        return self._incentives.rewards_of(played).sum(2).mean(1)
+
+    def _rows(
+        self,
+        method: str,
+        seed: int,
+        k: int,
+        tasks: Tasks,
+        played: Trajectories,
+        history: History | None,
+        extra: dict[str, Any],
+        chunk: slice = slice(None),
+    ) -> pd.DataFrame:
+        horizon = played.arms.shape[2]
+        history = history or View(self.experiment.environment).history(played)
+        bounds = Bounds(self.bounds.never[chunk], self.bounds.oracle[chunk])
+        returns = self._returns(played)
+        target = played.target[:, None, None]
+        rows = pd.DataFrame(
+            {
+                "method": method,
+                "seed": seed,
+                "split": self.split,
+                "task": list(tasks.ids),
+                "family": tasks.family_names(),
+                "k": k,
+                "return": returns.numpy(),
+                "success_rate": (played.arms == target).float().mean((1, 2)).numpy(),
+                "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,
+                "cost": self._incentives.costs_of(played).mean((1, 2)).numpy() * horizon,
+                "normalised_score": bounds.normalised(returns).numpy(),
+                "never_return": bounds.never.numpy(),
+                "oracle_return": bounds.oracle.numpy(),
+                "support_return": np.nan,
+                **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
+                "wm_nll_uniform": float(np.log(self.experiment.environment.num_arms)),
+                "wm_nll_frequency": _frequency_nll(history.labels, self.experiment.environment.num_arms).numpy(),
+                **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
+            }
+        )
+        return rows.assign(**extra)
+
+    def _profiles(self, method: str, seed: int, k: int, played: Trajectories, tasks: Tasks | None = None) -> pd.DataFrame:
+        """Per task and step, the shares of episodes with an intervention and with the target pulled."""
+        tasks = tasks or self.tasks
+        horizon = played.arms.shape[2]
+        names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
+        exploration = [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
+        hits = (played.arms == played.target[:, None, None]).float().mean(1)
+        return pd.DataFrame(
+            {
+                "method": method,
+                "seed": seed,
+                "split": self.split,
+                "k": k,
+                "family": np.repeat(tasks.family_names(), horizon),
+                "task": np.repeat(list(tasks.ids), horizon),
+                "exploration": np.repeat(exploration, horizon),
+                "step": np.tile(np.arange(horizon), len(tasks)),
+                "intervention_rate": (played.interventions > 0).float().mean(1).flatten().numpy(),
+                "target_rate": hits.flatten().numpy(),
+            }
+        )
+
+
+def _prediction(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Negative log-likelihood, accuracy and expected calibration error of the next arm, numpy [B] each.
+
+    Calibration error: Guo et al., arXiv 1706.04599, Eq. 3, over CALIBRATION_BINS equal bins of the likeliest arm's
+    probability.
+    """
+    log_p = logits.log_softmax(-1)
+    confidence, guess = log_p.exp().max(-1)
+    hit = (guess == labels).float()
+    error = torch.zeros(len(labels))
+    bins = _bins(confidence)
+    for index in range(CALIBRATION_BINS):
+        inside = (bins == index).float()
+        error += ((confidence - hit) * inside).mean((1, 2)).abs()
+    nll = -log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).mean((1, 2))
+    return {"nll": nll.numpy(), "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
+
+
+def _calibration(logits: Tensor, labels: Tensor, families: list[str]) -> pd.DataFrame:
+    """The reliability curve: per family and bin, count, mean confidence and share of hits."""
+    confidence, guess = logits.softmax(-1).max(-1)
+    batch, per_task = len(labels), labels[0].numel()
+    frame = pd.DataFrame(
+        {
+            "family": np.repeat(families, per_task),
+            "bin": _bins(confidence).view(batch, -1).flatten().numpy(),
+            "confidence": confidence.flatten().numpy(),
+            "frequency": (guess == labels).float().flatten().numpy(),
+        }
+    )
+    grouped = frame.groupby(["family", "bin"])
+    return grouped.mean().assign(count=grouped.size()).reset_index()
+
+
+def _bins(confidence: Tensor) -> Tensor:
+    return (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
+
+
+def _frequency_nll(labels: Tensor, num_arms: int) -> Tensor:
+    """Floor: the agent's own running frequencies with one pseudo-count per arm (Laplace), [B], for labels [B, T, E]."""
+    total = torch.zeros(labels.shape[0])
+    counts = torch.ones(labels.shape[0], labels.shape[2], num_arms)
+    for t in range(labels.shape[1]):
+        index = labels[:, t].unsqueeze(-1)
+        total -= (counts.gather(-1, index).squeeze(-1) / (num_arms + t)).log().mean(1)
+        counts.scatter_add_(-1, index, torch.ones_like(index, dtype=counts.dtype))
+    return total / labels.shape[1]
+
+
+def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    filled = [frame for frame in frames if len(frame)]
+    if not filled:
+        return pd.DataFrame()
+    stacked = pd.concat(filled, ignore_index=True)
+    if "bin" in stacked:  # chunks of tasks share bins
+        keys = ["method", "seed", "split", "k", "family", "bin"]
+        weighted = stacked.assign(
+            confidence=stacked["confidence"] * stacked["count"], frequency=stacked["frequency"] * stacked["count"]
+        )
+        summed = weighted.groupby(keys, as_index=False)[["count", "confidence", "frequency"]].sum()
+        return summed.assign(
+            confidence=summed["confidence"] / summed["count"], frequency=summed["frequency"] / summed["count"]
+        )
+    return stacked

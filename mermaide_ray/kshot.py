@@ -1,0 +1,186 @@
+"""Meeting an agent: K support episodes, adaptation, query episodes. Used by the runner and by the evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.experiment import Environment
+from mermaide_ray.learners.maml import Adaptation, Experience, Method, adapt
+from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.models.principal import Weights, choose, shared, step
+from mermaide_ray.noise import Dice, Key
+from mermaide_ray.trajectory import Trajectories, View
+
+# Combined rows of the input projection, below which one lookup replaces two.
+_SMALL_TABLE = 256
+
+
+class NetworkPrincipal:
+    """The trained principal as a player of the lockstep game.
+
+    Args:
+        method: The method.
+        view: How it sees the game.
+        weights: With task axis: [1, …] for all episodes alike, or [B, …] for one set per task.
+        initial: Core state at the start of the episodes, [B, 1, H]; zeros if not given.
+    """
+
+    def __init__(self, method: Method, view: View, weights: Weights, initial: Tensor | None = None) -> None:
+        self._architecture, self._view, self._weights = method.architecture, view, weights
+        self._initial = initial
+        self.state = torch.empty(0)
+        arms, interventions = view.num_arms, view.num_interventions
+        rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
+        # Row 0 stands for "none yet": one-hot inputs are then lookups, arm (+ 1) and intervention (+ 1).
+        nothing = torch.zeros_like(rows[:, :1])
+        by_arm = torch.cat([nothing, rows[:, :arms]], dim=1) + bias
+        by_action = torch.cat([nothing, rows[:, arms : arms + interventions]], dim=1)
+        self._by_target = None if view.relative else rows[:, arms + interventions : -1]
+        self._by_time = rows[:, -1:]
+        self._small = (arms + 1) * (interventions + 1) <= _SMALL_TABLE
+        if self._small:
+            by_arm = (by_arm.unsqueeze(2) + by_action.unsqueeze(1)).flatten(1, 2)
+        self._by_arm, self._by_action = by_arm, by_action
+
+    def begin(self, num_episodes: int) -> None:
+        """See `lockstep.Principal`."""
+        batch, hidden = self._weights["core_bias"].shape[0], self._architecture.hidden_size
+        self._shape = (batch, num_episodes // batch)
+        self.state = self._weights["core_bias"].new_zeros(*self._shape, hidden)
+        if self._initial is not None:
+            self.state = self._initial.expand(*self._shape, hidden).clone()
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """See `lockstep.Principal`; never looks at `hidden`."""
+        index = seen.last_arm + 1
+        if self._small:
+            index = index * (self._view.num_interventions + 1) + (seen.last_action + 1)
+        projected = self._rows(self._by_arm, index)
+        if not self._small:
+            projected += self._rows(self._by_action, seen.last_action + 1)
+        if self._by_target is not None:
+            projected += self._rows(self._by_target, seen.target)
+        projected += self._by_time * (seen.step / self._view.horizon)
+        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state)
+        return choose(logits.flatten(0, 1), seen.uniform)
+
+    def _rows(self, table: Tensor, index: Tensor) -> Tensor:
+        """Rows of a table [B, R, 3H] by index [N] -> [B, E, 3H]."""
+        batch, rows, width = table.shape
+        if batch > 1:
+            index = index.view(self._shape) + torch.arange(0, batch * rows, rows).unsqueeze(1)
+        return table.reshape(-1, width).index_select(0, index.flatten()).view(*self._shape, width)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What came of meeting some agents.
+
+    Attributes:
+        support: Trajectories [B, K, T], or None for K = 0.
+        query: Trajectories [B, E, T].
+        adaptation: The inner loop's outcome, or None for K = 0.
+    """
+
+    support: Trajectories | None
+    query: Trajectories
+    adaptation: Adaptation | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where principals meet agents: the game and the method, all that does not change from meeting to meeting."""
+
+    environment: Environment
+    method: Method
+
+    def experience(self, trajectories: Trajectories) -> Experience:
+        """Observations and rewards, rebuilt from arms and interventions."""
+        rewards = Incentives(self.environment).rewards_of(trajectories).transpose(1, 2)
+        return Experience(View(self.environment).history(trajectories), rewards)
+
+    def meet(
+        self,
+        tasks: Tasks,
+        weights: Weights,
+        inner_rates: Mapping[str, Tensor],
+        support_episodes: int,
+        query_episodes: int,
+        key: Key,
+    ) -> Meeting:
+        """Plays the support episodes, adapts, plays the query episodes with what came of it.
+
+        Args:
+            tasks: B tasks; fastest with those of a family side by side.
+            weights: Unadapted, without task axis.
+            inner_rates: Inner learning rate by weight name.
+            support_episodes: K; 0 plays the query with the unadapted weights.
+            query_episodes: E.
+            key: (seed, split, purpose, iteration); support and query have dice of their own.
+        """
+        seed, split, purpose, iteration = key
+        query_dice = deal_for(self.environment, (seed, split, f"{purpose}/query", iteration), tasks, query_episodes)
+        one = {name: value.detach().unsqueeze(0) for name, value in weights.items()}
+        if not support_episodes:
+            with torch.no_grad():
+                return Meeting(None, self._play(tasks, query_episodes, query_dice, one), None)
+        support_dice = deal_for(
+            self.environment, (seed, split, f"{purpose}/support", iteration), tasks, support_episodes
+        )
+        with torch.no_grad():
+            support = self._play_support(tasks, support_episodes, support_dice, one)
+        adaptation = self.adapt(support, weights, inner_rates)
+        with torch.no_grad():
+            per_task = adaptation.weights if self.method.adaptable() else one
+            query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state)
+        return Meeting(support, query, adaptation)
+
+    def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
+        """The inner loop on given support episodes; the outcome carries no graph."""
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+            with_axis = shared(leaves, len(support.target))
+            adaptation = adapt(self.method, with_axis, inner_rates, self.experience(support), create_graph=False)
+        return replace(
+            adaptation,
+            weights={name: value.detach() for name, value in adaptation.weights.items()},
+            state=None if adaptation.state is None else adaptation.state.detach(),
+        )
+
+    def _play(
+        self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights, state: Tensor | None = None
+    ) -> Trajectories:
+        if state is not None and weights["core_bias"].shape[0] == 1:
+            # One set of weights means one "task" of N episodes.
+            state = state.expand(-1, episodes, -1).reshape(1, len(tasks) * episodes, -1)
+        principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
+        return play(self.environment, tasks, episodes, dice, principal)
+
+    def _play_support(self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights) -> Trajectories:
+        """Side by side; one after the other where the recurrent state is carried over."""
+        if not self.method.meta.carry_state:
+            return self._play(tasks, episodes, dice, weights)
+        state, played = None, []
+        for episode in range(episodes):
+            rows = torch.arange(episode, len(tasks) * episodes, episodes)
+            alone = Dice(
+                dice.priority[rows],
+                dice.uniform[:, rows],
+                dice.normal[:, rows],
+                dice.reward_noise[:, rows],
+                dice.principal[:, rows],
+            )
+            principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
+            played.append(play(self.environment, tasks, 1, alone, principal))
+            state = principal.state
+        return Trajectories(
+            arms=torch.cat([part.arms for part in played], dim=1),
+            interventions=torch.cat([part.interventions for part in played], dim=1),
+            target=tasks.target,
+        )

@@ -1,0 +1,117 @@
+"""The meta-learner as an RLlib Learner.
+
+RLlib's Learner serves as the container: module, optimizer, groups of learners, checkpoints, metrics. Its update is replaced
+as a whole: the unit of data is the task, whose support and query belong together, and there is one meta-gradient per epoch.
+RLlib's own meta learners are not used: they step once per minibatch, can't accumulate over tasks, and don't synchronise
+gradients between learners (ray 2.60, rllib/core/learner/torch/torch_meta_learner.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor
+
+from mermaide_ray.errors import RunFault
+from mermaide_ray.learners.maml import Experience, OldLogP, meta_loss
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.trajectory import Trajectories
+
+PRINCIPAL = "principal"
+
+
+class MermaideLearner(TorchLearner):
+    """Takes one meta-gradient step per epoch on the tasks in a batch.
+
+    The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
+    `query_arms`, `query_interventions` [B, E, T] and `target` [B]. Learners each get some of the tasks; gradients and the
+    moments of the advantages are averaged over all of them, so their number changes nothing but rounding.
+    """
+
+    def update(self, batch: Any = None, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:
+        """See class. `timesteps["progress"]` is the share of the budget spent, in [0, 1]."""
+        self._check_is_built()
+        if training_data is not None:
+            training_data.solve_refs()
+            batch = training_data.batch
+        self._weights_seq_no += 1
+        # Only what was put in: rllib adds columns of its own to some batches.
+        columns = {key: torch.from_numpy(value) for key, value in batch.policy_batches[PRINCIPAL].items()}
+        told = self._meta_update(columns, float((timesteps or {}).get("progress", 0.0)))
+        for key, value in told.items():
+            self.metrics.log_value((PRINCIPAL, key), value, window=1)
+        return self.metrics.reduce()
+
+    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> Tensor:
+        """RLlib's per-module loss: not used, since support and query make one loss."""
+        raise TypeError("MermaideLearner has one loss for support and query together: see learners/maml.py, meta_loss")
+
+    def _meta_update(self, columns: dict[str, Tensor], progress: float) -> dict[str, float]:
+        module: PrincipalModule = self.module[PRINCIPAL].unwrapped()
+        training = module.method.training
+        optimizer = self.get_optimizer(module_id=PRINCIPAL)
+        rate = training.meta_lr * (1 - (1 - training.final_lr_fraction) * progress)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        support = self._experience("support", columns) if "support_arms" in columns else None
+        query = self._experience("query", columns)
+        parameters = [value for value in module.parameters() if value.requires_grad]
+        old_log_p: OldLogP | None = None
+        epochs = training.epochs if training.objective == "clipped" else 1
+        told: dict[str, Tensor] = {}
+        for epoch in range(epochs):
+            result = meta_loss(
+                module.method,
+                module.weights(),
+                module.inner_rates(),
+                support,
+                query,
+                entropy_weight=training.entropy_weight * (1 - 0.9 * progress),
+                old_log_p=old_log_p,
+                moments=self._moments,
+            )
+            old_log_p = result.old_log_p
+            optimizer.zero_grad()
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            for parameter in parameters:
+                # A weight outside the loss still takes part in the average over learners.
+                parameter.grad = self._average(
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
+            norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise RunFault(
+                    f"the meta-gradient must be finite, got {norm.item()} (loss {result.loss.item():g}); no step was "
+                    "taken: lower training.meta_lr or meta_learning.inner_lr, and resume from the last checkpoint"
+                )
+            optimizer.step()
+            if not epoch:
+                told = result.metrics | {"principal/grad_norm": norm}
+        told = {key: self._average(value.clone()) for key, value in told.items()}
+        rates = [value.detach() for value in module.inner_rates().values()]
+        if rates:
+            told["adaptation/inner_lr"] = torch.stack(rates).mean()
+        return {key: float(value) for key, value in told.items()} | {"principal/meta_lr": rate}
+
+    def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
+        trajectories = Trajectories(columns[f"{which}_arms"], columns[f"{which}_interventions"], columns["target"])
+        experience: Experience = self.config.experience(trajectories)
+        return experience
+
+    def _average(self, value: Tensor) -> Tensor:
+        """The mean over all learners (each holds as many tasks)."""
+        if self._world_size() > 1:
+            torch.distributed.all_reduce(value)
+            value /= self._world_size()
+        return value
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self._average(x.mean())
+        return mean, self._average((x - mean).square().mean()).sqrt()
+
+    @staticmethod
+    def _world_size() -> int:
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

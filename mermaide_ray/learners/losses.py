@@ -1,0 +1,91 @@
+"""The losses, as pure functions. Shapes: B tasks, T pulls, E episodes; reductions keep the task axis: [B]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Estimator = Literal["vanilla", "dice", "lvc"]
+
+
+def next_arm_nll(arm_logits: Tensor, labels: Tensor) -> Tensor:
+    """World-model loss: mean negative log-likelihood (nats per pull), [B], of labels [B, T, E] under [B, T, E, A]."""
+    flat = F.cross_entropy(arm_logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return flat.view(labels.shape).mean((1, 2))
+
+
+def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of each action, [B, T, E], under logits [B, T, E, I]."""
+    return -F.cross_entropy(logits.flatten(0, -2), actions.flatten(), reduction="none").view(actions.shape)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the policy (nats), [B]."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean((1, 2))
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets, both [B, T, E], for episodes that end after T pulls.
+
+    Source: Schulman et al., arXiv 1506.02438, Eq. 16; the sum over time is one product with a triangular matrix.
+    """
+    time = rewards.shape[1]
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    delta = rewards + gamma * following - values
+    advantages = torch.einsum("st,bte->bse", discount_matrix(time, gamma * lam, delta), delta)
+    return advantages, advantages + values
+
+
+def leave_one_out_advantages(rewards: Tensor, gamma: float) -> Tensor:
+    """Discounted return to go less the mean of the other episodes' at the same step, [B, T, E]; needs E >= 2.
+
+    Source: Kool, van Hoof, Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free".
+    """
+    to_go = torch.einsum("st,bte->bse", discount_matrix(rewards.shape[1], gamma, rewards), rewards)
+    episodes = rewards.shape[2]
+    others = (to_go.sum(2, keepdim=True) - to_go) / (episodes - 1)
+    return to_go - others
+
+
+def discount_matrix(time: int, discount: float, like: Tensor) -> Tensor:
+    """[T, T] with discount^(t - s) at (s, t) for t >= s, else 0."""
+    steps = torch.arange(time, device=like.device)
+    gap = (steps[None, :] - steps[:, None]).to(like.dtype)
+    return torch.where(gap >= 0, discount ** gap.clamp(min=0), torch.zeros_like(gap))
+
+
+def policy_gradient_loss(log_p: Tensor, advantages: Tensor, estimator: Estimator) -> Tensor:
+    """A loss whose gradient is the policy gradient, [B]; mean per pull. All three agree in the first derivative.
+
+    vanilla: -log p * advantage. lvc: -p / p_old * advantage, the low-variance curvature surrogate (Rothfuss et al., arXiv
+    1810.06784, Eq. 6). dice: second derivatives unbiased for the expected return (Foerster et al., arXiv 1802.05098, in the
+    form for any advantage of Farquhar et al., arXiv 1909.10549, Eq. 14).
+
+    Args:
+        log_p: Log-probabilities of the actions taken, [B, T, E].
+        advantages: Constants, [B, T, E].
+        estimator: See above.
+    """
+    if estimator == "vanilla":
+        weight = log_p
+    elif estimator == "lvc":
+        weight = _magic_box(log_p)
+    else:
+        through_now = log_p.cumsum(1)
+        weight = _magic_box(through_now) - _magic_box(through_now - log_p)
+    return -(weight * advantages).mean((1, 2))
+
+
+def clipped_loss(log_p: Tensor, old_log_p: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's clipped surrogate, [B]. Source: Schulman et al., arXiv 1707.06347, Eq. 7."""
+    ratio = (log_p - old_log_p).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean((1, 2))
+
+
+def _magic_box(log_p: Tensor) -> Tensor:
+    """1 in value; its derivative is that of log_p, times itself."""
+    return (log_p - log_p.detach()).exp()

@@ -1,0 +1,340 @@
+"""Inner adaptation and the meta-objective: pure functions, the same for the runner that samples and the learner that replays.
+
+MAML (Finn et al., arXiv 1703.03400) over a policy gradient and the world model's likelihood (MERMAIDE, arXiv 2304.04668):
+
+    adapted = theta - inner_lr * d/dtheta [ NLL(support; theta) + w * PG(support; theta) ]        per task
+    meta    = PG(query; adapted) + NLL(query; adapted) + support_weight * [the same on support, unadapted]
+
+Every weight carries a task axis. The unadapted weights enter it by expansion, so their gradient *is* per task, and the first
+pass over the support runs with plain matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.experiment import Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.learners.losses import (
+    clipped_loss,
+    entropy,
+    generalised_advantages,
+    leave_one_out_advantages,
+    log_probability,
+    next_arm_nll,
+    policy_gradient_loss,
+)
+from mermaide_ray.models.principal import Architecture, Outputs, Weights, replay, shared
+from mermaide_ray.trajectory import History, View
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained and how: all that inner and outer loop need to know."""
+
+    architecture: Architecture
+    meta: MetaLearning
+    training: Training
+    world_model: WorldModel
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Method:
+        """The method that an experiment asks for."""
+        view, training = View(experiment.environment), experiment.training
+        # The length over which rewards add up: the horizon, or the discount's.
+        scale = view.horizon if training.gamma == 1 else min(view.horizon, 1 / (1 - training.gamma))
+        architecture = Architecture(
+            observation_size=view.observation_size,
+            num_arms=view.num_arms,
+            num_interventions=view.num_interventions,
+            hidden_size=experiment.world_model.hidden_size,
+            policy_hidden=experiment.world_model.policy_hidden,
+            world_model=experiment.world_model.enabled,
+            policy_gradient=experiment.world_model.policy_gradient,
+            value_scale=float(scale),
+        )
+        return cls(architecture, experiment.meta_learning, training, experiment.world_model)
+
+    def adaptable(self) -> tuple[str, ...]:
+        """Names of the weights that the inner loop changes."""
+        return self.architecture.adaptable(self.meta.adapt) if self.meta.inner_steps else ()
+
+
+RATE = "log_inner_lr_"
+"""Prefix of the parameters that hold the logarithm of a weight's inner learning rate."""
+
+
+def split_parameters(method: Method, parameters: Mapping[str, Tensor]) -> tuple[Weights, dict[str, Tensor]]:
+    """A principal's parameters as unadapted weights (without task axis) and inner learning rates, 0-dim, by weight name.
+
+    Rates are kept as logarithms, so that learning can't make them negative; a rate of 0 that isn't learned stays exactly 0.
+    """
+    weights = {name: value for name, value in parameters.items() if not name.startswith(RATE)}
+    fixed_at_zero = method.meta.inner_lr == 0 and not method.meta.learn_inner_lr
+    rates = {
+        name: torch.zeros(()) if fixed_at_zero else parameters[RATE + name].exp() for name in method.adaptable()
+    }
+    return weights, rates
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Episodes as the learner needs them.
+
+    Attributes:
+        history: What the principal saw and did, [B, T, E].
+        rewards: Principal's rewards, float [B, T, E].
+    """
+
+    history: History
+    rewards: Tensor
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The outcome of the inner loop.
+
+    Attributes:
+        weights: Adapted weights, with task axis.
+        outputs: What the *unadapted* networks said on the support.
+        advantages, value_targets: Of the support, [B, T, E], constants.
+        state: Core state from which the query starts, [B, 1, H], or None to start afresh.
+        gradient_norm: Norm of each task's first inner gradient, [B].
+    """
+
+    weights: Weights
+    outputs: Outputs
+    advantages: Tensor
+    value_targets: Tensor
+    state: Tensor | None
+    gradient_norm: Tensor
+
+
+def unroll(method: Method, weights: Weights, history: History, initial: Tensor | None = None) -> Outputs:
+    """The networks' outputs over episodes, one after the other if the state is carried, else side by side.
+
+    Args:
+        method: The method.
+        weights: With task axis.
+        history: Episodes [B, T, E].
+        initial: Core state at the start, [B, 1, H] or [B, E, H].
+    """
+    observations = history.observations.to(weights["core_bias"].dtype)
+    batch, time, episodes, size = observations.shape
+    if initial is not None or not method.meta.carry_state or episodes == 1:
+        if initial is not None:
+            initial = initial.expand(batch, episodes, -1)
+        return replay(method.architecture, weights, observations, initial)
+    outputs = replay(method.architecture, weights, observations.transpose(1, 2).reshape(batch, -1, 1, size))
+
+    def side_by_side(x: Tensor) -> Tensor:
+        return x.view(batch, episodes, time, *x.shape[3:]).transpose(1, 2)
+
+    return Outputs(
+        arm_logits=None if outputs.arm_logits is None else side_by_side(outputs.arm_logits),
+        policy_logits=side_by_side(outputs.policy_logits),
+        values=side_by_side(outputs.values),
+        state=outputs.state,
+    )
+
+
+def advantages_of(method: Method, outputs: Outputs, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets [B, T, E]: constants, whatever the baseline."""
+    training = method.training
+    values = outputs.values.detach()
+    rewards = rewards.to(values.dtype)
+    advantages, targets = generalised_advantages(rewards, values, training.gamma, training.gae_lambda)
+    if training.baseline == "leave_one_out" and rewards.shape[2] > 1:
+        advantages = leave_one_out_advantages(rewards, training.gamma)
+    return advantages, targets
+
+
+def inner_loss(method: Method, outputs: Outputs, history: History, advantages: Tensor) -> Tensor:
+    """The loss that adaptation descends, [B].
+
+    Advantages are standardised within each task's own support: a runner that holds one task of the meta-batch must take
+    the same step as one that holds them all.
+    """
+    loss = torch.zeros_like(outputs.values[:, 0, 0])
+    if outputs.arm_logits is not None:
+        loss = loss + method.world_model.loss_weight * next_arm_nll(outputs.arm_logits, history.labels)
+    if method.meta.inner_policy_weight:
+        centred = advantages - advantages.mean((1, 2), keepdim=True)
+        scaled = centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
+        log_p = log_probability(outputs.policy_logits, history.actions)
+        loss = loss + method.meta.inner_policy_weight * policy_gradient_loss(log_p, scaled, method.meta.estimator)
+    return loss
+
+
+def adapt(
+    method: Method,
+    weights: Weights,
+    inner_rates: Mapping[str, Tensor],
+    support: Experience,
+    create_graph: bool,
+    advantages: Tensor | None = None,
+) -> Adaptation:
+    """Takes the inner steps, for all tasks at once.
+
+    Args:
+        method: The method.
+        weights: Unadapted weights with task axis, part of an autograd graph.
+        inner_rates: Inner learning rate by weight name, 0-dim.
+        support: Experience [B, T, K].
+        create_graph: Whether the outcome is differentiable through the steps (second order).
+        advantages: Fixed advantages instead of computed ones (for tests by finite differences).
+    """
+    outputs = unroll(method, weights, support.history)
+    computed, value_targets = advantages_of(method, outputs, support.rewards)
+    advantages = computed if advantages is None else advantages
+    names = method.adaptable()
+    adapted, current = dict(weights), outputs
+    norm = torch.zeros_like(outputs.values[:, 0, 0].detach())
+    for inner_step in range(method.meta.inner_steps):
+        if inner_step:
+            current = unroll(method, adapted, support.history)
+        loss = inner_loss(method, current, support.history, advantages).sum()
+        gradients = torch.autograd.grad(
+            loss, [adapted[name] for name in names], create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                adapted[name] = adapted[name] - inner_rates[name] * gradient
+                if not inner_step:
+                    norm = norm + gradient.detach().flatten(1).square().sum(1)
+    state = None
+    if method.meta.carry_state:
+        state = (unroll(method, adapted, support.history) if names else outputs).state[:, :1]
+    return Adaptation(adapted, outputs, advantages, value_targets, state, norm.sqrt())
+
+
+Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Mean and standard deviation of a tensor, over all learners' shards."""
+
+
+def local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation within this process."""
+    mean = x.mean()
+    return mean, (x - mean).square().mean().sqrt()
+
+
+@dataclass(frozen=True)
+class OldLogP:
+    """Log-probabilities under the policy that sampled, for the clipped objective over several epochs, [B, T, E]."""
+
+    support: Tensor | None
+    query: Tensor
+
+
+@dataclass(frozen=True)
+class MetaLoss:
+    """The meta-objective and what to tell about it.
+
+    Attributes:
+        loss: 0-dim, mean over tasks.
+        metrics: Flat metric names to 0-dim tensors, detached.
+        old_log_p: To hand to the next epoch.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    old_log_p: OldLogP
+
+
+def meta_loss(
+    method: Method,
+    weights: Weights,
+    inner_rates: Mapping[str, Tensor],
+    support: Experience | None,
+    query: Experience,
+    entropy_weight: float,
+    old_log_p: OldLogP | None = None,
+    moments: Moments = local_moments,
+) -> MetaLoss:
+    """The meta-objective on one meta-batch (or a learner's shard of it).
+
+    Args:
+        method: The method.
+        weights: Unadapted weights *without* task axis.
+        inner_rates: Inner learning rate by weight name.
+        support: Experience [B, T, K] under the unadapted weights, or None for K = 0.
+        query: Experience [B, T, E] under the adapted weights.
+        entropy_weight: Weight of the entropy bonus now.
+        old_log_p: From the first epoch.
+        moments: How to standardise advantages.
+    """
+    with_axis = shared(weights, query.rewards.shape[0])
+    metrics: dict[str, Tensor] = {}
+    total = torch.zeros((), dtype=weights["core_bias"].dtype)
+    adapted, state = with_axis, None
+    support_log_p = None
+    if support is not None:
+        adaptation = adapt(method, with_axis, inner_rates, support, create_graph=method.meta.order == "second")
+        adapted, state = adaptation.weights, adaptation.state
+        before = _Part(method, support, adaptation.outputs, adaptation.advantages, adaptation.value_targets)
+        part, support_log_p = before.loss(entropy_weight, old_log_p and old_log_p.support, moments)
+        total = total + method.meta.support_weight * part
+        metrics |= {
+            "adaptation/support_return": support.rewards.sum(1).mean(),
+            "adaptation/inner_grad_norm": adaptation.gradient_norm.mean(),
+        }
+        if before.nll is not None:
+            metrics["world_model/nll_before"] = before.nll.detach()
+    outputs = unroll(method, adapted, query.history, state)
+    after = _Part(method, query, outputs, *advantages_of(method, outputs, query.rewards))
+    part, query_log_p = after.loss(entropy_weight, old_log_p and old_log_p.query, moments)
+    total = total + part
+    metrics |= after.metrics()
+    if support is not None:
+        metrics["adaptation/gain"] = metrics["principal/return"] - metrics["adaptation/support_return"]
+    return MetaLoss(total, metrics, OldLogP(support_log_p, query_log_p))
+
+
+class _Part:
+    """One term of the meta-objective: support or query."""
+
+    def __init__(
+        self, method: Method, experience: Experience, outputs: Outputs, advantages: Tensor, value_targets: Tensor
+    ) -> None:
+        self._method, self._experience, self._outputs = method, experience, outputs
+        self._advantages, self._value_targets = advantages, value_targets
+        self.nll: Tensor | None = None
+        self._told: dict[str, Tensor] = {}
+
+    def loss(self, entropy_weight: float, old_log_p: Tensor | None, moments: Moments) -> tuple[Tensor, Tensor]:
+        """The loss (mean over tasks, 0-dim) and the old log-probabilities."""
+        training, outputs = self._method.training, self._outputs
+        mean, deviation = moments(self._advantages)
+        advantages = (self._advantages - mean) / (deviation + 1e-6)
+        log_p = log_probability(outputs.policy_logits, self._experience.history.actions)
+        old_log_p = log_p.detach() if old_log_p is None else old_log_p
+        if training.objective == "clipped":
+            policy = clipped_loss(log_p, old_log_p, advantages, training.clip).mean()
+        else:
+            policy = policy_gradient_loss(log_p, advantages, "vanilla").mean()
+        scale = self._method.architecture.value_scale
+        value = ((outputs.values - self._value_targets) / scale).square().mean()
+        spread = entropy(outputs.policy_logits).mean()
+        total = policy + training.value_weight * value - entropy_weight * spread
+        if outputs.arm_logits is not None:
+            self.nll = next_arm_nll(outputs.arm_logits, self._experience.history.labels).mean()
+            total = total + self._method.world_model.loss_weight * self.nll
+        self._told = {
+            "principal/policy_loss": policy.detach(),
+            "principal/value_loss": value.detach(),
+            "principal/entropy": spread.detach(),
+        }
+        return total, old_log_p
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What this part has to tell."""
+        told = dict(self._told)
+        told["principal/return"] = self._experience.rewards.sum(1).mean()
+        if self.nll is not None and self._outputs.arm_logits is not None:
+            guess = self._outputs.arm_logits.argmax(-1)
+            told["world_model/nll_after"] = self.nll.detach()
+            told["world_model/accuracy"] = (guess == self._experience.history.labels).float().mean()
+        return told

@@ -1,0 +1,92 @@
+"""Every metric: its key, its unit, what it means. The one home of all three; imports nothing heavy.
+
+Two kinds. Row metrics are columns of `rows.parquet` (evaluation: one row per method x training seed x task x K).
+Training scalars are the keys of `progress.jsonl` and of TensorBoard, over environment steps. Names are flat and the
+same everywhere: in files, in TensorBoard, in YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# TensorBoard is read by people: more curves than this, and nobody looks at any of them.
+MOST_SCALARS = 25
+SCALAR_GROUPS = ("principal", "adaptation", "world_model", "throughput", "validation")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that is measured.
+
+    Attributes:
+        key: Flat name, the same wherever the number appears.
+        unit: What one of it is; "1" for a pure number.
+        meaning: What it says, in a phrase.
+    """
+
+    key: str
+    unit: str
+    meaning: str
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is a training scalar (`group/name`); else it is a column of rows.parquet."""
+        return "/" in self.key
+
+
+def validation_key(k: int) -> str:
+    """Key of the normalised score on validation tasks after `k` support episodes."""
+    return f"validation/score_k{k}"
+
+
+def validation_metric(k: int) -> Metric:
+    """The training scalar behind `validation_key(k)`; which K there are is set by `evaluation.k`."""
+    return Metric(validation_key(k), "1", f"normalised score on validation tasks after {k} support episodes")
+
+
+ROW_METRICS = (
+    Metric("return", "principal reward per episode", "principal's undiscounted return on query episodes"),
+    Metric("success_rate", "share of pulls", "pulls on the target arm in query episodes"),
+    Metric("interventions", "per episode", "interventions other than none in query episodes"),
+    Metric("cost", "per episode", "what the interventions cost the principal, before the cost weight alpha"),
+    Metric("normalised_score", "1", "(return - never_return) / (oracle_return - never_return): 0 never, 1 oracle"),
+    Metric("never_return", "principal reward per episode", "return on this task without any intervention"),
+    Metric("oracle_return", "principal reward per episode", "return of the best privileged rule for this task"),
+    Metric("support_return", "principal reward per episode", "return while adapting: what learning of the agent cost"),
+    Metric("wm_nll_before", "nats per pull", "world model's loss on the next arm before adaptation"),
+    Metric("wm_nll_after", "nats per pull", "world model's loss on the next arm after adaptation"),
+    Metric("wm_accuracy_before", "share of pulls", "pulls that were the likeliest arm before adaptation"),
+    Metric("wm_accuracy_after", "share of pulls", "pulls that were the likeliest arm after adaptation"),
+    Metric("wm_ece_before", "1", "expected calibration error of the world model before adaptation"),
+    Metric("wm_ece_after", "1", "expected calibration error of the world model after adaptation"),
+    Metric("wm_nll_uniform", "nats per pull", "floor: loss of predicting every arm alike"),
+    Metric("wm_nll_frequency", "nats per pull", "floor: loss of predicting the agent's own running frequencies"),
+)
+
+SCALARS = (
+    Metric("principal/return", "principal reward per episode", "undiscounted return on query episodes"),
+    Metric("principal/success_rate", "share of pulls", "pulls on the target arm in query episodes"),
+    Metric("principal/interventions", "per episode", "interventions other than none in query episodes"),
+    Metric("principal/cost", "per episode", "what the interventions cost, before the cost weight alpha"),
+    Metric("principal/entropy", "nats per pull", "entropy of the intervention policy"),
+    Metric("principal/value_loss", "squared return", "squared error of the value baseline"),
+    Metric("principal/policy_loss", "1", "outer policy-gradient loss"),
+    Metric("principal/grad_norm", "1", "norm of the meta-gradient before clipping"),
+    Metric("principal/meta_lr", "1", "meta (outer) learning rate"),
+    Metric("adaptation/support_return", "principal reward per episode", "return on support episodes, before adapting"),
+    Metric("adaptation/gain", "principal reward per episode", "query return minus support return"),
+    Metric("adaptation/inner_grad_norm", "1", "norm of the inner gradient, mean over tasks"),
+    Metric("adaptation/inner_lr", "1", "inner learning rate, mean over parameter tensors"),
+    Metric("world_model/nll_before", "nats per pull", "next-arm loss on query episodes before adaptation"),
+    Metric("world_model/nll_after", "nats per pull", "next-arm loss on query episodes after adaptation"),
+    Metric("world_model/accuracy", "share of pulls", "pulls that were the likeliest arm, after adaptation"),
+    Metric("throughput/env_steps", "env steps", "environment steps so far, support and query together"),
+    Metric("throughput/env_steps_per_s", "env steps per second", "environment steps per wall-clock second"),
+    Metric("throughput/sample_s", "seconds per iteration", "sampling and inner adaptation"),
+    Metric("throughput/update_s", "seconds per iteration", "meta-gradient and optimiser step"),
+    Metric("throughput/bytes_per_env_step", "bytes", "trajectory bytes shipped per environment step"),
+    validation_metric(0),
+    validation_metric(1),
+)
+
+METRICS: dict[str, Metric] = {metric.key: metric for metric in ROW_METRICS + SCALARS}

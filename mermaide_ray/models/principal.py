@@ -1,0 +1,198 @@
+"""The principal's networks: a recurrent model of the agent, and the policy and the value that read it.
+
+Pure functions of a dict of weights, each with a leading task axis, so that one code serves unadapted weights (shared by
+all tasks: expanded) and adapted ones (one set per task). Shapes: B tasks, E episodes, T pulls, A arms, I interventions,
+D observation, H hidden, P policy's hidden layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.models.gru import gru_cell, gru_scan
+
+Weights = dict[str, Tensor]
+
+CORE = ("core_input", "core_bias", "core_recurrent")
+WORLD_MODEL_HEAD = ("world_model_weight", "world_model_bias")
+POLICY = ("policy_hidden_weight", "policy_hidden_bias", "policy_output_weight", "policy_output_bias")
+VALUE = ("value_hidden_weight", "value_hidden_bias", "value_output_weight", "value_output_bias")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and wiring of the networks.
+
+    Attributes:
+        observation_size: D.
+        num_arms: A.
+        num_interventions: I.
+        hidden_size: H.
+        policy_hidden: P.
+        world_model: Whether there is a world model: a head that predicts the agent's next arm from the core's state, and
+            whose prediction the policy reads.
+        policy_gradient: Whether gradients of policy and value flow into the core.
+        value_scale: Size of a typical return; the value head predicts in units of it.
+    """
+
+    observation_size: int
+    num_arms: int
+    num_interventions: int
+    hidden_size: int
+    policy_hidden: int
+    world_model: bool
+    policy_gradient: bool
+    value_scale: float
+
+    @property
+    def feature_size(self) -> int:
+        """Inputs of policy and value: the core's state and the predicted arm."""
+        return self.hidden_size + (self.num_arms if self.world_model else 0)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight, without the task axis."""
+        hidden, wide, features = self.hidden_size, self.policy_hidden, self.feature_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "core_input": (self.observation_size, 3 * hidden),
+            "core_bias": (3 * hidden,),
+            "core_recurrent": (hidden, 3 * hidden),
+        }
+        if self.world_model:
+            shapes |= {"world_model_weight": (hidden, self.num_arms), "world_model_bias": (self.num_arms,)}
+        for head, outputs in (("policy", self.num_interventions), ("value", 1)):
+            shapes |= {
+                f"{head}_hidden_weight": (features, wide),
+                f"{head}_hidden_bias": (wide,),
+                f"{head}_output_weight": (wide, outputs),
+                f"{head}_output_bias": (outputs,),
+            }
+        return shapes
+
+    def initial_weights(self, generator: torch.Generator) -> Weights:
+        """Fresh weights, float32, without the task axis: uniform by fan-in, the policy's last layer near zero."""
+        weights = {}
+        for name, shape in self.shapes().items():
+            if name.endswith("bias"):
+                weights[name] = torch.zeros(shape)
+                continue
+            bound = math.sqrt((1.0 if name.startswith("core") else 3.0) / shape[0])
+            if name == "core_input":  # one-hot: three entries are active, whatever the width
+                bound = math.sqrt(1.0 / self.hidden_size)
+            if name == "policy_output_weight":
+                bound *= 0.1
+            weights[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
+        return weights
+
+    def adaptable(self, which: Literal["all", "heads", "policy", "world_model"]) -> tuple[str, ...]:
+        """Names of the weights that the inner loop changes. The value is a training aid and never adapts."""
+        names = {
+            "all": (*CORE, *WORLD_MODEL_HEAD, *POLICY),
+            "heads": (*WORLD_MODEL_HEAD, *POLICY),
+            "policy": POLICY,
+            "world_model": (*CORE, *WORLD_MODEL_HEAD),
+        }[which]
+        return tuple(name for name in names if self.world_model or name not in WORLD_MODEL_HEAD)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the networks say at each step.
+
+    Attributes:
+        arm_logits: float [B, T, E, A], the predicted next arm, or None without a world model.
+        policy_logits: float [B, T, E, I].
+        values: float [B, T, E], predicted return to come, in units of the principal's reward.
+        state: float [B, E, H], the core's state after the last step.
+    """
+
+    arm_logits: Tensor | None
+    policy_logits: Tensor
+    values: Tensor
+    state: Tensor
+
+
+def shared(weights: Weights, num_tasks: int) -> Weights:
+    """Weights without task axis, given one by expansion (no copy)."""
+    return {name: value.expand(num_tasks, *value.shape) for name, value in weights.items()}
+
+
+def project(weights: Weights, observations: Tensor) -> Tensor:
+    """The core's input projection, [B, …, D] -> [B, …, 3H]."""
+    return linear(observations, weights["core_input"], weights["core_bias"])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [B, …, n] times weight [B, n, m] plus bias [B, m]."""
+    return torch.baddbmm(bias.unsqueeze(1), x.flatten(1, -2), weight).view(*x.shape[:-1], weight.shape[-1])
+
+
+def features(architecture: Architecture, weights: Weights, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The predicted arm's logits [B, …, A] (or None), and what policy and value read [B, …, F]."""
+    if not architecture.world_model:
+        return None, hidden
+    logits = linear(hidden, weights["world_model_weight"], weights["world_model_bias"])
+    return logits, torch.cat([hidden, logits.softmax(-1)], dim=-1)
+
+
+def head(name: Literal["policy", "value"], weights: Weights, x: Tensor) -> Tensor:
+    """A head of one hidden layer, [B, …, F] -> [B, …, outputs]."""
+    hidden = linear(x, weights[f"{name}_hidden_weight"], weights[f"{name}_hidden_bias"]).relu()
+    return linear(hidden, weights[f"{name}_output_weight"], weights[f"{name}_output_bias"])
+
+
+def replay(
+    architecture: Architecture, weights: Weights, observations: Tensor, initial: Tensor | None = None
+) -> Outputs:
+    """Runs the networks over whole episodes.
+
+    Args:
+        architecture: Sizes and wiring.
+        weights: With task axis.
+        observations: float [B, T, E, D].
+        initial: Core state before the first step, float [B, E, H]; zeros if not given.
+    """
+    batch, _, episodes, _ = observations.shape
+    if initial is None:
+        initial = observations.new_zeros(batch, episodes, architecture.hidden_size)
+    hidden = gru_scan(project(weights, observations), initial, weights["core_recurrent"])
+    arm_logits, read = features(architecture, weights, hidden)
+    if not architecture.policy_gradient:
+        read = read.detach()
+    return Outputs(
+        arm_logits=arm_logits,
+        policy_logits=head("policy", weights, read),
+        values=head("value", weights, read).squeeze(-1) * architecture.value_scale,
+        state=hidden[:, -1],
+    )
+
+
+def step(
+    architecture: Architecture, weights: Weights, projected: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One step, for sampling.
+
+    Args:
+        architecture: Sizes and wiring.
+        weights: With task axis.
+        projected: `project(…)` of the observation, float [B, E, 3H].
+        state: float [B, E, H].
+
+    Returns:
+        Policy logits [B, E, I], the next state [B, E, H], and the predicted arm's logits [B, E, A] (or None).
+    """
+    state = gru_cell(projected, state, weights["core_recurrent"])
+    arm_logits, read = features(architecture, weights, state)
+    return head("policy", weights, read), state, arm_logits
+
+
+def choose(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Actions sampled by inversion: logits [..., I], uniform [...] on [0, 1) -> int64 [...]."""
+    if logits.shape[-1] == 2:
+        return (uniform < (logits[..., 1] - logits[..., 0]).sigmoid_()).long()
+    cumulative = logits.softmax(-1).cumsum(-1)[..., :-1]
+    return (uniform.unsqueeze(-1) >= cumulative).sum(-1)

@@ -1,0 +1,77 @@
+"""The principal as an RLlib module: the home of its weights, and its policy on the stock sampling path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.learners.maml import RATE, Method, split_parameters
+from mermaide_ray.models.principal import Weights, choose, project, shared, step
+from mermaide_ray.noise import generator
+
+
+class PrincipalModule(TorchRLModule):
+    """World model, policy, value and inner learning rates.
+
+    `model_config["experiment"]` holds the settings (`Experiment.to_dict()`). On the stock path the observation is
+    `View.observation` with the principal's own uniform draw for the step appended as last entry, and the module returns
+    actions, not a distribution to sample from: the dice are dealt by the environment.
+    """
+
+    framework = "torch"
+
+    def setup(self) -> None:
+        """Builds the weights; called by RLlib."""
+        experiment = Experiment.model_validate(self.model_config["experiment"])
+        self.method = Method.of(experiment)
+        seed = int(generator(experiment.seed, "train", "initial weights", 0, 0).integers(2**63))
+        initial = self.method.architecture.initial_weights(torch.Generator().manual_seed(seed))
+        rate = max(self.method.meta.inner_lr, 1e-12)
+        for name in self.method.adaptable():
+            initial[RATE + name] = torch.tensor(rate).log()
+        self.parameters_by_name = nn.ParameterDict(
+            {
+                name: nn.Parameter(value, requires_grad=self.method.meta.learn_inner_lr or not name.startswith(RATE))
+                for name, value in initial.items()
+            }
+        )
+
+    def weights(self) -> Weights:
+        """The unadapted weights by name, without task axis; part of the autograd graph."""
+        return split_parameters(self.method, self.parameters_by_name)[0]
+
+    def inner_rates(self) -> dict[str, Tensor]:
+        """The inner learning rate by weight name, 0-dim."""
+        return split_parameters(self.method, self.parameters_by_name)[1]
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """All parameters by name, to share (`storage.save_principal`)."""
+        return {name: value.detach().numpy().copy() for name, value in self.parameters_by_name.items()}
+
+    def get_initial_state(self) -> dict[str, Any]:
+        """The core's state before an episode."""
+        return {"core": np.zeros(self.method.architecture.hidden_size, dtype=np.float32)}
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        observation = batch[Columns.OBS][:, 0]
+        uniform, observation = observation[:, -1], observation[:, :-1]
+        with torch.no_grad():
+            weights = shared(self.weights(), 1)
+            projected = project(weights, observation.unsqueeze(0))
+            state = batch[Columns.STATE_IN]["core"].unsqueeze(0)
+            logits, state, _ = step(self.method.architecture, weights, projected, state)
+        return {
+            Columns.ACTIONS: choose(logits[0], uniform).unsqueeze(1),
+            Columns.ACTION_DIST_INPUTS: logits[0].unsqueeze(1),
+            Columns.STATE_OUT: {"core": state[0]},
+        }
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        raise TypeError("the principal is trained by MermaideLearner.update, never through forward_train")

@@ -1,0 +1,65 @@
+"""What a person sees of a run while it goes on: one live line in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+# Seconds between lines where the output is no terminal.
+_LOG_EVERY = 15.0
+
+
+class Progress:
+    """The progress of one training run.
+
+    Args:
+        console: Where to.
+        name: The method.
+        total: Env steps of the whole run.
+        done: Env steps done before (a resumed run).
+    """
+
+    def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
+        self._console, self._name, self._total, self._first = console, name, total, done
+        self._started = self._last = time.monotonic()
+        self._scores: dict[str, float] = {}
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        if self._live:
+            self._live.start()
+
+    def update(self, iteration: int, env_steps: int, told: Mapping[str, float]) -> None:
+        """Tells of one iteration."""
+        scored = {key.split("/")[1]: value for key, value in told.items() if key.startswith("validation/")}
+        self._scores |= scored
+        now = time.monotonic()
+        line = self._line(iteration, env_steps, told, now)
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif scored or now - self._last > _LOG_EVERY:
+            self._last = now
+            self._console.print(line, soft_wrap=True, highlight=False)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._live:
+            self._live.stop()
+
+    def _line(self, iteration: int, env_steps: int, told: Mapping[str, float], now: float) -> str:
+        rate = (env_steps - self._first) / max(now - self._started, 1e-9)
+        left = (self._total - env_steps) / max(rate, 1e-9)
+        scores = "  ".join(f"K={key.removeprefix('score_k')} {value:.3f}" for key, value in self._scores.items())
+        return (
+            f"{self._name}  iteration {iteration}  {env_steps / 1e6:.2f}M of {self._total / 1e6:.1f}M env steps  "
+            f"{rate / 1e3:.1f}k/s  return {told.get('principal/return', float('nan')):.1f}  "
+            f"{f'validation score {scores}  ' if scores else ''}{_clock(left)} left"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,272 @@
+"""Pictures of a run: learning curves, K-shot curve, intervention heatmap, world-model calibration. Reads files only.
+
+Each figure is one function from data frames to a matplotlib `Figure`; `write_figures` finds the files of a run
+directory and draws what they allow. Nothing here touches matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.metrics import METRICS, validation_key
+from mermaide_ray.report.drawing import (
+    MARKERS,
+    MOST_POINTS,
+    PALETTE,
+    draw_curve,
+    draw_error_bars,
+    draw_legend,
+    finish,
+    panels,
+    save_png,
+    share_limits,
+    styles_of,
+    thinned,
+)
+from mermaide_ray.report.files import commit_of, method_name, read_progress, read_rows
+from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, score_matrix
+from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, label
+
+RETURN = "principal/return"
+VALIDATION = validation_key(0).removesuffix("0")
+BEFORE, AFTER = "before adaptation", "after adaptation"
+# What tells the rows of one score apart.
+KEYS = ("method", "seed", "split", "task", "family", "k")
+
+
+def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str = "", seed: int = 0) -> Figure:
+    """Training return, and validation score at each K, over environment steps; a band where there are several seeds.
+
+    Args:
+        curves: Method -> one frame per training seed, a row per iteration, metric keys as columns (`read_progress`).
+        note: Small print below the figure.
+        seed: Seed of the bootstrap over training seeds.
+    """
+    columns = {column for frames in curves.values() for frame in frames for column in frame.columns}
+    ks = sorted(int(column.removeprefix(VALIDATION)) for column in columns if column.startswith(VALIDATION))
+    keys = [*([RETURN] if RETURN in columns else []), *map(validation_key, ks)]
+    if not keys:
+        raise InputError(f"learning curves need `{RETURN}` or `{VALIDATION}…` in progress.jsonl, got {sorted(columns)}")
+    figure, axes = panels(1, len(keys), note, sharey=False)
+    styles = styles_of(list(curves))
+    for axis, key in zip(axes[0], keys, strict=True):
+        for method, frames in curves.items():
+            if all(key in frame and frame[key].notna().any() for frame in frames):
+                draw_curve(axis, label(method), [thinned(frame, key) for frame in frames], styles[method], seed)
+        axis.set_title("training" if key == RETURN else f"validation, K = {key.removeprefix(VALIDATION)}")
+        axis.set_ylabel(f"return ({METRICS[RETURN].unit})" if key == RETURN else "normalised score")
+        axis.set_xlabel("environment steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    share_limits(axes[0][len(keys) - len(ks) :])
+    finish(figure)
+    draw_legend(figure, axes, list(styles))
+    return figure
+
+
+def kshot_curve(rows: pd.DataFrame, *, note: str = "", seed: int = 0) -> Figure:
+    """Normalised score after adapting on K support episodes, per method, with 95% intervals; one panel per split.
+
+    A method that scores the same whatever K is drawn as a dashed line across. Such lines far below the others would
+    press them together: they are listed at the foot of the panel.
+    """
+    rows = rows[has_score(rows)]
+    methods, splits = list(rows["method"].unique()), list(rows["split"].unique())
+    figure, axes = panels(1, len(splits), note, sharey=True)
+    styles = styles_of(methods)
+    ks = sorted(int(k) for k in rows["k"].unique())
+    for axis, split in zip(axes[0], splits, strict=True):
+        of_split = rows[rows["split"] == split]
+        found = {method: _by_k(of_split[of_split["method"] == method], seed) for method in methods}
+        same = [method for method in methods if len(set(found[method].values())) == 1 and len(ks) > 1]
+        flat = {method: next(iter(found[method].values())) for method in same}
+        moving = [method for method in methods if found[method] and method not in flat]
+        for index, method in enumerate(moving):
+            # Side by side, so that no error bar hides another.
+            shift = 0.015 * (index - (len(moving) - 1) / 2) * max(1, ks[-1] - ks[0])
+            shifted = {k + shift: interval for k, interval in found[method].items()}
+            draw_error_bars(axis, label(method), shifted, styles[method])
+        low = axis.get_ylim()[0] if moving else -np.inf
+        far = {method: interval for method, interval in flat.items() if interval.value < low - 0.3}
+        for method in [method for method in flat if method not in far]:
+            colour, dashes = styles[method]["color"], styles[method]["flat"]
+            axis.axhline(flat[method].value, color=colour, linestyle=dashes, linewidth=1.4, label=label(method))
+            axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
+        listed = [f"below: {label(method)} {interval.value:.2f}" for method, interval in far.items()]
+        axis.set_xlabel("\n".join(["K (support episodes)", *listed]))
+        axis.set_title(SPLIT_TITLES.get(split, split).replace(" (", "\n("))
+        axis.set_xticks(ks)
+    axes[0][0].set_ylabel("normalised score (0 never, 1 oracle)")
+    finish(figure)
+    draw_legend(figure, axes, methods)
+    return figure
+
+
+def intervention_heatmap(profiles: pd.DataFrame, *, note: str = "") -> Figure:
+    """When a principal intervenes, for which agents: steps x agents by exploration; splits by row, families by column.
+
+    Args:
+        profiles: Rows of profiles.parquet of one method and one K; training seeds are averaged.
+        note: Small print below the figure.
+    """
+    splits, families = list(profiles["split"].unique()), sorted(profiles["family"].unique())
+    figure, axes = panels(len(splits), len(families), note, sharey=False)
+    image = None
+    for row, split in enumerate(splits):
+        for column, family in enumerate(families):
+            axis = axes[row][column]
+            chosen = profiles[(profiles["split"] == split) & (profiles["family"] == family)]
+            # A family without hyperparameters has no exploration to sort by; its agents stay in order.
+            chosen = chosen.fillna({"exploration": 0.0})
+            axis.set_title(f"{split}: {family}")
+            axis.grid(False)
+            if chosen.empty:
+                axis.set_axis_off()
+                continue
+            # [agents, T], the least exploring agent first (at the bottom).
+            rates = chosen.pivot_table(index=["exploration", "task"], columns="step", values="intervention_rate")
+            image = axis.imshow(
+                rates.to_numpy(), vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower", interpolation="nearest"
+            )
+            ticks = np.unique(np.linspace(0, len(rates) - 1, 5).round().astype(int))
+            exploration = rates.index.get_level_values("exploration")
+            axis.set_yticks(ticks, [f"{exploration[tick]:.2g}" for tick in ticks])
+            axis.set_ylabel("agents, by exploration" if column == 0 else "")
+            axis.set_xlabel("step" if row == len(splits) - 1 else "")
+    if image is not None:
+        unit = "share of query episodes with an intervention"
+        figure.colorbar(image, ax=axes.ravel().tolist(), label=unit, shrink=0.9)
+    finish(figure)
+    return figure
+
+
+def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
+    """World-model reliability before (K = 0) and after (largest K) adaptation, with the ECE; one panel per split.
+
+    The curve pools training seeds and families; the ECE is computed per seed, then averaged, so that errors of
+    different seeds don't cancel. The lower row shows how many predictions fall into each bin.
+
+    Args:
+        calibration: Rows of calibration.parquet of one method.
+        note: Small print below the figure.
+    """
+    splits, most = list(calibration["split"].unique()), int(calibration["k"].max())
+    figure, axes = panels(2, len(splits), note, sharey="row", heights=(3, 1))
+    for column, split in enumerate(splits):
+        curve, histogram = axes[0][column], axes[1][column]
+        curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect")
+        for index, (k, when) in enumerate({0: BEFORE, most: AFTER if most else BEFORE}.items()):
+            chosen = calibration[(calibration["split"] == split) & (calibration["k"] == k)]
+            if not chosen["count"].sum():
+                continue
+            bins = _pooled(chosen)
+            ece = np.mean([calibration_error(_pooled(of_seed)) for _, of_seed in chosen.groupby("seed")])
+            colour, marker = PALETTE[1 - index], MARKERS[index]
+            name = f"{when} (K = {k}), ECE {ece:.3f}"
+            curve.plot(bins["confidence"], bins["frequency"], color=colour, marker=marker, markersize=4, label=name)
+            share = bins["count"] / bins["count"].sum()
+            histogram.plot(bins["confidence"], share, color=colour, marker=marker, markersize=3, linewidth=1)
+        # Above the panel: inside, some curve or other would run through it.
+        title = SPLIT_TITLES.get(split, split)
+        curve.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
+        curve.set_xlim(0, 1)
+        curve.set_ylim(0, 1)
+        histogram.set_xlim(0, 1)
+        histogram.set_yscale("log")
+        histogram.set_xlabel("predicted probability of the likeliest arm")
+    axes[0][0].set_ylabel("share of pulls that were this arm")
+    axes[1][0].set_ylabel("share of\npredictions")
+    finish(figure)
+    return figure
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """Expected calibration error: mean over predictions of |confidence - frequency| of their bin.
+
+    Source: Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3.
+    """
+    gaps = (bins["confidence"] - bins["frequency"]).abs()
+    return float((gaps * bins["count"]).sum() / bins["count"].sum())
+
+
+def write_figures(run_dir: Path) -> list[Path]:
+    """Draws what the files in a run directory allow into its `figures/`; returns the pictures written.
+
+    Learning curves need progress.jsonl (here, and in baselines/*), the K-shot curve rows.parquet, the heatmap
+    profiles.parquet, the calibration calibration.parquet. Heatmap and calibration show the run's own principal.
+
+    Raises:
+        InputError: No run directory, or a file in it can't be read.
+        RunFault: The pictures can't be written.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"the run directory must exist, got {run_dir}")
+    own, commit = method_name(run_dir), commit_of(run_dir)
+    source = f" Commit {commit[:10]}." if commit else ""
+    figures: dict[str, Figure] = {}
+
+    folders = {own: run_dir, **{folder.name: folder for folder in sorted(run_dir.glob("baselines/*/"))}}
+    files = {method: folder / "progress.jsonl" for method, folder in folders.items()}
+    curves = {method: [read_progress(file)] for method, file in files.items() if file.is_file()}
+    if curves:
+        note = f"One training seed per method; where there are over {MOST_POINTS} iterations, means over neighbours."
+        figures["learning_curves"] = learning_curves(curves, note=note + source)
+
+    rows = read_rows(run_dir / "rows.parquet", [*KEYS, SCORE])
+    if rows is not None and has_score(rows).any():
+        # The same order in both figures gives a method the same colour.
+        order = list(dict.fromkeys([own, *curves, *rows["method"].unique()]))
+        rows = rows.sort_values("method", key=lambda method: method.map(order.index), kind="stable")
+        note = f"{_counted(rows)}; interquartile mean, 95% bootstrap interval over training seeds and tasks."
+        figures["kshot_curve"] = kshot_curve(rows, note=note + source)
+
+    profiles = read_rows(run_dir / "profiles.parquet", [*KEYS, "exploration", "step", "intervention_rate"])
+    if profiles is not None and own in set(profiles["method"]):
+        profiles = profiles[profiles["method"] == own]
+        profiles = profiles[profiles["k"] == profiles["k"].max()]
+        note = (
+            f"{own}, K = {profiles['k'].max()}, {_counted(profiles)}. Exploration: first hyperparameter of the family."
+        )
+        figures["intervention_heatmap"] = intervention_heatmap(profiles, note=note + source)
+
+    columns = ["method", "seed", "split", "k", "bin", "count", "confidence", "frequency"]
+    calibration = read_rows(run_dir / "calibration.parquet", columns)
+    if calibration is not None and own in set(calibration["method"]):
+        calibration = calibration[calibration["method"] == own]
+        note = f"{own}, training seeds: {calibration['seed'].nunique()}, all families together."
+        figures["calibration"] = calibration_curve(calibration, note=note + source)
+
+    return [save_png(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
+
+
+def _by_k(rows: pd.DataFrame, seed: int) -> dict[int, Interval]:
+    """Normalised score of one method on one split at each K."""
+    return {
+        int(k): bootstrap_interval(score_matrix(rows[rows["k"] == k], SCORE).to_numpy(), seed=seed, trim=QUARTILE)
+        for k in sorted(rows["k"].unique())
+    }
+
+
+def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
+    """Bins of several families or seeds as one: counts add up, confidence and frequency are weighted by them."""
+    filled = bins[bins["count"] > 0]
+    weighted = filled[["confidence", "frequency"]].mul(filled["count"], axis=0).assign(count=filled["count"])
+    sums = weighted.groupby(filled["bin"]).sum()
+    return sums.assign(confidence=sums["confidence"] / sums["count"], frequency=sums["frequency"] / sums["count"])
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """'training seeds: 1-5; tasks per split: 100', from the fewest to the most."""
+    seeds = rows.groupby("method")["seed"].nunique()
+    tasks = rows.drop_duplicates(["split", "family", "task"]).groupby("split").size()
+    return f"training seeds: {_span(seeds)}; tasks per split: {_span(tasks)}"
+
+
+def _span(counts: pd.Series[int]) -> str:
+    return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"

@@ -1,0 +1,249 @@
+"""What may be claimed from scores: aggregates with intervals, probability of improvement, paired differences.
+
+Scores are float [S, T]: S training seeds x T tasks, the same tasks in the same order for every seed and every method. A
+deterministic rule has one seed, S = 1. Definitions follow [1], written from the paper; the resampling differs, see
+`bootstrap_interval`.
+
+[1] Agarwal, Schwarzer, Castro, Courville, Bellemare: Deep Reinforcement Learning at the Edge of the Statistical
+Precipice, NeurIPS 2021, arXiv 2108.13264.
+[2] Owen: The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007), arXiv 0712.1111.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from mermaide_ray.errors import InputError
+
+Array = NDArray[np.float64]
+Estimate = Callable[[Array, Array], Array]
+
+RESAMPLES = 2000
+LEVEL = 0.95
+# Share cut off at each end by the interquartile mean [1]; 0 gives the plain mean.
+QUARTILE = 0.25
+# Elements of a chunk's largest temporary array: 16 MB, whatever the number of seeds, tasks and resamples.
+CHUNK_ELEMENTS = 2**21
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval, in the unit of the scores."""
+
+    value: float
+    low: float
+    high: float
+
+
+def score_matrix(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Scores [S, T] of one method at one K, seeds as index, (split, family, task) as columns.
+
+    Args:
+        rows: Rows of rows.parquet of one method and one K.
+        column: The metric.
+
+    Raises:
+        InputError: A seed lacks a task, a task was scored twice, or a score is not a finite number.
+    """
+    try:
+        matrix = rows.pivot(index="seed", columns=["split", "family", "task"], values=column).astype(np.float64)
+        _checked(matrix.to_numpy(), f"`{column}`")
+    except ValueError as error:
+        raise InputError(f"rows of one method and one K must be one per training seed x task, but {error}") from None
+    return matrix
+
+
+def paired(one: pd.DataFrame, other: pd.DataFrame) -> tuple[Array, Array]:
+    """Two score matrices brought into the same order of seeds and tasks: float [S, T] each, or [1, T] for one seed.
+
+    Raises:
+        InputError: The tasks differ, or both have several seeds and these differ: dropping some would change results.
+    """
+    if set(one.columns) != set(other.columns):
+        raise InputError(
+            f"paired methods must be scored on the same tasks, got {one.shape[1]} and {other.shape[1]} tasks, "
+            f"{len(set(one.columns) & set(other.columns))} of them shared"
+        )
+    if min(len(one), len(other)) > 1 and set(one.index) != set(other.index):
+        raise InputError(
+            f"paired methods must have the same training seeds (or one), got {list(one.index)} and {list(other.index)}"
+        )
+    several = len(one) > 1 and len(other) > 1
+    return one.to_numpy(), other.reindex(index=one.index if several else other.index, columns=one.columns).to_numpy()
+
+
+def trimmed_mean(scores: ArrayLike, trim: float) -> float:
+    """Mean of all scores [S, T] but the lowest and the highest floor(trim * S * T)."""
+    ordered = np.sort(_checked(scores), axis=None)
+    cut = int(trim * ordered.size)
+    return float(ordered[cut : ordered.size - cut].mean())
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of all S * T scores [S, T]. Source: [1], section 4.3."""
+    return trimmed_mean(scores, QUARTILE)
+
+
+def bootstrap_interval(
+    scores: ArrayLike, *, seed: int, trim: float = QUARTILE, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """Aggregate of scores [S, T] with a percentile bootstrap interval, stratified over training seeds and tasks.
+
+    A resample draws S training seeds and T tasks with replacement, independently, and takes every score at their
+    crossings [2]. The tasks are the same for all seeds, so a hard task is hard for all of them: drawing other tasks for
+    each seed (or drawing the S * T scores one by one) would count one task S times, and its intervals are far too
+    narrow. Differs from [1], which holds the tasks fixed; here they are a sample of the agents that there are. With
+    S = 1 only tasks are drawn, and the interval says nothing about other training seeds.
+
+    Measured on Gaussian scores with seed, task and residual effects of one size, T = 50: a 95% interval covers 73%,
+    80%, 87%, 93%, 95% for S = 2, 3, 5, 10, 20. Resampling score by score covers a third, whatever S is.
+
+    Args:
+        scores: float [S, T].
+        seed: Seed of the resampling.
+        trim: Share cut off at each end: 0.25 is the interquartile mean, 0 the mean.
+        resamples: Number of resamples.
+        level: Coverage aimed at.
+    """
+    matrix = _checked(scores)
+    value = trimmed_mean(matrix, trim)
+    estimate = _trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix)
+    draws = _resample(np.random.default_rng(seed), resamples, matrix.shape, matrix.size)
+    return _interval(value, [estimate(seeds, tasks) for seeds, tasks in draws], level)
+
+
+def probability_of_improvement(
+    one: ArrayLike, other: ArrayLike, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """P(X > Y) + P(X = Y) / 2 for a random task and a random run of each method, with a bootstrap interval.
+
+    Source: [1], section 4.3 (mean over tasks of the Mann-Whitney statistic over pairs of runs). The resample draws the
+    seeds of either method, and the tasks, which both share.
+
+    Args:
+        one: float [S, T], scores X.
+        other: float [S', T], scores Y on the same tasks.
+        seed: Seed of the resampling.
+        resamples: Number of resamples.
+        level: Coverage aimed at.
+    """
+    x, y = _checked(one), _checked(other)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"both methods must be scored on the same tasks, got {x.shape[1]} and {y.shape[1]} tasks")
+    tasks = x.shape[1]
+    # Where each x stands among the sorted y of its task: [S, T] counts of y below, and of y below or equal.
+    columns = [(np.sort(y[:, task]), x[:, task]) for task in range(tasks)]
+    below = np.stack([np.searchsorted(ys, xs, side="left") for ys, xs in columns], axis=1)
+    up_to = np.stack([np.searchsorted(ys, xs, side="right") for ys, xs in columns], axis=1)
+    order = np.argsort(y, axis=0, kind="stable")
+
+    def estimate(x_seeds: Array, y_seeds: Array, drawn: Array) -> Array:
+        # [R, S' + 1, T]: how often the lowest 0 … S' scores of y were drawn.
+        drawn_below = np.zeros((len(drawn), len(y) + 1, tasks))
+        np.cumsum(y_seeds[:, order], axis=1, out=drawn_below[:, 1:])
+        wins = np.take_along_axis(drawn_below, below[None], axis=1)
+        wins += np.take_along_axis(drawn_below, up_to[None], axis=1)
+        per_task: Array = np.einsum("rst,rs->rt", wins, x_seeds)
+        return np.asarray((per_task * drawn).sum(axis=1) / (2 * len(x) * len(y) * tasks))
+
+    ones = [np.ones((1, size)) for size in (len(x), len(y), tasks)]
+    largest = (max(len(x), len(y)) + 1) * tasks
+    draws = _resample(np.random.default_rng(seed), resamples, (len(x), len(y), tasks), largest)
+    return _interval(float(estimate(*ones)[0]), [estimate(*drawn) for drawn in draws], level)
+
+
+def paired_difference(
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    seed: int,
+    trim: float = QUARTILE,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Aggregate of X - Y, score by score, with a bootstrap interval as in `bootstrap_interval`.
+
+    Pairs have the same task and training seed. Where a method has a single seed, each score of the other is paired with
+    its score on the same task. The interquartile mean of differences is not the difference of interquartile means.
+
+    Args:
+        one: float [S, T] or [1, T], scores X; `paired` brings both into one order.
+        other: float [S, T] or [1, T], scores Y.
+        seed: Seed of the resampling.
+        trim: Share of the differences cut off at each end.
+        resamples: Number of resamples.
+        level: Coverage aimed at.
+    """
+    x, y = _checked(one), _checked(other)
+    if x.shape[1] != y.shape[1] or (len(x) != len(y) and min(len(x), len(y)) > 1):
+        raise ValueError(f"paired scores must be [S, T] or [1, T] with the same S and T, got {x.shape} and {y.shape}")
+    return bootstrap_interval(x - y, seed=seed, trim=trim, resamples=resamples, level=level)
+
+
+def _mean_estimate(matrix: Array) -> Estimate:
+    """Mean of resamples, from how often each seed, float [R, S], and task, float [R, T], was drawn."""
+
+    def estimate(seeds: Array, tasks: Array) -> Array:
+        total: Array = np.einsum("rt,rt->r", seeds @ matrix, tasks)
+        return total / matrix.size
+
+    return estimate
+
+
+def _trimmed_estimate(matrix: Array, trim: float) -> Estimate:
+    """Trimmed mean of resamples, from how often each seed and task was drawn: nothing is copied or sorted again."""
+    order = np.argsort(matrix, axis=None, kind="stable")
+    ordered = matrix.ravel()[order]
+    seed_of, task_of = np.divmod(order, matrix.shape[1])
+    cut = int(trim * matrix.size)
+    first, last = cut, matrix.size - cut
+
+    def estimate(seeds: Array, tasks: Array) -> Array:
+        # [R, S * T]: rank that the drawn copies of each score reach, clipped to the ranks that are kept.
+        ranks = np.take(seeds, seed_of, axis=1)
+        ranks *= np.take(tasks, task_of, axis=1)
+        np.cumsum(ranks, axis=1, out=ranks)
+        np.clip(ranks, first, last, out=ranks)
+        # Sum of score * (copies kept), by parts: the copies kept are the steps of `ranks`.
+        kept: Array = last * ordered[-1] - first * ordered[0] - ranks[:, :-1] @ np.diff(ordered)
+        return kept / (last - first)
+
+    return estimate
+
+
+def _resample(
+    rng: np.random.Generator, resamples: int, sizes: tuple[int, ...], elements: int
+) -> Iterator[tuple[Array, ...]]:
+    """Chunks of resamples: for each size n, float [R, n], how often each of n was drawn in n draws."""
+    if resamples < 1:
+        raise ValueError(f"`resamples` must be >= 1, got {resamples}")
+    chunk = max(1, CHUNK_ELEMENTS // elements)
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        yield tuple(_times_drawn(rng, count, n) for n in sizes)
+
+
+def _times_drawn(rng: np.random.Generator, count: int, n: int) -> Array:
+    """Float [count, n]: how often each of n came up in n draws. Several times faster than `rng.multinomial`."""
+    drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+
+
+def _interval(value: float, estimates: list[Array], level: float) -> Interval:
+    low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _checked(scores: ArrayLike, what: str = "scores") -> Array:
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"{what} must be a matrix, training seeds x tasks, got shape {matrix.shape}")
+    lacking = int((~np.isfinite(matrix)).sum())
+    if lacking:
+        raise ValueError(f"{what} must be finite for every training seed x task, got {lacking} not")
+    return matrix

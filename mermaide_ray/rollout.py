@@ -1,0 +1,165 @@
+"""The lockstep EnvRunner: meets its share of a meta-batch, adapts to each agent, and returns compact trajectories."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.kshot import Table
+from mermaide_ray.models.rl_module import PrincipalModule
+
+if TYPE_CHECKING:
+    from mermaide_ray.algorithm import MermaideConfig
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One runner's share of a meta-batch: what crosses the network.
+
+    Attributes:
+        tasks: Task ids, [B].
+        weights_version: The weights that it was sampled with.
+        columns: `support_arms`, `support_interventions` [B, K, T] (none for K = 0), `query_arms`, `query_interventions`
+            [B, E, T], small integers, and `target` [B].
+        seconds: CPU seconds that sampling and adapting took.
+        failure: The traceback, if sampling raised an error; columns are then empty.
+    """
+
+    tasks: tuple[int, ...]
+    weights_version: int
+    columns: dict[str, NDArray[Any]]
+    seconds: float = 0.0
+    failure: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the columns."""
+        return sum(column.nbytes for column in self.columns.values())
+
+
+class LockstepEnvRunner(EnvRunner, Checkpointable):
+    """Samples tasks by id. It holds no state but the weights: dice and tasks are keyed, so any runner may do any task."""
+
+    def __init__(self, *, config: MermaideConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        # Several processes share the machine, and the kernels are small: more threads are slower here.
+        torch.set_num_threads(1)
+        self.worker_index: int = kwargs.get("worker_index", 0)
+        self.experiment = config.experiment
+        self.distribution = AgentDistribution(self.experiment)
+        self.weights_version = 0
+        self.module: PrincipalModule | None = None
+        self.make_env()
+        self.make_module()
+
+    def make_env(self) -> None:
+        """The game needs no environment object: it is stepped as tensors."""
+        self.env = None
+
+    def make_module(self) -> None:
+        """Builds the principal."""
+        spec = self.config.get_rl_module_spec()
+        self.module = spec.build()
+        self.table = Table(self.experiment.environment, self.module.method)
+
+    def sample(self, *, iteration: int = 0, tasks: Sequence[int] | None = None, **kwargs: Any) -> Sample:
+        """Meets tasks of one iteration.
+
+        Args:
+            iteration: Meta-iteration, part of the key of the dice.
+            tasks: Task ids; the whole meta-batch if not given.
+            kwargs: RLlib's num_timesteps etc.; a meta-batch has a fixed size.
+        """
+        assert self.module is not None
+        if tasks is None:
+            tasks = self.distribution.meta_batch(iteration, self.experiment.meta_learning.meta_batch_size)
+        started = time.process_time()
+        try:
+            columns = self._meet(iteration, tasks)
+        except Exception:
+            # Raised from an actor, RLlib would take it for a crash and restart the runner again and again.
+            return Sample(tuple(tasks), self.weights_version, {}, failure=traceback.format_exc())
+        return Sample(tuple(tasks), self.weights_version, columns, time.process_time() - started)
+
+    def _meet(self, iteration: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
+        assert self.module is not None
+        meta, seed = self.experiment.meta_learning, self.experiment.seed
+        tasks = self.distribution.tasks("train", ids)
+        # Agents of a family side by side are stepped without gathering; the batch goes back in the order of the ids.
+        order = torch.argsort(tasks.family, stable=True)
+        meeting = self.table.meet(
+            tasks.select(order),
+            {name: value.detach() for name, value in self.module.weights().items()},
+            {name: value.detach() for name, value in self.module.inner_rates().items()},
+            meta.adaptation_episodes,
+            meta.query_episodes,
+            (seed, "train", "meta", iteration),
+        )
+        back = torch.argsort(order)
+        columns = {"target": meeting.query.target[back].numpy()}
+        for which, played in (("support", meeting.support), ("query", meeting.query)):
+            if played is not None:
+                columns[f"{which}_arms"] = played.arms[back].numpy()
+                columns[f"{which}_interventions"] = played.interventions[back].numpy()
+        return columns
+
+    def get_spaces(self) -> dict[str, Any]:
+        """Spaces by module id, as RLlib asks for them."""
+        spaces = self.config.principal_spaces()
+        return {"principal": spaces, INPUT_ENV_SPACES: spaces}
+
+    def get_metrics(self) -> Any:
+        """RLlib's own metrics of this runner (ours travel with the sample)."""
+        return self.metrics.reduce()
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """The weights and their version."""
+        assert self.module is not None
+        state: dict[str, Any] = {WEIGHTS_SEQ_NO: self.weights_version}
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = {"principal": self.module.get_state()}
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes weights over, if they come with a version of their own."""
+        if COMPONENT_RL_MODULE not in state or self.module is None:
+            return
+        modules = state[COMPONENT_RL_MODULE]
+        if isinstance(modules, ray.ObjectRef):
+            modules = ray.get(modules)
+        if "principal" in modules:
+            self.module.set_state(modules["principal"])
+            self.weights_version = int(state.get(WEIGHTS_SEQ_NO, self.weights_version))
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """For RLlib's checkpoints."""
+        return (), {"config": self.config}
+
+    def assert_healthy(self) -> None:
+        """A runner without a module is not healthy."""
+        if self.module is None:
+            raise ValueError("the runner has no module")
+
+    def stop(self) -> None:
+        """Nothing to release."""
+
+
+def concatenated(samples: Sequence[Sample], tasks: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The columns of all samples, tasks in the given order."""
+    position = {task: row for row, task in enumerate(task for sample in samples for task in sample.tasks)}
+    order = [position[task] for task in tasks]
+    return {key: np.concatenate([sample.columns[key] for sample in samples])[order] for key in samples[0].columns}

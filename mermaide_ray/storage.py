@@ -1,0 +1,279 @@
+"""What a run leaves on disk: written whole or not at all, never over another run's.
+
+    DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/, meta.json},
+    principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet, figures/,
+    baselines/NAME/ (runs of the same shape)
+
+RLlib's checkpoints are pickles and serve to resume the run that wrote them. A principal to share is safetensors and JSON:
+loading one runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mermaide_ray import __version__
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, validate
+
+PRINCIPAL_FORMAT = 1
+CHECKPOINT_FORMAT = 1
+_KEPT_CHECKPOINTS = 2
+_PRINCIPAL = "principal"
+
+
+class RunDirectory:
+    """One run's folder.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path | None, experiment: Experiment) -> RunDirectory:
+        """A new folder with the config and where it came from; named after method, seed and time if not given.
+
+        Raises:
+            InputError: The folder exists and is not empty.
+        """
+        if path is None:
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            path = Path("runs") / f"{experiment.name}-seed{experiment.seed}-{stamp}"
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"--out must be a new or empty folder, got {path} (use --resume {path} to go on with it)")
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        with whole_file(run.config) as file:
+            file.write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False), encoding="utf-8")
+        with whole_file(path / "provenance.json") as file:
+            file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The folder of an earlier run.
+
+        Raises:
+            InputError: It is none.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise InputError(f"a run's folder must hold config.yaml, got {path}")
+        return run
+
+    @property
+    def config(self) -> Path:
+        """The whole effective config."""
+        return self.path / "config.yaml"
+
+    @property
+    def progress(self) -> Path:
+        """One JSON object per iteration."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """RLlib's checkpoints, by iteration."""
+        return self.path / "checkpoints"
+
+    @property
+    def principal(self) -> Path:
+        """The trained principal, to share."""
+        return self.path / _PRINCIPAL
+
+    @property
+    def baselines(self) -> Path:
+        """Runs of the learned baselines that were trained beside."""
+        return self.path / "baselines"
+
+    def experiment(self) -> Experiment:
+        """The settings that the run was started with."""
+        return validate(yaml.safe_load(self.config.read_text(encoding="utf-8")), where=str(self.config))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(self.checkpoints.glob("iteration_*"))
+        return found[-1] if found else None
+
+    def save_checkpoint(self, iteration: int, write: Callable[[Path], None]) -> Path:
+        """Writes a checkpoint beside the others, then drops the oldest.
+
+        Args:
+            iteration: Meta-iterations done.
+            write: Fills an empty folder.
+        """
+        target = self.checkpoints / f"iteration_{iteration:06d}"
+        with whole_folder(target) as folder:
+            write(folder)
+            meta = {"format": CHECKPOINT_FORMAT, "iteration": iteration, "versions": versions()}
+            (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        for old in sorted(self.checkpoints.glob("iteration_*"))[:-_KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+        return target
+
+    def check_checkpoint(self, checkpoint: Path) -> int:
+        """The iteration of a checkpoint that this version can read.
+
+        Raises:
+            InputError: It is incomplete, or of another format or Ray version.
+        """
+        meta = _read_json(checkpoint / "meta.json", "a checkpoint")
+        if meta.get("format") != CHECKPOINT_FORMAT:
+            raise InputError(f"a checkpoint must have format {CHECKPOINT_FORMAT}, got {meta.get('format')} ({checkpoint})")
+        mine, theirs = versions()["ray"], meta.get("versions", {}).get("ray")
+        if mine != theirs:
+            raise InputError(f"a checkpoint must be resumed with the Ray that wrote it ({theirs}), got {mine} ({checkpoint})")
+        return int(meta["iteration"])
+
+    def read_progress(self) -> list[dict[str, Any]]:
+        """All iterations told so far; an unfinished last line is ignored."""
+        if not self.progress.exists():
+            return []
+        lines = self.progress.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def rewind_progress(self, iteration: int) -> None:
+        """Forgets what was told after a checkpoint: it will be told again."""
+        kept = [told for told in self.read_progress() if told["iteration"] <= iteration]
+        with whole_file(self.progress) as file:
+            file.write_text("".join(json.dumps(told) + "\n" for told in kept), encoding="utf-8")
+
+    def tell(self, told: dict[str, Any]) -> None:
+        """Adds an iteration."""
+        with self.progress.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+
+
+def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) -> None:
+    """Writes a principal as safetensors and JSON.
+
+    Args:
+        folder: To be made; an older one there is replaced.
+        experiment: Settings that it was trained with.
+        state: Weights by name, as `PrincipalModule.get_state()` returns them.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with whole_folder(folder) as new:
+        save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, new / "principal.safetensors")
+        about = {"format": PRINCIPAL_FORMAT, "versions": versions(), "experiment": experiment.to_dict()}
+        (new / "principal.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Reads a principal; unpickles nothing.
+
+    Args:
+        folder: A principal's folder, a checkpoint's or a run's.
+
+    Raises:
+        InputError: Nothing there, truncated, or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not (folder / "principal.json").is_file() and (folder / _PRINCIPAL).is_dir():
+        folder = folder / _PRINCIPAL
+    about = _read_json(folder / "principal.json", "a principal")
+    if about.get("format") != PRINCIPAL_FORMAT:
+        raise InputError(f"a principal must have format {PRINCIPAL_FORMAT}, got {about.get('format')} ({folder})")
+    try:
+        state = load_file(folder / "principal.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
+    return validate(about["experiment"], where=str(folder / "principal.json")), state
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"mermaide_ray": __version__, "python": platform.python_version()}
+    for package in ("ray", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Where and from what a run was started."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain")),
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` only if nothing goes wrong."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `target` only if nothing goes wrong; one already there is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+            target.rename(aside / "old")
+            temporary.rename(target)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{what} must hold {path.name}, got {path.parent}") from None
+    except ValueError:
+        raise InputError(f"{what} must hold a complete {path.name}, got a broken one in {path.parent}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{what} must hold an object in {path.name}, got {type(content).__name__} in {path.parent}")
+    return content

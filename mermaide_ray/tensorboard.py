@@ -1,0 +1,79 @@
+"""TensorBoard: the few scalars of `metrics.SCALARS` over env steps, settings and final scores (HParams), figures, text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.metrics import SCALAR_GROUPS, SCALARS
+
+
+class Board:
+    """Writes one run's event file.
+
+    Args:
+        folder: Where to; a resumed run adds to it.
+        experiment: The settings.
+        purge_step: Env steps from which an earlier attempt's values are void.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, purge_step: int | None = None) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._experiment = experiment
+        # Indented: TensorBoard renders Markdown, and this is YAML.
+        self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))  # type: ignore[no-untyped-call]
+        layout = {
+            group: {
+                metric.key.split("/")[1]: ["Multiline", [metric.key]]
+                for metric in SCALARS
+                if metric.key.startswith(f"{group}/")
+            }
+            for group in SCALAR_GROUPS
+        }
+        self._writer.add_custom_scalars(layout)  # type: ignore[no-untyped-call]
+
+    def scalars(self, told: Mapping[str, Any], env_steps: int) -> None:
+        """Adds the flat metrics of one iteration; its number is not one of them."""
+        for key, value in told.items():
+            if "/" in key and key != "throughput/env_steps":
+                self._writer.add_scalar(key, value, env_steps)  # type: ignore[no-untyped-call]
+
+    def finish(self, scores: Mapping[str, float], figures: list[Path], env_steps: int) -> None:
+        """Adds final scores beside the settings, and the figures as images."""
+        from matplotlib import image
+
+        settings = dict(_flat(self._experiment.to_dict()))
+        # Written into this run's own event file: add_hparams would open a second one.
+        for summary in hparams(settings, dict(scores)):  # type: ignore[no-untyped-call]
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        for key, value in scores.items():
+            self._writer.add_scalar(key, value, env_steps)  # type: ignore[no-untyped-call]
+        for figure in figures:
+            pixels = np.asarray(image.imread(figure))[..., :3]
+            self._writer.add_image(f"figures/{figure.stem}", pixels, env_steps, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def flush(self) -> None:
+        """Makes what was added visible."""
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | bool | str]]:
+    """Dotted key and value of each setting, lists as text: what HParams takes."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, int | float | bool | str) else str(value)

@@ -1,0 +1,331 @@
+"""The jobs behind the command line: train, evaluate, export. `python -m mermaide_ray.training DIR` trains one run, no more."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from mermaide_ray.baselines import BASELINES
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.evaluation import Contender, Evaluation, Results
+from mermaide_ray.experiment import Experiment, Split, variant
+from mermaide_ray.kshot import Table
+from mermaide_ray.learners.maml import Method, split_parameters
+from mermaide_ray.metrics import validation_key
+from mermaide_ray.progress import Progress
+from mermaide_ray.report.figures import write_figures
+from mermaide_ray.report.table import render_terminal, summary
+from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
+
+if TYPE_CHECKING:
+    from mermaide_ray.algorithm import Mermaide
+
+# Seconds between checkpoints: what a crash can cost.
+_CHECKPOINT_EVERY = 60.0
+_LOG_WIDTH = 100
+_HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+def train(
+    experiment: Experiment, out: Path | None = None, baselines: Sequence[str] | None = None, resume: bool = False
+) -> None:
+    """Meta-trains a principal and the learned baselines beside it, scores all on held-out agents, reports.
+
+    Args:
+        experiment: The settings.
+        out: The run's folder: a new one, or with `resume` that of the run.
+        baselines: Presets, trained with the same agents, luck and budget, each in a process of its own.
+        resume: Go on with the run in `out`.
+
+    Raises:
+        InputError: The folder or a checkpoint can't be used.
+        RunFault: Training failed.
+    """
+    torch.set_num_threads(1)
+    console = _console()
+    if resume:
+        assert out is not None
+        run = RunDirectory.open(out)
+    else:
+        others = {name: _beside(experiment, name) for name in baselines or ()}
+        run = RunDirectory.create(out, experiment)
+        for name, other in others.items():
+            RunDirectory.create(run.baselines / name, other)
+    console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
+    beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
+    with _companions([RunDirectory.open(path) for path in beside]) as wait:
+        meta_train(run, console)
+        wait(console)
+    _score_and_report(run, [run, *(RunDirectory.open(path) for path in beside)], console)
+
+
+def evaluate(
+    checkpoint: Path,
+    ks: Sequence[int] | None = None,
+    split: Split = "test",
+    tasks: int | None = None,
+    episodes: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Scores a trained principal beside fixed rules and the oracle, and prints the table. Unpickles nothing.
+
+    Args:
+        checkpoint: A run, a checkpoint or an exported principal.
+        ks: Numbers of support episodes; as in its settings if not given.
+        split: Which agents.
+        tasks, episodes: How many; as in its settings if not given.
+        out: Folder for rows and figures, or None to print only.
+    """
+    torch.set_num_threads(1)
+    contender, experiment = contender_from(checkpoint)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out must be a new or empty folder, got {out}")
+    results = score(experiment, [contender], split, ks or experiment.evaluation.k, tasks, episodes)
+    if out is not None:
+        _write(results, out)
+        write_figures(out)
+    render_terminal(summary(results.rows), _console())
+
+
+def export(checkpoint: Path, out: Path) -> None:
+    """Writes a run's or a checkpoint's principal as safetensors and JSON, to share."""
+    if out.exists():
+        raise InputError(f"--out must be a new folder, got {out}")
+    experiment, parameters = load_principal(checkpoint)
+    save_principal(out, experiment, parameters)
+    Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
+
+
+def contender_from(folder: Path, name: str | None = None) -> tuple[Contender, Experiment]:
+    """A trained principal, ready to be scored, and the settings that it was trained with.
+
+    Raises:
+        InputError: Not a principal, or one whose arrays don't fit its settings.
+    """
+    experiment, arrays = load_principal(folder)
+    method = Method.of(experiment)
+    parameters = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    expected = method.architecture.shapes()
+    given = {key: tuple(value.shape) for key, value in parameters.items() if key in expected}
+    if given != expected:
+        wrong = sorted(key for key in expected if given.get(key) != expected[key])
+        raise InputError(
+            f"a principal's arrays must fit its settings: {wrong[0]} must have shape {expected[wrong[0]]}, "
+            f"got {given.get(wrong[0], 'none')} ({folder})"
+        )
+    weights, rates = split_parameters(method, parameters)
+    table = Table(experiment.environment, method)
+    return Contender(name or experiment.name, experiment.seed, table, weights, rates), experiment
+
+
+def score(
+    experiment: Experiment,
+    contenders: Sequence[Contender],
+    split: Split,
+    ks: Sequence[int],
+    tasks: int | None = None,
+    episodes: int | None = None,
+) -> Results:
+    """Rows of trained principals, all fixed rules and all oracles, on the same agents with the same luck."""
+    evaluation = Evaluation(experiment, split, tasks, episodes)
+    parts = [evaluation.contender(contender, ks) for contender in contenders]
+    return Results.together([*parts, *(evaluation.baseline(name) for name in BASELINES)])
+
+
+def meta_train(run: RunDirectory, console: Console) -> None:
+    """Trains the principal of one run from its latest checkpoint (or from nothing) to the end of its budget."""
+    from mermaide_ray.tensorboard import Board
+
+    experiment = run.experiment()
+    with _ray(experiment):
+        algorithm = _algorithm(run, experiment)
+        total, steps = experiment.num_iterations, experiment.env_steps_per_iteration
+        run.rewind_progress(algorithm.meta_iteration)
+        board = Board(run.path / "tensorboard", experiment, purge_step=algorithm.meta_iteration * steps + 1)
+        progress = Progress(console, experiment.name, total * steps, algorithm.meta_iteration * steps)
+        validation = Evaluation(experiment, "validation", experiment.evaluation.validation_tasks)
+        every = max(1, math.ceil(experiment.evaluation.every * total))
+        saved = time.monotonic()
+        try:
+            while algorithm.meta_iteration < total:
+                told = _iterate(algorithm)
+                iteration = algorithm.meta_iteration
+                if iteration % every == 0 or iteration == total:
+                    scores = validation.scores(_contender(algorithm), experiment.evaluation.k)
+                    told |= {validation_key(k): value for k, value in scores.items()}
+                run.tell({"iteration": iteration, **told})
+                board.scalars(told, iteration * steps)
+                progress.update(iteration, iteration * steps, told)
+                if iteration == total or time.monotonic() - saved > _CHECKPOINT_EVERY:
+                    _save(run, algorithm)
+                    board.flush()
+                    saved = time.monotonic()
+            save_principal(run.principal, experiment, algorithm.principal().arrays())
+        finally:
+            progress.close()
+            board.close()
+            algorithm.stop()
+
+
+def _iterate(algorithm: Mermaide) -> dict[str, float]:
+    from mermaide_ray.algorithm import flat_metrics
+
+    told = flat_metrics(algorithm.train())
+    wrong = [key for key, value in told.items() if not math.isfinite(value)]
+    if wrong:
+        raise RunFault(
+            f"every metric must be finite, got {wrong[0]} = {told[wrong[0]]} at iteration {algorithm.meta_iteration}: "
+            "lower training.meta_lr or meta_learning.inner_lr"
+        )
+    return told
+
+
+def _contender(algorithm: Mermaide) -> Contender:
+    module, experiment = algorithm.principal(), algorithm.experiment
+    weights = {name: value.detach() for name, value in module.weights().items()}
+    rates = {name: value.detach() for name, value in module.inner_rates().items()}
+    return Contender(experiment.name, experiment.seed, Table(experiment.environment, module.method), weights, rates)
+
+
+def _algorithm(run: RunDirectory, experiment: Experiment) -> Mermaide:
+    from mermaide_ray.algorithm import Mermaide, MermaideConfig
+
+    latest = run.latest_checkpoint()
+    if latest is None:
+        algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
+        return algorithm
+    iteration = run.check_checkpoint(latest)
+    try:
+        algorithm = Mermaide.from_checkpoint(str((latest / "rllib").absolute()))
+    except Exception as error:
+        raise InputError(
+            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); delete it to "
+            "go on from the one before"
+        ) from None
+    assert algorithm.meta_iteration == iteration
+    return algorithm
+
+
+def _save(run: RunDirectory, algorithm: Mermaide) -> None:
+    def write(folder: Path) -> None:
+        algorithm.save_to_path(str((folder / "rllib").absolute()))
+        save_principal(folder / "principal", algorithm.experiment, algorithm.principal().arrays())
+
+    run.save_checkpoint(algorithm.meta_iteration, write)
+
+
+def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: Console) -> None:
+    experiment = run.experiment()
+    contenders = [contender_from(each.principal)[0] for each in runs]
+    results = Results.together(
+        [score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT]
+    )
+    _write(results, run.path)
+    figures = write_figures(run.path)
+    from mermaide_ray.tensorboard import Board
+
+    board = Board(run.path / "tensorboard", experiment)
+    mine = results.rows[results.rows["method"] == experiment.name]
+    scores = {
+        f"score/{split}_k{k}": float(group["normalised_score"].mean()) for (split, k), group in mine.groupby(["split", "k"])
+    }
+    board.finish(scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
+    board.close()
+    render_terminal(summary(results.rows), console)
+    console.print(f"rows, figures and TensorBoard events in {run.path}", soft_wrap=True, highlight=False)
+
+
+def _write(results: Results, folder: Path) -> None:
+    for name in ("rows", "calibration", "profiles"):
+        with whole_file(folder / f"{name}.parquet") as file:
+            getattr(results, name).to_parquet(file, index=False)
+
+
+def _beside(experiment: Experiment, preset: str) -> Experiment:
+    """A learned baseline: the preset's method on the main run's game, agents and budget."""
+    baseline = variant(experiment, preset)
+    if (baseline.environment, baseline.agents) != (experiment.environment, experiment.agents):
+        raise InputError(f"--baseline must be a preset that keeps the game and the agents, got {preset!r}, which changes them")
+    return baseline
+
+
+@contextlib.contextmanager
+def _companions(runs: Sequence[RunDirectory]) -> Iterator[Any]:
+    """Trains other runs in processes of their own; yields a function that waits for them."""
+    processes: list[tuple[RunDirectory, subprocess.Popen[bytes]]] = []
+    try:
+        for run in runs:
+            with (run.path / "log.txt").open("ab") as log:
+                command = [sys.executable, "-m", "mermaide_ray.training", str(run.path)]
+                processes.append((run, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+
+        def wait(console: Console) -> None:
+            for run, process in processes:
+                if process.poll() is None:
+                    console.print(f"waiting for {run.path.name} …", highlight=False)
+                if process.wait():
+                    last = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
+                    raise RunFault(f"the baseline {run.path.name} failed: {last} (see {run.path / 'log.txt'})")
+
+        yield wait
+    finally:
+        for _, process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+@contextlib.contextmanager
+def _ray(experiment: Experiment) -> Iterator[None]:
+    """Ray, quiet: joined where RAY_ADDRESS says so, else started on this machine and stopped afterwards."""
+    import ray
+
+    workers = experiment.env_runners.num_env_runners + experiment.env_runners.num_learners
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    mine = not ray.is_initialized()
+    if mine and "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.ERROR)
+    elif mine:
+        cpus = max(os.cpu_count() or 1, workers + 1)
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+        )
+    try:
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _console() -> Console:
+    """The terminal's own width; where there is none (a pipe, a log), room for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+
+
+def _train_only(arguments: Sequence[str]) -> int:
+    torch.set_num_threads(1)
+    try:
+        meta_train(RunDirectory.open(Path(arguments[0])), Console(force_terminal=False))
+    except (InputError, RunFault) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_train_only(sys.argv[1:]))

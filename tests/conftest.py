@@ -1,0 +1,51 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mermaide_ray.agents import FAMILIES
+from mermaide_ray.experiment import Experiment, validate
+
+torch.set_num_threads(1)
+
+# Moderate hyperparameters for each family: neither purely greedy nor purely random. A new family needs no line here:
+# its value is then taken from its bounds.
+MODERATE = {
+    "ucb_coefficient": 0.3,
+    "epsilon": 0.2,
+    "epsilon_scale": 5.0,
+    "noise_sd": 0.3,
+    "temperature": 0.2,
+    "step_size": 0.5,
+    "exp3_gamma": 0.2,
+}
+
+
+def moderate(family: str) -> dict[str, float]:
+    """Hyperparameters of one agent of a family."""
+    return {
+        name: MODERATE.get(name, min(max(bounds.low, 0.5), bounds.high))
+        for name, bounds in FAMILIES[family].hyperparameters.items()
+    }
+
+
+def all_families(**sections: Any) -> Experiment:
+    """A small experiment whose mixture holds every registered family; `sections` are laid over it."""
+    mixture = {name: {"train": {key: [value, value] for key, value in moderate(name).items()}} for name in FAMILIES}
+    settings: dict[str, Any] = {
+        "environment": {"num_arms": 4, "horizon": 15},
+        "agents": {"families": mixture, "disjoint": []},
+    }
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    return validate(settings, where="tests")
+
+
+@pytest.fixture
+def small_experiment() -> Experiment:
+    """Two families (the default ones), 4 arms, 15 pulls."""
+    return validate({"environment": {"num_arms": 4, "horizon": 15}}, where="tests")

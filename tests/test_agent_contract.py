@@ -1,0 +1,183 @@
+"""What every agent family promises. A family in the registry is tested here without a line about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import moderate
+from torch import Tensor
+
+from mermaide_ray.agents import FAMILIES, family_named
+from mermaide_ray.agents.base import Draws, Family, Params, State
+from mermaide_ray.errors import InputError
+
+PULLS = 40
+NUM_ARMS = 5
+
+Rewards = Callable[[int, Tensor], Tensor]
+
+
+def given(family: Family, num: int, spread: bool = True) -> dict[str, Tensor]:
+    """Hyperparameters [num, 1] from moderate to half of it, so that agents of a batch differ."""
+    factor = torch.linspace(1.0, 0.5 if spread else 1.0, num).unsqueeze(1)
+    return {
+        name: (factor * value).clamp(family.hyperparameters[name].low, family.hyperparameters[name].high)
+        for name, value in moderate(family.name).items()
+    }
+
+
+def dice(family: Family, num: int, num_arms: int, pulls: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Priority [N, A], uniform [T, N, 2], normal [T, N, A or 0]."""
+    rng = np.random.default_rng(seed)
+    priority = rng.permuted(np.tile(np.arange(1.0, num_arms + 1, dtype=np.float32), (num, 1)), axis=1)
+    uniform = rng.random((pulls, num, 2), dtype=np.float32)
+    normal = rng.standard_normal((pulls, num, num_arms if family.normals else 0), dtype=np.float32)
+    return torch.from_numpy(priority), torch.from_numpy(uniform), torch.from_numpy(normal)
+
+
+def rewards(t: int, arm: Tensor) -> Tensor:
+    """Base reward by arm, and an incentive of +-1 that flips every ten pulls."""
+    incentive = torch.where(arm == 1, 1.0, -1.0) * (1 if t // 10 % 2 == 0 else -1)
+    return 0.1 * arm % 1.0 + incentive
+
+
+def play(
+    family: Family,
+    params: Params,
+    luck: tuple[Tensor, Tensor, Tensor],
+    reward: Rewards = rewards,
+    between: Callable[[State], State] = lambda state: state,
+) -> tuple[Tensor, State]:
+    """Arms [T, N] and the last state."""
+    priority, uniform, normal = luck
+    state, arms = family.init(params, priority), []
+    for t in range(len(uniform)):
+        step = torch.tensor(float(t))
+        arm = family.act(state, params, step, Draws(uniform[t], normal[t]))
+        state = between(family.learn(state, params, step, arm, reward(t, arm)))
+        arms.append(arm)
+    return torch.stack(arms), state
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
+def test_registered_under_its_own_name_and_described(family: Family) -> None:
+    assert FAMILIES[family.name] is family
+    assert family.description
+    assert "\n" not in family.description
+    assert any(character.isdigit() for character in family.reference), "a reference gives its year"
+    for bounds in family.hyperparameters.values():
+        assert bounds.low < bounds.high
+        assert bounds.meaning
+
+
+def test_shapes_and_types(family: Family) -> None:
+    params, (priority, uniform, normal) = given(family, 3), dice(family, 3, NUM_ARMS, 1)
+    state = family.init(params, priority)
+    arm = family.act(state, params, torch.tensor(0.0), Draws(uniform[0], normal[0]))
+    assert arm.shape == (3,)
+    assert arm.dtype == torch.int64
+    after = family.learn(state, params, torch.tensor(0.0), arm, torch.zeros(3))
+    assert list(state) == list(after)
+    for name, value in state.items():
+        assert value.dtype == torch.float32
+        assert value.shape in ((3, NUM_ARMS), (3, 1))
+        assert after[name].shape == value.shape
+        assert after[name].dtype == torch.float32
+
+
+def test_deterministic_given_the_dice(family: Family) -> None:
+    params, luck = given(family, 6), dice(family, 6, NUM_ARMS, PULLS)
+    one, other = play(family, params, luck), play(family, params, luck)
+    assert torch.equal(one[0], other[0])
+    # And the dice matter: an agent that ignored them would be no test of them.
+    assert not torch.equal(one[0], play(family, params, dice(family, 6, NUM_ARMS, PULLS, seed=1))[0])
+
+
+def test_batched_equals_unbatched(family: Family) -> None:
+    params, luck = given(family, 7), dice(family, 7, NUM_ARMS, PULLS)
+    arms, state = play(family, params, luck)
+    for row in range(7):
+        alone = {name: value[row : row + 1] for name, value in params.items()}
+        part = (luck[0][row : row + 1], luck[1][:, row : row + 1], luck[2][:, row : row + 1])
+        arms_alone, state_alone = play(family, alone, part)
+        assert torch.equal(arms[:, row], arms_alone[:, 0])
+        for name, value in state.items():
+            assert torch.equal(value[row], state_alone[name][0])
+
+
+def test_step_may_differ_from_agent_to_agent(family: Family) -> None:
+    params, (priority, uniform, normal) = given(family, 4), dice(family, 4, NUM_ARMS, PULLS)
+    _, state = play(family, params, (priority, uniform, normal))
+    draws, arm, reward = Draws(uniform[0], normal[0]), torch.tensor([0, 1, 2, 3]), torch.ones(4)
+    step = torch.tensor(float(PULLS))
+    column = step.expand(4, 1)
+    assert torch.equal(family.act(state, params, step, draws), family.act(state, params, column, draws))
+    one, other = family.learn(state, params, step, arm, reward), family.learn(state, params, column, arm, reward)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_state_survives_a_round_trip_through_numpy(family: Family) -> None:
+    params, luck = given(family, 4), dice(family, 4, NUM_ARMS, PULLS)
+
+    def through_numpy(state: State) -> State:
+        return {name: torch.from_numpy(value.numpy().copy()) for name, value in state.items()}
+
+    straight, detour = play(family, params, luck), play(family, params, luck, between=through_numpy)
+    assert torch.equal(straight[0], detour[0])
+    assert all(torch.equal(straight[1][name], detour[1][name]) for name in straight[1])
+
+
+def test_functions_change_nothing_that_they_are_given(family: Family) -> None:
+    params, (priority, uniform, normal) = given(family, 4), dice(family, 4, NUM_ARMS, PULLS)
+    _, state = play(family, params, (priority, uniform, normal))
+    draws, arm, reward = Draws(uniform[0], normal[0]), torch.tensor([0, 1, 2, 3]), torch.ones(4)
+    step = torch.tensor(float(PULLS))
+    handed = [*params.values(), *state.values(), priority, *draws, arm, reward, step]
+    copies = [tensor.clone() for tensor in handed]
+    family.init(params, priority)
+    family.act(state, params, step, draws)
+    family.learn(state, params, step, arm, reward)
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(handed, copies, strict=True))
+
+
+@pytest.mark.parametrize("num_arms", [2, 1000])
+@pytest.mark.parametrize("bound", ["low", "moderate", "high"])
+def test_arms_in_range_and_state_finite_after_2000_pulls(family: Family, num_arms: int, bound: str) -> None:
+    pulls = 2000
+    params = given(family, 3)
+    if bound != "moderate":
+        params = {name: torch.full((3, 1), getattr(value, bound)) for name, value in family.hyperparameters.items()}
+    luck = dice(family, 3, num_arms, pulls)
+    # Dice at the ends of their range, for one agent each.
+    luck[1][:, 1] = 0.0
+    luck[1][:, 2] = 1 - 2**-24
+
+    def incentives(t: int, arm: Tensor) -> Tensor:
+        return torch.where(arm == 1, 5.0, -5.0) * (1 if t < pulls // 2 else -1)
+
+    arms, state = play(family, params, luck, incentives)
+    assert int(arms.min()) >= 0
+    assert int(arms.max()) < num_arms
+    for value in state.values():
+        assert bool(value.isfinite().all())
+
+
+@pytest.mark.parametrize("num_arms", [2, 10])
+def test_learns_to_prefer_the_arm_that_pays(family: Family, num_arms: int) -> None:
+    num, pulls = 64, 600
+    arms, _ = play(family, given(family, num), dice(family, num, num_arms, pulls), lambda t, arm: (arm == 1).float())
+    share = (arms[-100:] == 1).float().mean().item()
+    # Chance is 0.5 and 0.1.
+    assert share > {2: 0.7, 10: 0.4}[num_arms]
+
+
+def test_unknown_family_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'thompson'"):
+        family_named("tompson")

@@ -1,0 +1,215 @@
+"""The command line: what each command calls, and how mistakes and faults end."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import mermaide_ray
+from mermaide_ray.agents import FAMILIES
+from mermaide_ray.baselines import BASELINES
+from mermaide_ray.cli import main
+from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.envs import ENVS
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.experiment import load_experiment, preset_names
+
+
+class Calls(ModuleType):
+    """Stands where the training module would, and writes down how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__("mermaide_ray.training")
+        self.seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.raises: BaseException | None = None
+        for name in ("train", "evaluate", "export"):
+            setattr(self, name, self._noted(name))
+
+    def _noted(self, name: str) -> Callable[..., None]:
+        def called(*args: Any, **kwargs: Any) -> None:
+            self.seen.append((name, args, kwargs))
+            if self.raises is not None:
+                raise self.raises
+
+        return called
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    module = Calls()
+    monkeypatch.setitem(sys.modules, "mermaide_ray.training", module)
+    monkeypatch.setattr(mermaide_ray, "training", module, raising=False)
+    return module
+
+
+@pytest.fixture
+def refused(calls: Calls, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with exit code 2 and one line, before anything is called."""
+
+    def run(*arguments: str) -> str:
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert (captured.out, calls.seen) == ("", [])
+        assert captured.err.startswith("mermaide: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+def test_train_hands_over_defaults(calls: Calls) -> None:
+    assert main(["train"]) == 0
+    assert calls.seen == [("train", (load_experiment(),), {"out": None, "baselines": None, "resume": False})]
+
+
+def test_train_hands_over_every_option(calls: Calls, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("training: {gamma: 0.9}\nenvironment: {horizon: 50}\n")
+    arguments = ["--config", str(config), "--preset", "maml", "--set", "environment.horizon=7", "--set", "name=mine"]
+    assert main(["train", *arguments, "--seed", "3", "--out", "runs/x", "--baseline", "rl2", "--baseline", "maml"]) == 0
+    [(_, (experiment,), options)] = calls.seen
+    assert (experiment.training.gamma, experiment.environment.horizon) == (0.9, 7)
+    assert (experiment.name, experiment.seed, experiment.world_model.enabled) == ("mine", 3, False)
+    assert options == {"out": Path("runs/x"), "baselines": ["rl2", "maml"], "resume": False}
+
+
+def test_resume_takes_the_settings_of_the_run(calls: Calls, tmp_path: Path) -> None:
+    experiment = load_experiment(preset="rl2", overrides={"seed": 5})
+    (tmp_path / "config.yaml").write_text(explained_yaml(experiment))
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    assert calls.seen == [("train", (experiment,), {"out": tmp_path, "baselines": None, "resume": True})]
+
+
+def test_resume_with_other_settings_or_without_a_run_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    for extra in (["--seed", "1"], ["--set", "seed=1"], ["--preset", "maml"], ["--config", "x"], ["--out", "y"]):
+        message = refused("train", "--resume", str(tmp_path), *extra)
+        assert f"--resume must stand without {extra[0]}" in message
+    assert f"must be the folder of a run (it holds a config.yaml), got {tmp_path}" in refused(
+        "train", "--resume", str(tmp_path)
+    )
+
+
+def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Path) -> None:
+    here = str(tmp_path)
+    assert main(["evaluate", here]) == 0
+    options = ["--k", "0", "1", "5", "--split", "validation", "--tasks", "9", "--episodes", "4", "--out", "x"]
+    assert main(["evaluate", here, *options]) == 0
+    assert main(["export", here, "--out", "y"]) == 0
+    assert calls.seen == [
+        ("evaluate", (tmp_path,), {"ks": None, "split": "test", "tasks": None, "episodes": None, "out": None}),
+        (
+            "evaluate",
+            (tmp_path,),
+            {"ks": [0, 1, 5], "split": "validation", "tasks": 9, "episodes": 4, "out": Path("x")},
+        ),
+        ("export", (tmp_path,), {"out": Path("y")}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("", "required: COMMAND"),
+        ("trian", "invalid choice: 'trian'"),
+        ("train --sed 1", "unrecognized arguments: --sed 1"),
+        ("train --seed -1", "--seed: must be a whole number >= 0, got '-1'"),
+        ("train --seed 1.5", "--seed: must be a whole number >= 0, got '1.5'"),
+        ("train --seed 5000000000", "`seed` must be less than 4294967296, got 5000000000 (--set seed)"),
+        ("train --set seed", "--set must be KEY=VALUE (such as training.meta_lr=0.001), got 'seed'"),
+        ("train --set =1", "--set must be KEY=VALUE"),
+        ("train --set seed=[1", "--set seed must have a YAML value, got '[1'"),
+        ("train --set seeed=1", "the top level has no key 'seeed' (did you mean 'seed'?)"),
+        ("train --set training=1", "`training` must be a section (keys with values), got 1 (--set training)"),
+        ("train --set seed.x=1", "`seed` must be a whole number, got {x: 1} (--set seed.x)"),
+        ("train --set training.=1", "section `training` has no key ''"),
+        ("train --preset papr", "got papr (did you mean 'paper'?) (--preset)"),
+        ("train --baseline rl3", "got rl3 (did you mean 'rl2'?) (--baseline)"),
+        ("config --config none.yaml", "must be a readable file, got none.yaml (No such file or directory)"),
+        ("evaluate", "required: checkpoint"),
+        ("evaluate none", "the checkpoint must exist, got none"),
+        ("evaluate . --k", "--k: expected at least one argument"),
+        ("evaluate . --k -1", "--k: must be a whole number >= 0, got '-1'"),
+        ("evaluate . --tasks 0", "--tasks: must be a whole number >= 1, got '0'"),
+        ("evaluate . --split tset", "invalid choice: 'tset'"),
+        ("export none --out x", "the checkpoint must exist, got none"),
+        ("export .", "required: --out"),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_and_one_line(command: str, expected: str, refused: Callable[..., str]) -> None:
+    assert expected in refused(*command.split())
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (InputError("the checkpoint must be whole, got half"), 2, "mermaide: error: the checkpoint must be whole"),
+        (RunFault("the loss is not a number"), 1, "mermaide: error: the loss is not a number"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "mermaide: error: [Errno 28] No space left on device: "),
+        (
+            KeyboardInterrupt(),
+            130,
+            "mermaide: interrupted; a training run goes on with: mermaide train --resume runs/x",
+        ),
+    ],
+)
+def test_faults_end_with_their_exit_code_and_one_line(
+    raised: BaseException, code: int, line: str, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls.raises = raised
+    assert main(["train", "--out", "runs/x"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line)
+    assert captured.err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(calls: Calls) -> None:
+    calls.raises = KeyError("bug")
+    with pytest.raises(KeyError):
+        main(["train"])
+
+
+def test_config_prints_what_train_would_run(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--preset", "paper", "--set", "training.meta_lr=1e-5", "--set", "agents.families.ucb.weight=2"]
+    assert main(["config", *arguments]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert main(["train", *arguments]) == 0
+    assert main(["train", "--config", str(printed)]) == 0
+    direct, from_printed = (call[1][0] for call in calls.seen)
+    assert direct == from_printed
+    assert direct.training.meta_lr == 1e-5
+
+
+def test_lists_name_everything_that_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, names in (
+        ("agents", [*FAMILIES, *(key for family in FAMILIES.values() for key in family.hyperparameters)]),
+        ("envs", list(ENVS)),
+        ("baselines", [*BASELINES, *preset_names()]),
+    ):
+        assert main([command]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        listed = [line.strip().split(maxsplit=1) for line in lines]
+        described = {words[0].rstrip(":") for words in listed if len(words) == 2 and len(words[1]) > 10}
+        assert set(names) <= described
+
+
+def test_version_and_help_end_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    for argument, expected in (("--version", mermaide_ray.__version__), ("--help", "meta-train a principal")):
+        with pytest.raises(SystemExit) as stopped:
+            main([argument])
+        assert stopped.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_reader_that_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from mermaide_ray.cli import main; sys.exit(main(['config']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (1, "")

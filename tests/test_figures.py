@@ -1,0 +1,285 @@
+"""Every figure draws what the data say: the tests read the artists, and look whether any text overlaps another."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.report.drawing import PALETTE
+from mermaide_ray.report.figures import (
+    calibration_curve,
+    calibration_error,
+    intervention_heatmap,
+    kshot_curve,
+    learning_curves,
+    write_figures,
+)
+from mermaide_ray.report.files import read_progress
+from test_table import result_rows
+
+ALL = ["learning_curves", "kshot_curve", "intervention_heatmap", "calibration"]
+
+
+def progress(top: float, iterations: int = 300, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    steps = 24_000 * np.arange(1, iterations + 1)
+    learned = top * (1 - np.exp(-steps / 2e6))
+    frame = pd.DataFrame({"throughput/env_steps": steps, "principal/return": 10 + 68 * learned})
+    frame["principal/return"] += rng.normal(size=iterations)
+    rounds = np.arange(iterations) % 30 == 29
+    for k in (0, 1):
+        frame[f"validation/score_k{k}"] = np.where(rounds, learned - 0.04 * (1 - k), np.nan)
+    return frame
+
+
+def profiles(tasks: int = 12, horizon: int = 50, method: str = "mermaide") -> pd.DataFrame:
+    """Agent i of a family stops being steered at step 10 + i, and explores the more the larger i; i is shuffled."""
+    lines = []
+    for split, family, k in itertools.product(("validation", "test"), ("ucb", "epsilon_greedy"), (0, 1)):
+        for task, rank in enumerate(np.random.default_rng(1).permutation(tasks)):
+            for step in range(horizon):
+                lines.append((method, 0, split, k, family, task, 0.1 * rank, step, float(step < 10 + rank)))
+    columns = ["method", "seed", "split", "k", "family", "task", "exploration", "step", "intervention_rate"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def calibration(method: str = "mermaide") -> pd.DataFrame:
+    """Before adaptation each bin is 0.1 over-confident; afterwards it is right."""
+    lines = []
+    for split, family, k, index in itertools.product(("validation", "test"), ("ucb", "exp3"), (0, 1), range(2, 15)):
+        confidence = (index + 0.5) / 15
+        lines.append((method, 0, split, k, family, index, 100 * index, confidence, confidence - 0.1 * (1 - k)))
+    columns = ["method", "seed", "split", "k", "family", "bin", "count", "confidence", "frequency"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def run_directory(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: mermaide\n")
+    (folder / "provenance.json").write_text(json.dumps({"commit": "0123456789abcdef"}))
+    for where, top in ((folder, 0.93), (folder / "baselines" / "reinforce", 0.85)):
+        where.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({key: value for key, value in line.items() if not np.isnan(value)})
+            for line in progress(top).to_dict("records")
+        ]
+        (where / "progress.jsonl").write_text("\n".join(lines) + "\n")
+    result_rows().to_parquet(folder / "rows.parquet")
+    profiles().to_parquet(folder / "profiles.parquet")
+    calibration().to_parquet(folder / "calibration.parquet")
+    return folder
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of titles, axis labels, legends and small print that cover each other, and what leaves the picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]
+    texts += figure.legends + [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    texts += [figure._supxlabel] if figure._supxlabel else []
+    boxes = [(str(text), text.get_window_extent()) for text in texts]
+    boxes = [(name, box) for name, box in boxes if box.width > 1 and box.height > 1]
+    outside = [(name, "edge") for name, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y0 < -1]
+    return outside + [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+
+
+def drawn_lines(axis) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_xydata() for line in axis.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_a_learning_curve_has_a_band_only_where_there_are_several_seeds() -> None:
+    several = [progress(0.93, seed=seed) for seed in range(5)]
+    figure = learning_curves({"mermaide": several, "reinforce": [progress(0.8)]}, note="synthetic")
+    training, *validation = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["training", "validation, K = 0", "validation, K = 1"]
+    assert len(training.collections) == 1
+    lines = drawn_lines(training)
+    assert set(lines) == {"mermaide", "reinforce"}
+    low, high = training.collections[0].get_paths()[0].get_extents().intervaly
+    assert low <= lines["mermaide"][:, 1].min()
+    assert lines["mermaide"][:, 1].max() <= high
+    assert lines["mermaide"][-1, 0] == pytest.approx(299 * 24_000)
+    assert [len(drawn_lines(axis)["mermaide"]) for axis in validation] == [10, 10]
+    assert drawn_lines(validation[1])["mermaide"][-1, 1] == pytest.approx(several[0]["validation/score_k1"].iloc[-1])
+    assert validation[0].get_ylim() == validation[1].get_ylim()
+    assert overlaps(figure) == []
+
+
+def test_a_learning_curve_keeps_to_the_steps_that_all_seeds_have_reached() -> None:
+    figure = learning_curves({"mermaide": [progress(0.9), progress(0.9, iterations=150)]})
+    assert drawn_lines(figure.axes[0])["mermaide"][:, 0].max() <= 150 * 24_000
+
+
+def test_the_k_shot_curve_shows_interquartile_means_and_rules_as_lines_across() -> None:
+    figure = kshot_curve(result_rows(), note="synthetic")
+    validation, test = figure.axes
+    bars = {container.get_label(): container[0].get_xydata() for container in test.containers}
+    assert set(bars) == {"mermaide", "reinforce_without_world_model"}
+    assert bars["mermaide"][:, 1] == pytest.approx([0.90, 0.95], abs=0.02)
+    across = {line.get_label(): line.get_ydata()[0] for line in test.get_lines() if line.get_linestyle() != "-"}
+    assert across["first_n"] == pytest.approx(0.88)
+    assert across["oracle (privileged)"] == pytest.approx(1)
+    assert "never" not in across
+    assert "below: never 0.00" in test.get_xlabel()
+    assert test.get_ylim() == validation.get_ylim()
+    assert validation.get_ylabel()
+    assert overlaps(figure) == []
+
+
+def test_the_k_shot_curve_leaves_out_tasks_without_a_score() -> None:
+    rows = result_rows()
+    hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 0))
+    assert kshot_curve(hopeless).axes[0].containers
+    assert kshot_curve(rows[rows["k"] == 0]).axes[0].containers
+
+
+def test_colours_of_methods_differ_and_privileged_ones_are_none_of_the_palette() -> None:
+    axis = kshot_curve(result_rows()).axes[0]
+    colours = {line.get_label(): line.get_color() for line in axis.get_lines() if line.get_linestyle() != "-"}
+    colours |= {container.get_label(): container[0].get_color() for container in axis.containers}
+    assert len(set(colours.values())) == len(colours) == 5
+    assert {name for name, colour in colours.items() if colour not in PALETTE} == {
+        "oracle (privileged)",
+        "privileged_foresight",
+    }
+
+
+def test_the_heatmap_sorts_agents_by_exploration() -> None:
+    data = profiles()
+    figure = intervention_heatmap(data[data["k"] == 1], note="synthetic")
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.images}
+    assert set(panels) == {f"{s}: {f}" for s in ("validation", "test") for f in ("ucb", "epsilon_greedy")}
+    for axis in panels.values():
+        rates = np.asarray(axis.images[0].get_array())
+        assert rates.sum(axis=1).tolist() == list(range(10, 22))
+        assert axis.images[0].origin == "lower"
+        assert [label.get_text() for label in axis.get_yticklabels()][::4] == ["0", "1.1"]
+    assert figure.axes[-1].get_ylabel() == "share of query episodes with an intervention"
+    assert overlaps(figure) == []
+
+
+def test_the_heatmap_takes_families_without_hyperparameters_and_splits_without_a_family() -> None:
+    data = profiles()
+    data.loc[data["family"] == "ucb", "exploration"] = np.nan
+    data = data[(data["k"] == 1) & ~((data["split"] == "test") & (data["family"] == "epsilon_greedy"))]
+    figure = intervention_heatmap(data)
+    assert sum(bool(axis.images) for axis in figure.axes) == 3
+
+
+def test_calibration_shows_before_and_after_with_the_error_in_the_legend() -> None:
+    figure = calibration_curve(calibration(), note="synthetic")
+    for axis in figure.axes[:2]:
+        names = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert names == ["perfect", "before adaptation (K = 0), ECE 0.100", "after adaptation (K = 1), ECE 0.000"]
+        after = drawn_lines(axis)[names[2]]
+        assert after[:, 0] == pytest.approx(after[:, 1])
+        before = drawn_lines(axis)[names[1]]
+        assert before[:, 0] - before[:, 1] == pytest.approx(0.1)
+    for axis in figure.axes[2:]:
+        assert axis.get_lines()[0].get_ydata().sum() == pytest.approx(1)
+    assert overlaps(figure) == []
+
+
+def test_calibration_errors_of_different_seeds_do_not_cancel() -> None:
+    under = calibration().assign(seed=1)
+    under["frequency"] = 2 * under["confidence"] - under["frequency"]
+    figure = calibration_curve(pd.concat([calibration(), under]))
+    assert "before adaptation (K = 0), ECE 0.100" in drawn_lines(figure.axes[0])
+
+
+def test_calibration_error_by_hand() -> None:
+    # 30 predictions off by 0.2, 10 off by 0.1: (30 * 0.2 + 10 * 0.1) / 40.
+    bins = pd.DataFrame({"count": [30, 10], "confidence": [0.5, 0.9], "frequency": [0.7, 0.8]})
+    assert calibration_error(bins) == pytest.approx(0.175)
+
+
+def test_all_figures_of_a_run_are_written_as_pictures_and_nothing_else_is_left(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    written = write_figures(run)
+    assert [path.stem for path in written] == ALL
+    assert sorted((run / "figures").iterdir()) == sorted(written)
+    for path in written:
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 300
+        assert pixels[..., :3].std() > 0.05, f"{path} is blank"
+    assert write_figures(run) == written
+
+
+@pytest.mark.parametrize("kept", ["progress.jsonl", "rows.parquet", "profiles.parquet", "calibration.parquet"])
+def test_each_file_allows_its_own_figure(kept: str, tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    for path in [path for path in run.rglob("*") if path.suffix in (".jsonl", ".parquet") and path.name != kept]:
+        path.unlink()
+    sources = ["progress.jsonl", "rows.parquet", "profiles.parquet", "calibration.parquet"]
+    assert [path.stem for path in write_figures(run)] == [dict(zip(sources, ALL, strict=True))[kept]]
+
+
+def test_a_run_without_a_world_model_has_no_calibration_and_an_empty_directory_no_figure(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    pd.DataFrame().to_parquet(run / "calibration.parquet")
+    assert [path.stem for path in write_figures(run)] == ALL[:-1]
+    (tmp_path / "empty").mkdir()
+    assert write_figures(tmp_path / "empty") == []
+
+
+def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    lines = [json.dumps({"throughput/env_steps": steps, "principal/return": steps / 10}) for steps in (10, 20, 30)]
+    path.write_text("\n".join([*lines, lines[0][:15]]))
+    assert read_progress(path)["principal/return"].tolist() == [1, 2, 3]
+    path.write_text("\n".join([lines[0], lines[1][:15], lines[2], ""]))
+    with pytest.raises(InputError, match="must be a JSON object, got .* in line 2"):
+        read_progress(path)
+    path.write_text("")
+    with pytest.raises(InputError, match="must count `throughput/env_steps`"):
+        read_progress(path)
+
+
+def test_an_iteration_told_again_after_a_resume_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    told = [(10, 1.0), (20, 2.0), (20, 5.0), (30, 3.0)]
+    path.write_text("".join(json.dumps({"throughput/env_steps": s, "principal/return": r}) + "\n" for s, r in told))
+    assert read_progress(path)["principal/return"].tolist() == [1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.parquet", b"no parquet", "must be a readable Parquet file"),
+        ("provenance.json", b"{", "must be JSON"),
+        ("config.yaml", b"a: [", "must be YAML"),
+        ("progress.jsonl", b"\xff\n", "must be a readable text file"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_sentence(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as raised:
+        write_figures(run)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (run / "figures").exists()
+
+
+def test_a_missing_column_and_a_missing_run_are_named(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    profiles().drop(columns="exploration").to_parquet(run / "profiles.parquet")
+    with pytest.raises(InputError, match="got none named exploration"):
+        write_figures(run)
+    with pytest.raises(InputError, match="run directory must exist, got .*nowhere"):
+        write_figures(tmp_path / "nowhere")
+
+
+def test_an_unwritable_figures_folder_is_a_fault_and_leaves_nothing(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    (run / "figures").write_text("in the way")
+    with pytest.raises(RunFault, match=r"figures must be writable, but .*learning_curves\.png is not"):
+        write_figures(run)
+    assert (run / "figures").read_text() == "in the way"

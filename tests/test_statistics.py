@@ -1,0 +1,191 @@
+"""Statistics against hand-computed cases, published definitions (scipy, exhaustive counts) and simulated coverage."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report import statistics
+from mermaide_ray.report.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    paired,
+    paired_difference,
+    probability_of_improvement,
+    score_matrix,
+)
+
+
+def crossed(seed: int, seeds: int, tasks: int, seed_effect: float = 1.0, task_effect: float = 1.0) -> np.ndarray:
+    """Scores with true mean 0 in which whole seeds, and whole tasks, are good or bad."""
+    rng = np.random.default_rng([11, seed])
+    own = rng.normal(size=(seeds, tasks))
+    return own + seed_effect * rng.normal(size=(seeds, 1)) + task_effect * rng.normal(size=(1, tasks))
+
+
+def score_rows(seeds: int, tasks: int, shift: float = 0.0) -> pd.DataFrame:
+    index = itertools.product(range(seeds), range(tasks))
+    rows = pd.DataFrame(index, columns=["seed", "task"])
+    rows["split"], rows["family"] = "test", np.where(rows.task % 2, "ucb", "epsilon_greedy")
+    rows["score"] = 10 * rows.seed + rows.task + shift
+    return rows
+
+
+def test_interquartile_mean_of_eight_scores_is_the_mean_of_the_middle_four() -> None:
+    assert interquartile_mean([[100, 1, 2, 3], [4, 5, 6, -100]]) == pytest.approx((2 + 3 + 4 + 5) / 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 5), (10, 100), (7, 13)])
+def test_interquartile_mean_is_the_published_trimmed_mean(shape: tuple[int, int]) -> None:
+    scores = np.random.default_rng(0).standard_cauchy(size=shape)
+    assert interquartile_mean(scores) == pytest.approx(stats.trim_mean(scores, proportiontocut=0.25, axis=None))
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.25])
+@pytest.mark.parametrize("chunk", [1, 50])
+def test_bootstrap_is_the_aggregate_of_explicitly_resampled_matrices(trim, chunk, monkeypatch) -> None:
+    scores = np.round(crossed(0, seeds=4, tasks=9), 1)
+    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", chunk * scores.size)
+    rng = np.random.default_rng(5)
+    estimates = []
+    for _ in range(50 // chunk):
+        drawn_seeds, drawn_tasks = (rng.integers(n, size=(chunk, n)) for n in scores.shape)
+        for seeds, tasks in zip(drawn_seeds, drawn_tasks, strict=True):
+            estimates.append(stats.trim_mean(scores[seeds][:, tasks], trim, axis=None))
+    found = bootstrap_interval(scores, seed=5, trim=trim, resamples=50)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(estimates, [0.025, 0.975])))
+    assert found.value == pytest.approx(stats.trim_mean(scores, trim, axis=None))
+
+
+def test_the_seed_decides_the_interval_and_nothing_else_does() -> None:
+    scores = crossed(0, seeds=5, tasks=20)
+    first = bootstrap_interval(scores, seed=1)
+    np.random.seed(99)  # the global generator has no say
+    assert bootstrap_interval(scores, seed=1) == first
+    assert bootstrap_interval(scores, seed=2) != first
+
+
+def test_one_seed_resamples_tasks_only() -> None:
+    # A rule's score on 40 equal tasks can't vary; over unequal ones it varies as their mean does.
+    assert bootstrap_interval(np.full((1, 40), 0.3), seed=0).low == pytest.approx(0.3)
+    scores = np.arange(100.0)[None]
+    found = bootstrap_interval(scores, seed=0, trim=0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * scores.std() / 10, rel=0.1)
+
+
+def coverage(of, trials: int) -> float:
+    intervals = [of(trial) for trial in range(trials)]
+    return float(np.mean([interval.low <= 0 <= interval.high for interval in intervals]))
+
+
+def test_95_percent_intervals_cover_the_truth_about_95_percent_of_the_time() -> None:
+    def interval(trial: int):
+        return bootstrap_interval(crossed(trial, seeds=20, tasks=40), seed=trial, resamples=300)
+
+    def rule(trial: int):
+        return bootstrap_interval(crossed(trial, seeds=1, tasks=80, seed_effect=0), seed=trial, resamples=300)
+
+    assert 0.91 <= coverage(interval, 300) <= 0.98
+    assert 0.91 <= coverage(rule, 300) <= 0.98
+
+
+def test_negative_control_scores_taken_as_independent_runs_cover_far_less() -> None:
+    def interval(trial: int):
+        return bootstrap_interval(crossed(trial, seeds=20, tasks=40).reshape(1, -1), seed=trial, resamples=300)
+
+    assert coverage(interval, 300) < 0.6
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # Task 0: pairs (1 > 0), (1 < 2), (3 > 0), (3 > 2) = 3/4. Task 1: all ties = 1/2. Mean 5/8.
+    found = probability_of_improvement([[1, 5], [3, 5]], [[0, 5], [2, 5]], seed=0)
+    assert found.value == pytest.approx(5 / 8)
+
+
+@pytest.mark.parametrize("seeds", [(3, 4), (1, 4), (5, 1), (1, 1)])
+def test_probability_of_improvement_is_the_published_mann_whitney_mean(seeds: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    x, y = (rng.integers(0, 4, size=(count, 6)) for count in seeds)
+    by_task = [stats.mannwhitneyu(x[:, t], y[:, t]).statistic / (seeds[0] * seeds[1]) for t in range(6)]
+    found = probability_of_improvement(x, y, seed=0)
+    assert found.value == pytest.approx(np.mean(by_task))
+    assert found.low <= found.value <= found.high
+    mirrored = probability_of_improvement(y, x, seed=0)
+    assert mirrored.value == pytest.approx(1 - found.value)
+
+
+def test_probability_of_improvement_is_1_for_the_always_better_and_unsure_for_equals() -> None:
+    x, y = crossed(0, 6, 30), crossed(1, 6, 30)
+    better = probability_of_improvement(x + 100, y, seed=0)
+    assert (better.value, better.low, better.high) == (1, 1, 1)
+    assert probability_of_improvement(x, x, seed=0).value == pytest.approx(0.5)
+
+
+def test_probability_of_improvement_resamples_seeds_of_both_and_shared_tasks() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, 4, size=(3, 5)), rng.integers(0, 4, size=(4, 5))
+    rng = np.random.default_rng(8)
+    estimates = []
+    for x_seeds, y_seeds, tasks in zip(*(rng.integers(n, size=(40, n)) for n in (3, 4, 5)), strict=True):
+        difference = x[x_seeds][:, None, tasks] - y[y_seeds][None, :, tasks]
+        estimates.append(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    found = probability_of_improvement(x, y, seed=8, resamples=40)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(estimates, [0.025, 0.975])))
+
+
+def test_paired_differences_see_what_unpaired_intervals_cannot() -> None:
+    x = crossed(0, seeds=5, tasks=40, task_effect=20)
+    y = x - 0.1
+    difference = paired_difference(x, y, seed=0)
+    assert (difference.value, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert bootstrap_interval(x, seed=0).low < bootstrap_interval(y, seed=0).high
+
+
+def test_a_single_seed_is_paired_by_task() -> None:
+    x, rule = crossed(0, seeds=5, tasks=7), crossed(1, seeds=1, tasks=7)
+    found = paired_difference(x, rule, seed=0)
+    assert found == bootstrap_interval(x - np.repeat(rule, 5, axis=0), seed=0)
+    with pytest.raises(ValueError, match=r"same S and T, got \(5, 7\) and \(3, 7\)"):
+        paired_difference(x, x[:3], seed=0)
+
+
+def test_paired_brings_shuffled_rows_into_one_order() -> None:
+    one = score_matrix(score_rows(3, 4, shift=1).sample(frac=1, random_state=0), "score")
+    other = score_matrix(score_rows(3, 4).sample(frac=1, random_state=1), "score")
+    x, y = paired(one, other.iloc[::-1, ::-1])
+    assert (x - y == 1).all()
+    x, rule = paired(one, score_matrix(score_rows(1, 4), "score"))
+    assert (x.shape, rule.shape) == ((3, 4), (1, 4))
+    assert ((x - rule) == 1 + 10 * np.arange(3)[:, None]).all()
+
+
+def test_paired_refuses_other_tasks_and_other_seeds() -> None:
+    one = score_matrix(score_rows(3, 4), "score")
+    with pytest.raises(InputError, match="same tasks, got 4 and 5 tasks, 4 of them shared"):
+        paired(one, score_matrix(score_rows(3, 5), "score"))
+    with pytest.raises(InputError, match=r"same training seeds \(or one\), got \[0, 1, 2\] and \[0, 1\]"):
+        paired(one, score_matrix(score_rows(2, 4), "score"))
+
+
+def test_missing_repeated_and_nan_scores_are_refused() -> None:
+    rows = score_rows(3, 4)
+    with pytest.raises(InputError, match="finite for every training seed x task, got 1 not"):
+        score_matrix(rows.iloc[1:], "score")
+    with pytest.raises(InputError, match="one per training seed x task"):
+        score_matrix(pd.concat([rows, rows.iloc[:1]]), "score")
+    with pytest.raises(ValueError, match="got 1 not"):
+        bootstrap_interval([[1.0, np.nan]], seed=0)
+    with pytest.raises(ValueError, match="matrix, training seeds x tasks, got shape"):
+        interquartile_mean([1.0, 2.0])
+
+
+def test_the_report_room_imports_neither_ray_nor_torch() -> None:
+    rooms = ", ".join(f"mermaide_ray.report.{name}" for name in ("statistics", "table", "figures"))
+    code = f"import sys, {rooms}; sys.exit(str([m for m in ('ray', 'torch') if m in sys.modules]))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.stderr.strip() == "[]"

@@ -1,0 +1,166 @@
+"""The final table: right numbers, an honest caption, within 100 columns."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.statistics import interquartile_mean
+from mermaide_ray.report.table import MEASURES, is_privileged, label, render_terminal, summary, to_markdown
+
+FAMILIES = ("ucb", "epsilon_greedy")
+# Method -> (normalised score at K = 0, training seeds); the learned ones gain 0.05 by adapting.
+LEARNED = {"mermaide": (0.90, 3), "reinforce_without_world_model": (0.80, 3)}
+RULES = {"oracle": 1.0, "never": 0.0, "first_n": 0.88, "privileged_foresight": 0.97}
+
+
+def result_rows(tasks: int = 8, splits: tuple[str, ...] = ("validation", "test")) -> pd.DataFrame:
+    """Rows as an evaluation writes them: rules at K = 0 only, under seed 0."""
+    rng = np.random.default_rng(0)
+    runs = [(name, seed, k) for name, (_, seeds) in LEARNED.items() for seed in range(seeds) for k in (0, 1)]
+    runs += [(name, 0, 0) for name in RULES]
+    lines = []
+    for method, seed, k in runs:
+        learned = method in LEARNED
+        middle = LEARNED[method][0] + 0.05 * k if learned else RULES[method]
+        for split in splits:
+            for task in range(tasks):
+                score = middle + (rng.normal(scale=0.02) if learned else 0)
+                lines.append(
+                    {
+                        "method": method,
+                        "seed": seed,
+                        "split": split,
+                        "task": task,
+                        "family": FAMILIES[task % 2],
+                        "k": k,
+                        "return": 10 + 70 * score,
+                        "success_rate": 0.1 + 0.8 * score,
+                        "interventions": 34.5,
+                        "cost": 34.5,
+                        "normalised_score": score,
+                        "support_return": 60.0 + task if learned and k else np.nan,
+                    }
+                )
+    return pd.DataFrame(lines)
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return result_rows()
+
+
+@pytest.fixture(scope="module")
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    return summary(rows, resamples=200)
+
+
+def line(table: pd.DataFrame, method: str, k: int, split: str = "test", family: str = "all") -> pd.Series:
+    keys = {"method": method, "k": k, "split": split, "family": family}
+    return table.loc[np.logical_and.reduce([table[key] == value for key, value in keys.items()])].iloc[0]
+
+
+def printed(table: pd.DataFrame, width: int = 100) -> str:
+    stream = io.StringIO()
+    render_terminal(table, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_every_split_family_method_and_k_has_a_line(table: pd.DataFrame) -> None:
+    assert len(table) == 2 * 3 * (2 * 2 + 4)
+    assert list(table["split"].unique()) == ["validation", "test"]
+    assert list(table["family"].unique()) == ["all", "epsilon_greedy", "ucb"]
+    assert not table.duplicated(["split", "family", "method", "k"]).any()
+
+
+def test_scores_are_interquartile_means_and_the_rest_are_means(rows: pd.DataFrame, table: pd.DataFrame) -> None:
+    chosen = rows[(rows["method"] == "mermaide") & (rows["k"] == 1) & (rows["split"] == "test")]
+    of_all, of_ucb = line(table, "mermaide", 1), line(table, "mermaide", 1, family="ucb")
+    assert of_all["normalised_score"] == pytest.approx(interquartile_mean(chosen[["normalised_score"]]))
+    ucb = chosen[chosen["family"] == "ucb"]
+    assert of_ucb["normalised_score"] == pytest.approx(interquartile_mean(ucb[["normalised_score"]]))
+    for name in ("return", "success_rate", "interventions", "cost", "support_return"):
+        assert of_all[name] == pytest.approx(chosen[name].mean())
+    assert (of_all["seeds"], of_all["tasks"], of_ucb["tasks"]) == (3, 8, 4)
+    for name in MEASURES:
+        assert of_all[f"{name}_low"] <= of_all[name] <= of_all[f"{name}_high"]
+
+
+def test_the_order_of_the_rows_changes_no_number(rows: pd.DataFrame, table: pd.DataFrame) -> None:
+    keys = ["split", "family", "method", "k"]
+    shuffled = summary(rows.sample(frac=1, random_state=0), resamples=200)
+    pd.testing.assert_frame_equal(
+        shuffled.sort_values(keys, ignore_index=True), table.sort_values(keys, ignore_index=True)
+    )
+
+
+def test_the_terminal_table_fits_100_columns_without_cutting_a_number(table: pd.DataFrame) -> None:
+    table = table.assign(method=table["method"].replace("mermaide", "a_method_with_quite_a_long_name_indeed"))
+    table[["normalised_score", "normalised_score_low"]] = -1.25
+    text = printed(table)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for row in table.to_dict("records"):
+        assert f"-1.25 [-1.25, {row['normalised_score_high']:.2f}]" in text
+    for heading in ("in distribution (validation agents)", "out of distribution (test agents)", "all families", "ucb"):
+        assert heading in text
+
+
+def test_intervals_read_as_value_low_high(table: pd.DataFrame) -> None:
+    score = line(table, "mermaide", 0, split="validation")
+    shown = "{:.2f} [{:.2f}, {:.2f}]".format(*(score[f"normalised_score{end}"] for end in ("", "_low", "_high")))
+    of_method = [text for text in printed(table).splitlines() if text.startswith("mermaide")]
+    assert shown in of_method[0]
+    assert of_method[0].rstrip().endswith("3 x 8")
+
+
+def test_privileged_methods_are_labelled_and_come_last(table: pd.DataFrame) -> None:
+    assert label("oracle") == "oracle (privileged)"
+    assert [name for name in table["method"].unique() if is_privileged(name)] == ["oracle", "privileged_foresight"]
+    for text in (printed(table), to_markdown(table)):
+        assert "oracle (privileged)" in text
+        assert "Privileged: sees what no principal may see" in text
+        assert text.index("first_n") < text.index("oracle (privileged)")
+    without = table[~table["privileged"]]
+    assert "rivileged" not in printed(without)
+
+
+def test_markdown_is_one_well_formed_table_per_split_and_family(table: pd.DataFrame) -> None:
+    text = to_markdown(table)
+    assert text.count("### ") == 6
+    lines = [text for text in text.splitlines() if text.startswith("|")]
+    assert {text.count("|") for text in lines} == {len(MEASURES) + 4}
+    assert "| interventions |" in text
+    assert len(lines) == len(table) + 6 * 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said", "unsaid"),
+    [(1, "of other training runs it says nothing", "too narrow"), (3, "too narrow", "NaN")],
+)
+def test_the_caption_says_how_far_the_interval_goes(seeds: int, said: str, unsaid: str, rows: pd.DataFrame) -> None:
+    text = printed(summary(rows[rows["seed"] < seeds], resamples=10)).replace("\n", " ")
+    assert said in text
+    assert unsaid not in text
+
+
+def test_tasks_that_the_oracle_cannot_improve_have_no_score_and_the_caption_counts_them(rows: pd.DataFrame) -> None:
+    hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 3))
+    table = summary(hopeless, resamples=10)
+    found = line(table, "mermaide", 0)
+    scores = rows[(rows["method"] == "mermaide") & (rows["k"] == 0) & (rows["split"] == "test") & (rows["task"] != 3)]
+    assert (found["tasks"], found["scored_tasks"]) == (8, 7)
+    assert found["normalised_score"] == pytest.approx(interquartile_mean(scores[["normalised_score"]]))
+    assert "Up to 1 tasks have no normalised score" in printed(table).replace("\n", " ")
+    none = summary(rows.assign(normalised_score=np.nan), resamples=10)
+    assert none["normalised_score"].isna().all()
+    assert printed(none)
+
+
+def test_a_score_missing_for_one_method_only_is_refused(rows: pd.DataFrame) -> None:
+    first = rows.index == rows.index[rows["method"] == "mermaide"][0]
+    with pytest.raises(InputError, match="finite for every training seed x task, got 1 not"):
+        summary(rows.assign(normalised_score=rows["normalised_score"].mask(first)), resamples=10)

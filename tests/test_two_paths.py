@@ -1,0 +1,196 @@
+"""Two paths, one truth: RLlib's own MultiAgentEnvRunner and the lockstep game play the same episodes, pull by pull."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import all_families
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from torch import Tensor
+
+from mermaide_ray.agents import FAMILIES
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules
+from mermaide_ray.baselines.stock_ppo import stock_ppo
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.kshot import NetworkPrincipal
+from mermaide_ray.learners.maml import Method
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.trajectory import View
+
+TASKS, EPISODES = 24, 2
+KEY = ("two-paths", 3)
+
+
+def scripted(observation: Tensor, num_interventions: int) -> Tensor:
+    """An action [N] from observations [N, D + 1], dice last, that depends on every entry of them."""
+    weight = torch.arange(1, observation.shape[-1]) ** 2 % 7
+    code = (observation[:, :-1] * 100).round().long() @ weight
+    return (code + (observation[:, -1] * 11).long()) % num_interventions
+
+
+class ScriptedPrincipal:
+    """The script as a player of the lockstep game."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def begin(self, num_episodes: int) -> None: ...
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        step = torch.full_like(seen.last_arm, seen.step)
+        observation = self.view.observation(seen.last_arm, seen.last_action, seen.target, step)
+        return scripted(torch.cat([observation, seen.uniform.unsqueeze(1)], dim=1), self.view.num_interventions)
+
+
+class ScriptedModule(RLModule):
+    """The same script as an RLlib policy."""
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTIONS: scripted(batch[Columns.OBS], self.model_config["num_interventions"])}
+
+
+class SharpPrincipalModule(PrincipalModule):
+    """The network with weights so large that its actions depend on what it saw, not on the dice alone."""
+
+    def setup(self) -> None:
+        super().setup()
+        for parameter in self.parameters():
+            parameter.data *= 4
+
+
+class Player(NamedTuple):
+    """One principal in its two shapes."""
+
+    module: Callable[[Experiment], RLModuleSpec]
+    lockstep: Callable[[Experiment], Principal]
+
+
+def scripted_module(experiment: Experiment) -> RLModuleSpec:
+    config = {"num_interventions": experiment.environment.num_interventions}
+    return RLModuleSpec(module_class=ScriptedModule, model_config=config)
+
+
+def network_module(experiment: Experiment) -> RLModuleSpec:
+    config = {"experiment": experiment.to_dict(), "max_seq_len": experiment.environment.horizon}
+    return RLModuleSpec(module_class=SharpPrincipalModule, model_config=config)
+
+
+def network_lockstep(experiment: Experiment) -> Principal:
+    module = SharpPrincipalModule(model_config={"experiment": experiment.to_dict()})
+    weights = {name: value.detach().unsqueeze(0) for name, value in module.weights().items()}
+    return NetworkPrincipal(Method.of(experiment), View(experiment.environment), weights)
+
+
+PLAYERS = {
+    "scripted": Player(scripted_module, lambda experiment: ScriptedPrincipal(View(experiment.environment))),
+    "network": Player(network_module, network_lockstep),
+}
+
+
+class Episode(NamedTuple):
+    """What happened in one episode; all [T]."""
+
+    arms: list[int]
+    interventions: list[int]
+    principal_rewards: list[float]
+    agent_rewards: list[float]
+
+
+Episodes = dict[tuple[int, int], Episode]
+
+
+def on_the_stock_path(experiment: Experiment, player: Player) -> tuple[Episodes, set[str]]:
+    """(task, episode) -> what RLlib's runner sampled, and the agents met."""
+    purpose, iteration = KEY
+    config = stock_ppo(
+        experiment,
+        "mlp",
+        env_config={
+            "tasks": list(range(TASKS)),
+            "episodes": EPISODES,
+            "purpose": purpose,
+            "iteration": iteration,
+            "deal_principal_dice": True,
+        },
+        envs_per_runner=5,
+    )
+    specs = {PRINCIPAL: player.module(experiment), **agent_modules(experiment)}
+    config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+    runner = MultiAgentEnvRunner(config=config, worker_index=0)
+    played, met = {}, set()
+    for episode in runner.sample(num_episodes=TASKS * EPISODES, explore=True):
+        principal = episode.agent_episodes[PRINCIPAL]
+        (agent_id,) = set(episode.agent_episodes) - {PRINCIPAL}
+        agent = episode.agent_episodes[agent_id]
+        infos = principal.get_infos()
+        played[infos[0]["task"], infos[0]["episode"]] = Episode(
+            arms=agent.get_actions().tolist(),
+            interventions=[info["intervention"] for info in infos[1:]],
+            principal_rewards=principal.get_rewards().tolist(),
+            agent_rewards=agent.get_rewards().tolist(),
+        )
+        met.add(agent_id)
+    runner.stop()
+    return played, met
+
+
+def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
+    """(task, episode) -> what the lockstep game played, rewards rebuilt."""
+    environment = experiment.environment
+    tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
+    dice = deal_for(environment, (experiment.seed, "train", *KEY), tasks, EPISODES)
+    trajectories = play(environment, tasks, EPISODES, dice, player.lockstep(experiment))
+    incentives = Incentives(environment)
+    arms, interventions = trajectories.arms.long(), trajectories.interventions.long()
+    target = tasks.target[:, None, None]
+    noise = (dice.reward_noise * environment.reward_noise).T.view(arms.shape)
+    base = tasks.base.unsqueeze(1).expand(-1, EPISODES, -1).gather(2, arms)
+    agent_rewards = base + noise + incentives.incentive(interventions, arms, target)
+    principal_rewards = incentives.rewards_of(trajectories)
+    return {
+        (task, episode): Episode(
+            *(part[task, episode].tolist() for part in (arms, interventions, principal_rewards, agent_rewards))
+        )
+        for task in range(TASKS)
+        for episode in range(EPISODES)
+    }
+
+
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+@pytest.mark.parametrize("kind", ["signed", "bonus", "arm", "graded"])
+@pytest.mark.parametrize("name", list(PLAYERS))
+def test_stock_runner_and_lockstep_play_the_same_episodes(name: str, kind: str, labels: str) -> None:
+    experiment = all_families(environment={"intervention": kind, "arm_labels": labels})
+    stock, met = on_the_stock_path(experiment, PLAYERS[name])
+    lockstep = in_lockstep(experiment, PLAYERS[name])
+    # Every family is among the tasks, and the principal neither sleeps nor always does the same.
+    assert len(met) == len(FAMILIES)
+    assert len(set(np.concatenate([episode.interventions for episode in lockstep.values()]))) > 1
+    assert stock.keys() == lockstep.keys()
+    for which in lockstep:
+        # Arms and interventions exactly, and rewards to the last bit: both paths do the same float32 operations.
+        assert stock[which] == lockstep[which], which
+
+
+def test_paid_cost_is_the_same_on_both_paths() -> None:
+    experiment = all_families(environment={"intervention": "graded", "cost": "paid"})
+    stock, _ = on_the_stock_path(experiment, PLAYERS["scripted"])
+    assert stock == in_lockstep(experiment, PLAYERS["scripted"])
+
+
+def test_other_dice_give_other_episodes() -> None:
+    """A control: the equality above is not for want of luck in the game."""
+    experiment = all_families()
+    one = in_lockstep(experiment, PLAYERS["scripted"])
+    other = in_lockstep(experiment.model_copy(update={"seed": 1}), PLAYERS["scripted"])
+    assert sum(one[which].arms == other[which].arms for which in one) < len(one) / 4
