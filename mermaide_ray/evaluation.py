@@ -135,7 +135,8 @@ class Evaluation:
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
         """Normalised score (interquartile mean over tasks) after each number of support episodes."""
         rows = self.contender(contender, ks).rows.dropna(subset="normalised_score")
-        return {k: interquartile_mean(rows.loc[rows["k"] == k, "normalised_score"]) for k in ks}
+        by_k = {k: rows.loc[rows["k"] == k, "normalised_score"].to_numpy() for k in ks}
+        return {k: interquartile_mean(scores[None]) for k, scores in by_k.items()}
 
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
         tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])

@@ -192,6 +192,16 @@ def test_families_in_a_file_replace_the_mixture_and_an_override_changes_one_of_i
     assert {name: family.weight for name, family in default.items()} == {"ucb": 3, "epsilon_greedy": 1}
 
 
+def test_families_in_a_file_replace_those_of_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greedy.yaml").write_text(
+        "agents: {seed: 4, families: {epsilon_greedy: {train: {epsilon: [0, 0.1]}, test: {epsilon: [0.2, 0.3]}}}}"
+    )
+    monkeypatch.setattr("mermaide_ray.experiment.PRESETS_DIR", tmp_path)
+    agents = load_experiment(written(tmp_path, UCB), preset="greedy").agents
+    assert (list(agents.families), agents.seed) == (["ucb"], 4)
+    assert list(variant(load_experiment(written(tmp_path, UCB)), "greedy").agents.families) == ["epsilon_greedy"]
+
+
 SOFTMAX = """
 from mermaide_ray.agents.base import Family, Hyperparameter, sample_mean_init, sample_mean_learn
 
@@ -298,6 +308,11 @@ def test_explained_config_comments_every_key() -> None:
     uncommented = [lines[number].strip() for number in keys if "#" not in lines[number - 1]]
     assert uncommented == ["ucb:"]
     assert "  # pulls per episode, T (>= 1)" in lines
+
+
+def test_explained_config_keeps_an_empty_mapping() -> None:
+    text = explained_yaml(Experiment.model_validate({"agents": {"families": {"mine": {"train": {}}}}}))
+    assert load_yaml(text)["agents"]["families"]["mine"]["train"] == {}
 
 
 def test_rounds_of_training_spend_the_budget() -> None:

@@ -10,6 +10,7 @@ import pytest
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from test_table import result_rows
 
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.report.drawing import PALETTE
@@ -22,7 +23,6 @@ from mermaide_ray.report.figures import (
     write_figures,
 )
 from mermaide_ray.report.files import read_progress
-from test_table import result_rows
 
 ALL = ["learning_curves", "kshot_curve", "intervention_heatmap", "calibration"]
 
@@ -78,10 +78,16 @@ def run_directory(folder: Path) -> Path:
 
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of titles, axis labels, legends and small print that cover each other, and what leaves the picture."""
+    """Pairs of titles, labels, ticks, legends and small print that cover each other, and what leaves the picture."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]
+    for axis in [axis for axis in figure.axes if axis.axison]:
+        for side in (axis.xaxis, axis.yaxis):
+            inside = [tick for tick in side.get_ticklabels(which="both") if tick.get_text() and tick.get_visible()]
+            low, high = sorted(side.get_view_interval())
+            at = 0 if side is axis.xaxis else 1
+            texts += [tick for tick in inside if low <= tick.get_position()[at] <= high]
     texts += figure.legends + [axis.get_legend() for axis in figure.axes if axis.get_legend()]
     texts += [figure._supxlabel] if figure._supxlabel else []
     boxes = [(str(text), text.get_window_extent()) for text in texts]
@@ -142,7 +148,7 @@ def test_the_k_shot_curve_leaves_out_tasks_without_a_score() -> None:
 
 def test_colours_of_methods_differ_and_privileged_ones_are_none_of_the_palette() -> None:
     axis = kshot_curve(result_rows()).axes[0]
-    colours = {line.get_label(): line.get_color() for line in axis.get_lines() if line.get_linestyle() != "-"}
+    colours = {line.get_label(): line.get_color() for line in axis.get_lines() if line.get_linestyle() in ("--", "-.")}
     colours |= {container.get_label(): container[0].get_color() for container in axis.containers}
     assert len(set(colours.values())) == len(colours) == 5
     assert {name for name, colour in colours.items() if colour not in PALETTE} == {
@@ -235,7 +241,7 @@ def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -
     path.write_text("\n".join([*lines, lines[0][:15]]))
     assert read_progress(path)["principal/return"].tolist() == [1, 2, 3]
     path.write_text("\n".join([lines[0], lines[1][:15], lines[2], ""]))
-    with pytest.raises(InputError, match="must be a JSON object, got .* in line 2"):
+    with pytest.raises(InputError, match=r"must be a JSON object, got .* in line 2"):
         read_progress(path)
     path.write_text("")
     with pytest.raises(InputError, match="must count `throughput/env_steps`"):
@@ -273,7 +279,7 @@ def test_a_missing_column_and_a_missing_run_are_named(tmp_path: Path) -> None:
     profiles().drop(columns="exploration").to_parquet(run / "profiles.parquet")
     with pytest.raises(InputError, match="got none named exploration"):
         write_figures(run)
-    with pytest.raises(InputError, match="run directory must exist, got .*nowhere"):
+    with pytest.raises(InputError, match=r"run directory must exist, got .*nowhere"):
         write_figures(tmp_path / "nowhere")
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,8 +163,10 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": usage.ru_utime + usage.ru
 def test_help_lists_and_config_errors_answer_within_a_second_without_ray_or_torch(
     arguments: list[str], code: int, tmp_path: Path
 ) -> None:
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, cwd=tmp_path, check=True, timeout=60
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True, timeout=60
     )
     seen = json.loads(done.stderr.splitlines()[-1])
     assert (seen["code"], seen["heavy"]) == (code, [])

@@ -93,15 +93,14 @@ def sample_mean_learn(state: State, params: Params, step: Tensor, arm: Tensor, r
 
 def uniform_arm(draw: Tensor, num_arms: int) -> Tensor:
     """A uniform arm, int64 [N], from a uniform draw on [0, 1), float [N]."""
-    # float32 rounds 0.99999997 * A up to A once A is large.
-    return (draw * num_arms).long().clamp_(max=num_arms - 1)
+    # Never num_arms: even the largest draw, 1 - 2^-24, takes over half a unit in the last place off the product.
+    return (draw * num_arms).long()
 
 
 def sampled_arm(probabilities: Tensor, draw: Tensor) -> Tensor:
     """An arm, int64 [N], from probabilities [N, A] by inversion of their running sum at `draw` [N]."""
     cumulative = probabilities.cumsum(-1)
-    total = cumulative[..., -1:]
-    # Scaled by the total, since rounding can leave it below the draw; below it in any case, or an arm of probability 0
-    # at the end would be drawn where draw * total rounds up to the total.
-    passed = (cumulative <= draw.unsqueeze(-1) * total) & (cumulative < total)
+    # Scaled by the last entry, since rounding can leave the sum below the draw. The product stays below that entry (see
+    # `uniform_arm`), so an arm is always found, and never one of probability 0.
+    passed = cumulative <= draw.unsqueeze(-1) * cumulative[..., -1:]
     return passed.sum(-1)

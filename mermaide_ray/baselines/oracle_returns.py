@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mermaide_ray
+from mermaide_ray.agents import family_named
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines.oracles import Rule, best_rules, oracle_rules, returns_of
 from mermaide_ray.errors import RunFault
@@ -102,8 +103,11 @@ def _digest(
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=12)
     package = Path(inspect.getfile(mermaide_ray)).parent
     sources = [path for pattern in _SOURCES for path in sorted(package.glob(pattern))]
-    users = [name.partition(":")[0] for name in experiment.agents.families if ":" in name]
-    for path in [*sources, *(Path(inspect.getfile(sys.modules[name])) for name in users)]:
+    for name in experiment.agents.families:
+        if ":" in name:
+            family_named(name)
+            sources.append(Path(inspect.getfile(sys.modules[name.partition(":")[0]])))
+    for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -111,11 +115,10 @@ def _digest(
 def _read(path: Path, ids: tuple[int, ...]) -> OracleReturns | None:
     """A kept result; None where there is none, or none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             result = OracleReturns(ids, kept["oracle_return"], kept["never_return"], tuple(kept["rules"].tolist()))
             complete = tuple(kept["ids"].tolist()) == ids
-    # Whatever a truncated or foreign file brings about.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # truncated, or not ours
         return None
     sizes = {len(result.oracle_return), len(result.never_return), len(result.rules), len(ids)}
     return result if complete and len(sizes) == 1 else None

@@ -5,26 +5,26 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mermaide_ray.models.principal import log_softmax
 
 Estimator = Literal["vanilla", "dice", "lvc"]
 
 
 def next_arm_nll(arm_logits: Tensor, labels: Tensor) -> Tensor:
     """World-model loss: mean negative log-likelihood (nats per pull), [B], of labels [B, T, E] under [B, T, E, A]."""
-    flat = F.cross_entropy(arm_logits.flatten(0, -2), labels.flatten(), reduction="none")
-    return flat.view(labels.shape).mean((1, 2))
+    return -log_probability(arm_logits, labels).mean((1, 2))
 
 
 def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
     """Log-probability of each action, [B, T, E], under logits [B, T, E, I]."""
-    return -F.cross_entropy(logits.flatten(0, -2), actions.flatten(), reduction="none").view(actions.shape)
+    return logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of the policy (nats), [B]."""
-    log_p = logits.log_softmax(-1)
+    log_p = log_softmax(logits)
     return -(log_p.exp() * log_p).sum(-1).mean((1, 2))
 
 

@@ -35,7 +35,7 @@ def gru_cell(projected: Tensor, hidden: Tensor, recurrent: Tensor) -> Tensor:
     size = hidden.shape[-1]
     product = _product(hidden, recurrent)
     gates = (projected[..., : 2 * size] + product[..., : 2 * size]).sigmoid_()
-    candidate = torch.addcmul(projected[..., 2 * size :], gates[..., :size], product[..., 2 * size :]).tanh_()
+    candidate = _tanh_(torch.addcmul(projected[..., 2 * size :], gates[..., :size], product[..., 2 * size :]))
     return candidate.lerp(hidden, gates[..., size:])
 
 
@@ -52,6 +52,11 @@ def gru_scan(projected: Tensor, initial: Tensor, recurrent: Tensor) -> Tensor:
     """
     hidden: Tensor = _GRUScan.apply(projected, initial, recurrent)  # type: ignore[no-untyped-call]
     return hidden
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """tanh in place, by the logistic function: Torch's own is 4 to 8 times slower on a CPU (float32, AVX-512)."""
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def _product(x: Tensor, weights: Tensor) -> Tensor:
@@ -85,9 +90,11 @@ class _GRUScan(torch.autograd.Function):
             product = _product(state, recurrent)
             gate = torch.add(projected[:, t, :, : 2 * size], product[..., : 2 * size], out=gates[:, t]).sigmoid_()
             product_n[:, t] = product[..., 2 * size :]
-            new = torch.addcmul(
-                projected[:, t, :, 2 * size :], gate[..., :size], product[..., 2 * size :], out=candidate[:, t]
-            ).tanh_()
+            new = _tanh_(
+                torch.addcmul(
+                    projected[:, t, :, 2 * size :], gate[..., :size], product[..., 2 * size :], out=candidate[:, t]
+                )
+            )
             state = torch.lerp(new, state, gate[..., size:])
             hidden[:, t] = state
         ctx.save_for_backward(projected, initial, recurrent, hidden)
@@ -100,10 +107,10 @@ class _GRUScan(torch.autograd.Function):
         size = hidden.shape[-1]
         before = _before(hidden, initial)
         if torch.is_grad_enabled():  # create_graph: the gates as differentiable functions of the scan's output
-            product = torch.matmul(before, recurrent.unsqueeze(1))
+            product = torch.bmm(before.flatten(1, 2), recurrent).view(projected.shape)
             gates = (projected[..., : 2 * size] + product[..., : 2 * size]).sigmoid()
             product_n = product[..., 2 * size :]
-            candidate = torch.addcmul(projected[..., 2 * size :], gates[..., :size], product_n).tanh()
+            candidate = 2 * (2 * torch.addcmul(projected[..., 2 * size :], gates[..., :size], product_n)).sigmoid() - 1
         else:
             gates, candidate, product_n = ctx.cache
         reset, update = gates[..., :size], gates[..., size:]

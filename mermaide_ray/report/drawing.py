@@ -28,7 +28,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PRIVILEGED = ("#000000", "#777777")
 MARKERS = "osD^vPX*"
 DOTS_PER_INCH = 150
-NOTE_LETTERS_PER_INCH = 16
+NOTE_LETTERS_PER_INCH = 18
 # A curve with one point per iteration is averaged down to this many, so that its trend can be seen.
 MOST_POINTS = 100
 # Markers on a denser curve would hide it.
@@ -122,13 +122,13 @@ def share_limits(axes: Sequence[Axes]) -> None:
 
 
 def draw_legend(figure: Figure, axes: Any, methods: Sequence[str]) -> None:
-    """One legend for all panels, to their right, in the order of `methods`."""
+    """One legend for all panels, to their right, in the order of `methods`, privileged ones last."""
     handles: dict[str, Artist] = {}
     for axis in axes.ravel():
         # The last panel that shows a method decides: with markers, where there are any.
         found, names = axis.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
-    names = [label(method) for method in methods if label(method) in handles]
+    names = [label(method) for method in sorted(methods, key=is_privileged) if label(method) in handles]
     figure.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=8)
 
 

@@ -178,9 +178,9 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)
-        histogram.set_yscale("log")
+        histogram.set_ylim(bottom=0)
         histogram.set_xlabel("predicted probability of the likeliest arm")
-    axes[0][0].set_ylabel("share of pulls that were this arm")
+    axes[0][0].set_ylabel("share of pulls\nthat were this arm")
     axes[1][0].set_ylabel("share of\npredictions")
     finish(figure)
     return figure

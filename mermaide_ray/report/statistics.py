@@ -52,6 +52,8 @@ def score_matrix(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     try:
         matrix = rows.pivot(index="seed", columns=["split", "family", "task"], values=column).astype(np.float64)
+        # The bootstrap draws by position: in the order of the rows, an interval would depend on who wrote them.
+        matrix = matrix.sort_index(axis="index").sort_index(axis="columns")
         _checked(matrix.to_numpy(), f"`{column}`")
     except ValueError as error:
         raise InputError(f"rows of one method and one K must be one per training seed x task, but {error}") from None

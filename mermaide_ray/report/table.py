@@ -112,11 +112,12 @@ def render_terminal(summary: pd.DataFrame, console: Console) -> None:
         for family, of_family in of_split.groupby("family", sort=False):
             table.add_row(Text(_family_title(str(family)), style="bold"))
             for cells in _lines(of_family):
-                table.add_row(*cells)
+                # As Text: brackets in a method's name are no markup.
+                table.add_row(*map(Text, cells))
             table.add_section()
         console.print(table)
         console.print()
-    console.print(caption(summary), style="dim")
+    console.print(Text(caption(summary), style="dim"))
 
 
 def to_markdown(summary: pd.DataFrame) -> str:

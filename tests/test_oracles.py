@@ -1,0 +1,279 @@
+"""Privileged oracles: what they look at, that their choice is honest, and that a kept result is never a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import all_families
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.baselines import baseline_named, oracles
+from mermaide_ray.baselines import oracle_returns as module
+from mermaide_ray.baselines.oracle_returns import OracleReturns, oracle_returns
+from mermaide_ray.baselines.oracles import (
+    PrivilegedRules,
+    Rule,
+    best_rules,
+    foresight_rules,
+    gap_rules,
+    oracle_rules,
+    returns_of,
+)
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.errors import RunFault
+from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.noise import Key
+
+KEY: Key = (0, "test", "evaluation/query", 0)
+ONE_OF_EACH = [
+    Rule(0),
+    Rule(9),
+    Rule(9, gap=0.3),
+    Rule(9, next_arm="target"),
+    Rule(9, next_arm="other"),
+    Rule(15, gap=0.5, next_arm="other"),
+]
+
+
+def default(**sections: Any) -> Experiment:
+    return validate({"environment": {"num_arms": 4, "horizon": 20}, **sections}, where="tests")
+
+
+def tasks_of(experiment: Experiment, count: int = 12) -> Tasks:
+    return AgentDistribution(experiment).tasks("test", range(count))
+
+
+def returns(experiment: Experiment, tasks: Tasks, principal: Any, episodes: int) -> Tensor:
+    """By the plain game, [B, E]."""
+    dice = deal_for(experiment.environment, KEY, tasks, episodes)
+    played = play(experiment.environment, tasks, episodes, dice, principal)
+    return Incentives(experiment.environment).rewards_of(played).sum(2)
+
+
+class Watched(PrivilegedRules):
+    """Notes what it saw and what it did."""
+
+    notes: list[tuple[int, Tensor, Tensor, Tensor]]
+
+    def begin(self, num_episodes: int) -> None:
+        super().begin(num_episodes)
+        self.notes = []
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        action = super().intervene(seen, hidden)
+        self.notes.append((seen.step, hidden.estimates(), hidden.next_arm == hidden.target, action))
+        return action
+
+
+@pytest.mark.parametrize("rule", ONE_OF_EACH, ids=str)
+def test_a_rule_intervenes_where_its_definition_says(rule: Rule) -> None:
+    experiment = default()
+    tasks = tasks_of(experiment)
+    watched = Watched(experiment.environment, [rule] * len(tasks), 2)
+    returns(experiment, tasks, watched, 2)
+    targets = tasks.target.repeat_interleave(2).tolist()
+    for step, estimates, next_is_target, action in watched.notes:
+        for row, target in enumerate(targets):
+            others = [float(q) for arm, q in enumerate(estimates[row]) if arm != target]
+            expected = step < rule.until and float(estimates[row, target]) - max(others) < rule.gap
+            if rule.next_arm != "any":
+                expected &= bool(next_is_target[row]) == (rule.next_arm == "target")
+            assert bool(action[row]) == expected
+
+
+def test_rules_side_by_side_do_as_each_alone() -> None:
+    experiment = all_families()
+    tasks = tasks_of(experiment, 14)
+    pairs = [ONE_OF_EACH] * len(tasks)
+    together = returns_of(experiment.environment, tasks, pairs, KEY, 3)
+    assert together.shape == (14, len(ONE_OF_EACH), 3)
+    for place, rule in enumerate(ONE_OF_EACH):
+        alone = returns(experiment, tasks, PrivilegedRules(experiment.environment, [rule] * len(tasks), 3), 3)
+        torch.testing.assert_close(together[:, place], alone)
+
+
+def test_each_task_may_meet_rules_of_its_own() -> None:
+    experiment = all_families()
+    tasks = tasks_of(experiment, 6)
+    every = returns_of(experiment.environment, tasks, [ONE_OF_EACH] * 6, KEY, 2)
+    own = returns_of(experiment.environment, tasks, [[rule] for rule in ONE_OF_EACH], KEY, 2)
+    assert torch.equal(own[:, 0], every[torch.arange(6), torch.arange(6)])
+
+
+def test_little_memory_changes_no_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = all_families()
+    tasks = tasks_of(experiment, 9)
+    pairs = [ONE_OF_EACH] * 9
+    at_once = returns_of(experiment.environment, tasks, pairs, KEY, 2)
+    for most_episodes in (1, 5, 40):
+        monkeypatch.setattr(oracles, "_MOST_EPISODES", most_episodes)
+        assert torch.equal(returns_of(experiment.environment, tasks, pairs, KEY, 2), at_once)
+
+
+def test_a_gap_is_unknown_in_families_that_keep_no_estimates() -> None:
+    experiment = all_families()
+    tasks = tasks_of(experiment, 30)
+    unknown = torch.tensor([name in ("exp3", "gradient_bandit") for name in tasks.family_names()])
+    never, with_gap = returns_of(experiment.environment, tasks, [[Rule(0), Rule(15, gap=99.0)]] * 30, KEY, 2).unbind(1)
+    assert torch.equal(never[unknown], with_gap[unknown])
+    assert not torch.equal(never[~unknown], with_gap[~unknown])
+    # The oracle then does with the rules that need no estimates.
+    chosen = best_rules(experiment, "test", tasks)
+    assert all(rule.gap == float("inf") for rule, blind in zip(chosen, unknown.tolist(), strict=True) if blind)
+
+
+def test_graded_rules_come_in_every_size_and_the_others_in_one() -> None:
+    graded = default(environment={"intervention": "graded", "graded_sizes": [0.5, 1.0]}).environment
+    assert {rule.size for rule in oracle_rules(graded) if rule.until} == {1, 2}
+    for kind in ("signed", "bonus", "arm"):
+        rules = oracle_rules(default(environment={"intervention": kind}).environment)
+        assert {rule.size for rule in rules} == {1}
+        assert len(set(rules)) == len(rules)
+        assert len({str(rule) for rule in rules}) == len(rules)
+
+
+def test_the_oracle_of_an_agent_that_is_not_worth_steering_never_intervenes() -> None:
+    dear = default(environment={"num_arms": 4, "horizon": 20, "cost_weight": 50.0})
+    assert best_rules(dear, "test", tasks_of(dear)) == [Rule(0)] * 12
+
+
+def test_rules_are_chosen_on_dice_that_nothing_is_scored_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, keys = default(), []
+    deal = oracles.deal
+    monkeypatch.setattr(oracles, "deal", lambda key, *rest: keys.append(key) or deal(key, *rest))
+    best_rules(experiment, "test", tasks_of(experiment, 4))
+    assert {key[2] for key in keys} == {"baselines/selection"}
+    chosen = {oracle_returns(experiment, "test", range(4), 2, (0, "test", purpose, 0)).rules for purpose in ("a", "b")}
+    assert len(chosen) == 1
+
+
+def test_the_best_rule_is_best_on_the_selection_episodes() -> None:
+    experiment = default()
+    tasks = tasks_of(experiment, 8)
+    chosen = best_rules(experiment, "test", tasks, ONE_OF_EACH)
+    # So few rules are all finalists: both rounds together decide.
+    episodes = oracles._FIRST_ROUND + oracles._SECOND_ROUND
+    key = (0, "test", "baselines/selection", 0)
+    means = returns_of(experiment.environment, tasks, [ONE_OF_EACH] * 8, key, episodes).mean(2)
+    for place, rule in enumerate(chosen):
+        assert means[place, ONE_OF_EACH.index(rule)] == pytest.approx(means[place].max().item(), abs=1e-4)
+
+
+def test_the_oracle_beats_every_other_baseline_on_average() -> None:
+    experiment = validate({"environment": {"horizon": 50}, "evaluation": {"tasks": 40, "episodes": 8}}, where="tests")
+    tasks = AgentDistribution(experiment).tasks("train", range(60))
+
+    def score(name: str) -> float:
+        return returns(experiment, tasks, baseline_named(name)(experiment, "train", tasks, 8), 8).mean().item()
+
+    oracle = score("oracle")
+    for name in ("never", "always", "random", "first_n", "privileged_gap"):
+        assert oracle > score(name) + 0.5, name
+
+
+def test_privileged_baselines_take_the_best_rule_on_validation() -> None:
+    experiment = validate({"environment": {"horizon": 30}, "evaluation": {"tasks": 20, "episodes": 4}}, where="tests")
+    environment, tasks = experiment.environment, tasks_of(experiment, 5)
+    validation = AgentDistribution(experiment).tasks("validation", range(20))
+    key = (0, "validation", "baselines/choice", 0)
+    both = foresight_rules(environment, "target") + foresight_rules(environment, "other")
+    for name, rules in (("privileged_gap", gap_rules(environment)), ("privileged_foresight", both)):
+        on_validation = returns_of(environment, validation, [rules] * 20, key, 16).mean((0, 2))
+        by_hand = PrivilegedRules(environment, [rules[int(on_validation.argmax())]] * 5, 3)
+        built = baseline_named(name)(experiment, "test", tasks, 3)
+        assert torch.equal(returns(experiment, tasks, built, 3), returns(experiment, tasks, by_hand, 3)), name
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def assert_same(one: OracleReturns, other: OracleReturns) -> None:
+    assert one.ids == other.ids
+    assert one.rules == other.rules
+    np.testing.assert_array_equal(one.oracle_return, other.oracle_return)
+    np.testing.assert_array_equal(one.never_return, other.never_return)
+
+
+def test_oracle_returns_are_those_of_the_oracle_and_of_never_on_the_given_dice() -> None:
+    experiment = default()
+    tasks = tasks_of(experiment)
+    found = oracle_returns(experiment, "test", range(12), 5, KEY)
+    for name, values in (("oracle", found.oracle_return), ("never", found.never_return)):
+        played = returns(experiment, tasks, baseline_named(name)(experiment, "test", tasks, 5), 5).mean(1)
+        np.testing.assert_allclose(values, played.numpy(), rtol=1e-6)
+    assert found.rules == tuple(str(rule) for rule in best_rules(experiment, "test", tasks))
+
+
+def test_a_kept_result_is_read_and_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = oracle_returns(default(), "test", range(3), 2, KEY, tmp_path / "new" / "cache")
+    monkeypatch.setattr(module, "best_rules", lambda *_: pytest.fail("computed again"))
+    assert_same(oracle_returns(default(), "test", range(3), 2, KEY, tmp_path / "new" / "cache"), first)
+
+
+def test_whatever_the_numbers_depend_on_has_a_file_of_its_own(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"experiment": default(), "split": "test", "ids": range(2), "episodes": 1, "key": KEY}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"experiment": default(environment={"num_arms": 4, "horizon": 20, "delta": 0.5})},
+        {"experiment": default(agents={"seed": 1})},
+        {"split": "train"},
+        {"split": "train", "experiment": default(seed=1)},
+        {"ids": range(1, 3)},
+        {"episodes": 2},
+        {"key": (0, "test", "other", 0)},
+        {"rules": [Rule(0), Rule(5)]},
+    ]
+    for count, change in enumerate(changes, start=1):
+        oracle_returns(**{**base, **change}, cache=tmp_path)
+        assert len(kept(tmp_path)) == count, change
+    # A training seed is nothing to test agents.
+    oracle_returns(**{**base, "experiment": default(seed=1)}, cache=tmp_path)
+    assert len(kept(tmp_path)) == len(changes)
+
+
+def test_a_family_s_changed_source_makes_a_kept_result_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "own_family.py"
+    source.write_text("from mermaide_ray.agents.epsilon_greedy import FAMILY\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    family = {"own_family:FAMILY": {"train": {"epsilon": [0.1, 0.2]}}}
+    experiment = default(agents={"families": family, "disjoint": []})
+    cache = tmp_path / "cache"
+    for text in ("", "# the same", "# changed"):
+        source.write_text(f"from mermaide_ray.agents.epsilon_greedy import FAMILY\n{text}\n")
+        oracle_returns(experiment, "test", range(2), 1, KEY, cache)
+    assert len(kept(cache)) == 3
+
+
+@pytest.mark.parametrize("content", ["truncated", "empty", "other", "foreign ids"])
+def test_a_broken_file_is_computed_again(tmp_path: Path, content: str) -> None:
+    first = oracle_returns(default(), "test", range(3), 2, KEY, tmp_path)
+    (path,) = kept(tmp_path)
+    whole = path.read_bytes()
+    if content == "foreign ids":
+        with np.load(path) as arrays:
+            np.savez(path, **{**arrays, "ids": np.array([7, 8, 9]), "oracle_return": np.zeros(3)})
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "other": b"not ours"}[content])
+    assert_same(oracle_returns(default(), "test", range(3), 2, KEY, tmp_path), first)
+    # And mended.
+    assert path.read_bytes() == whole
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.np, "savez", full)
+    with pytest.raises(RunFault, match="No space left on device"):
+        oracle_returns(default(), "test", range(2), 1, KEY, tmp_path)
+    assert kept(tmp_path) == []

@@ -1,0 +1,176 @@
+"""Fixed rules: what they do, that they see nothing of the agent, and that their one number is chosen on validation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.baselines import BASELINES, baseline_named
+from mermaide_ray.baselines.rules import FixedRule, chosen_n, chosen_probability
+from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Environment, Experiment, validate
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.trajectory import View
+
+KINDS = ("signed", "bonus", "arm", "graded")
+
+
+class Untouchable(Hidden):
+    """Nothing hidden may be looked at."""
+
+    def __init__(self) -> None: ...
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"looked at hidden.{name}")
+
+
+def experiment_of(**sections: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "environment": {"num_arms": 4, "horizon": 20},
+        "evaluation": {"tasks": 30, "episodes": 4},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}
+    return validate(settings, where="tests")
+
+
+def seen_at(step: int, uniform: Tensor, target: Tensor) -> Seen:
+    before = torch.full_like(target, -1)
+    return Seen(step, before, before, target, uniform)
+
+
+def actions(principal: Principal, environment: Environment, episodes: int = 50) -> Tensor:
+    """What a rule does in each episode, [T, N], without anything hidden."""
+    target = torch.arange(episodes) % environment.num_arms
+    principal.begin(episodes)
+    uniform = torch.rand(environment.horizon, episodes, generator=torch.Generator().manual_seed(0))
+    return torch.stack(
+        [principal.intervene(seen_at(t, uniform[t], target), Untouchable()) for t in range(environment.horizon)]
+    )
+
+
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_intervene_is_to_favour_the_target_as_much_as_can_be(kind: str, labels: str) -> None:
+    sizes = (0.5, 2.0, 1.0)
+    environment = experiment_of(
+        environment={"intervention": kind, "arm_labels": labels, "graded_sizes": sizes}
+    ).environment
+    view, incentives = View(environment), Incentives(environment)
+    target, other = torch.arange(4), (torch.arange(4) + 1) % 4
+    action = FixedRule(environment, until=1).intervene(seen_at(0, torch.zeros(4), target), Untouchable())
+    chosen = view.intervention(action, target)
+    advantage = incentives.incentive(chosen, target, target) - incentives.incentive(chosen, other, target)
+    for intervention in range(environment.num_interventions):
+        same = torch.full_like(target, intervention)
+        less = incentives.incentive(same, target, target) - incentives.incentive(same, other, target)
+        assert (less <= advantage).all()
+    assert (incentives.incentive(chosen, target, target) > 0).all()
+
+
+def test_first_n_intervenes_at_exactly_the_first_n_pulls() -> None:
+    environment = experiment_of().environment
+    for n in (0, 1, 7, 20):
+        done = actions(FixedRule(environment, until=n), environment)
+        assert (done[:n] == 1).all()
+        assert (done[n:] == 0).all()
+
+
+def test_random_intervenes_at_its_rate_and_the_ends_are_never_and_always() -> None:
+    environment = experiment_of(environment={"horizon": 200}).environment
+    for p in (0.0, 0.3, 1.0):
+        rate = actions(FixedRule(environment, 200, p), environment).float().mean().item()
+        assert rate == pytest.approx(p, abs=5 * (p * (1 - p) / 10000) ** 0.5 + 1e-9)
+
+
+def mean_return(experiment: Experiment, principal: Principal) -> float:
+    """On the validation agents and the dice on which numbers are chosen."""
+    environment, evaluation = experiment.environment, experiment.evaluation
+    tasks = AgentDistribution(experiment).tasks("validation", range(evaluation.tasks))
+    key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+    dice = deal_for(environment, key, tasks, evaluation.episodes)
+    played = play(environment, tasks, evaluation.episodes, dice, principal)
+    return Incentives(environment).rewards_of(played).sum(2).mean().item()
+
+
+def test_n_and_p_have_the_highest_return_on_validation() -> None:
+    experiment = experiment_of()
+    environment = experiment.environment
+    by_n = {n: mean_return(experiment, FixedRule(environment, n)) for n in range(21)}
+    by_p = {i / 20: mean_return(experiment, FixedRule(environment, 20, i / 20)) for i in range(21)}
+    assert chosen_n(experiment) == max(by_n, key=lambda n: by_n[n])
+    assert chosen_probability(experiment) == max(by_p, key=lambda p: by_p[p])
+    # An optimum inside the range: neither end would do.
+    assert 0 < chosen_n(experiment) < 20
+
+
+def test_an_intervention_that_costs_more_than_all_pulls_are_worth_is_never_chosen() -> None:
+    dear = experiment_of(environment={"cost_weight": 50.0})
+    assert chosen_n(dear) == 0
+    assert chosen_probability(dear) == 0
+
+
+def test_the_choice_depends_on_validation_agents_alone() -> None:
+    def n_of(validation: list[float], test: list[float], seed: int = 0) -> int:
+        family = {"train": {"epsilon": [0.1, 0.2]}, "validation": {"epsilon": validation}, "test": {"epsilon": test}}
+        experiment = experiment_of(agents={"families": {"epsilon_greedy": family}, "disjoint": []})
+        return chosen_n(experiment.model_copy(update={"seed": seed}))
+
+    chosen = n_of([0.0, 0.05], [0.3, 0.5])
+    assert n_of([0.0, 0.05], [0.9, 1.0]) == chosen
+    assert n_of([0.0, 0.05], [0.3, 0.5], seed=5) == chosen
+    assert n_of([0.95, 1.0], [0.3, 0.5]) != chosen
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_plays_and_only_privileged_ones_look_at_what_is_hidden(name: str) -> None:
+    experiment = experiment_of()
+    environment = experiment.environment
+    tasks = AgentDistribution(experiment).tasks("test", range(6))
+    principal = baseline_named(name)(experiment, "test", tasks, 2)
+    key = (0, "test", "evaluation/query", 0)
+    played = play(environment, tasks, 2, deal_for(environment, key, tasks, 2), principal)
+    assert played.arms.shape == (6, 2, 20)
+    principal.begin(12)
+    seen = seen_at(0, torch.zeros(12), tasks.target.repeat_interleave(2))
+    if BASELINES[name].privileged:
+        with pytest.raises(AssertionError, match="looked at hidden"):
+            principal.intervene(seen, Untouchable())
+    else:
+        assert principal.intervene(seen, Untouchable()).shape == (12,)
+
+
+def test_privileged_baselines_say_so_in_their_description() -> None:
+    for baseline in BASELINES.values():
+        assert baseline.description.startswith("privileged:") == baseline.privileged
+
+
+def test_unknown_baseline_names_the_known_ones_and_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"never, always, .*did you mean 'first_n'"):
+        baseline_named("first_m")
+
+
+def test_a_baseline_of_the_user_s_own_is_taken_by_its_dotted_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from mermaide_ray.baselines.rules import FixedRule\n\n\ndef half(experiment, split, tasks, episodes):\n"
+    source += "    return FixedRule(experiment.environment, experiment.environment.horizon // 2)\n"
+    (tmp_path / "own_baselines.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment = experiment_of()
+    tasks = AgentDistribution(experiment).tasks("test", range(2))
+    done = actions(baseline_named("own_baselines:half")(experiment, "test", tasks, 1), experiment.environment)
+    assert done.sum(0).tolist() == [10] * 50
+
+
+def test_listing_baselines_loads_neither_torch_nor_ray() -> None:
+    code = "import sys, mermaide_ray.baselines; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
