@@ -29,13 +29,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS
-from ray.tune.registry import register_trainable
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.config_file import merge
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.config_file import merge
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
@@ -54,8 +53,8 @@ FLAT = "mermaide"
 class MermaideConfig(AlgorithmConfig):
     """RLlib configuration of MERMAIDE and, by settings alone, of its ablations.
 
-    The fluent sections take the keys of `mermaide config` beside RLlib's own. All of them end up in `settings`, a nested
-    dict that Tune can search in, and are validated together as an `Experiment`.
+    The fluent sections take the keys of `mermaide config` beside RLlib's own. All of them end up in `settings`, a
+    nested dict that Tune can search in, and are validated together as an `Experiment`.
     """
 
     def __init__(self, algo_class: Any = None) -> None:
@@ -82,7 +81,10 @@ class MermaideConfig(AlgorithmConfig):
         config = cls()
         config.settings = experiment.to_dict()
         runners = experiment.env_runners
-        return config.env_runners(num_env_runners=runners.num_env_runners).learners(num_learners=runners.num_learners)
+        config.env_runners(num_env_runners=runners.num_env_runners)
+        config.learners(num_learners=runners.num_learners)
+        config.max_num_env_runner_restarts = runners.restarts
+        return config
 
     @property
     def experiment(self) -> Experiment:
@@ -131,7 +133,7 @@ class MermaideConfig(AlgorithmConfig):
 
     def _take(self, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Puts the section's own keys into `settings`, returns the rest."""
-        own = set(Experiment.model_fields[section].default_factory().__class__.model_fields)  # type: ignore[call-arg, misc, union-attr]
+        own = type(getattr(Experiment(), section)).model_fields
         mine = {key: value for key, value in given.items() if key in own}
         if mine:
             self.settings = merge(self.settings, {section: mine})
@@ -240,8 +242,8 @@ class Mermaide(Algorithm):
                 fresh = []
                 if time.monotonic() > patience:
                     raise RunFault(
-                        f"at least one of {group.num_remote_env_runners()} sampling actors must be alive, but none came "
-                        f"back within {REVIVAL_SECONDS:.0f} s (see the log of the Ray session; env_runners.restarts)"
+                        f"one of {group.num_remote_env_runners()} sampling actors must be alive, but none came back within "
+                        f"{REVIVAL_SECONDS:.0f} s (see the log of the Ray session; env_runners.restarts)"
                     )
                 time.sleep(0.5)
             for sample in fresh:
@@ -318,11 +320,3 @@ def _sample(runner: LockstepEnvRunner, iteration: int, tasks: list[int]) -> Samp
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The flat metrics (`mermaide_ray.metrics`) in a result of `Mermaide.train()`."""
     return {key: float(value) for key, value in result[FLAT].items()}
-
-
-def register() -> None:
-    """Makes the algorithm known to Tune by name."""
-    register_trainable("MERMAIDE", Mermaide)
-
-
-register()

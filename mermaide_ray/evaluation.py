@@ -1,7 +1,7 @@
 """The K-shot protocol: adapt on K support episodes with each agent, score on fresh query episodes; rows come out.
 
-Every method meets the same agents with the same luck: dice are keyed by (agents.seed, split, "evaluation", task), not by the
-method or its training seed. Needs Torch, not Ray.
+Every method meets the same agents with the same luck: dice are keyed by (agents.seed, split, "evaluation", task), not
+by the method or its training seed. Needs Torch, not Ray.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Evaluation:
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
         played = self._play(name)
-        return Results(self._rows(name, 0, 0, self.tasks, played, None, {}), pd.DataFrame(), self._profiles(name, 0, 0, played))
+        return Results(
+            self._rows(name, 0, 0, self.tasks, played, None, {}), pd.DataFrame(), self._profiles(name, 0, 0, played)
+        )
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes."""
@@ -218,7 +220,9 @@ class Evaluation:
         )
         return rows.assign(**extra)
 
-    def _profiles(self, method: str, seed: int, k: int, played: Trajectories, tasks: Tasks | None = None) -> pd.DataFrame:
+    def _profiles(
+        self, method: str, seed: int, k: int, played: Trajectories, tasks: Tasks | None = None
+    ) -> pd.DataFrame:
         """Per task and step, the shares of episodes with an intervention and with the target pulled."""
         tasks = tasks or self.tasks
         horizon = played.arms.shape[2]

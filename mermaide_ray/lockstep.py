@@ -110,7 +110,7 @@ def play(
     principal.begin(num)
     for t in range(horizon):
         # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles. A new
-        # tensor each step: with absolute labels the principal sees the last one itself, and must not see it overwritten.
+        # tensor each step: with absolute labels the principal sees the last one itself, and it must not change.
         arm = torch.empty(num, dtype=torch.int64)
         for group in groups:
             draws = Draws(dice.uniform[t, group.rows], dice.normal[t, group.rows])

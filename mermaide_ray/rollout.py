@@ -52,7 +52,7 @@ class Sample:
 
 
 class LockstepEnvRunner(EnvRunner, Checkpointable):
-    """Samples tasks by id. It holds no state but the weights: dice and tasks are keyed, so any runner may do any task."""
+    """Samples tasks by id. Dice and tasks are keyed, so any runner may do any task: its only state is the weights."""
 
     def __init__(self, *, config: MermaideConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)

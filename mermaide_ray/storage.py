@@ -1,11 +1,11 @@
 """What a run leaves on disk: written whole or not at all, never over another run's.
 
-    DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/, meta.json},
-    principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet, figures/,
-    baselines/NAME/ (runs of the same shape)
+    DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/,
+    meta.json}, principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet,
+    figures/, baselines/NAME/ (runs of the same shape)
 
-RLlib's checkpoints are pickles and serve to resume the run that wrote them. A principal to share is safetensors and JSON:
-loading one runs no code.
+RLlib's checkpoints are pickles and serve to resume the run that wrote them. A principal to share is safetensors and
+JSON: loading one runs no code.
 """
 
 from __future__ import annotations
@@ -136,10 +136,14 @@ class RunDirectory:
         """
         meta = _read_json(checkpoint / "meta.json", "a checkpoint")
         if meta.get("format") != CHECKPOINT_FORMAT:
-            raise InputError(f"a checkpoint must have format {CHECKPOINT_FORMAT}, got {meta.get('format')} ({checkpoint})")
+            raise InputError(
+                f"a checkpoint must have format {CHECKPOINT_FORMAT}, got {meta.get('format')} ({checkpoint})"
+            )
         mine, theirs = versions()["ray"], meta.get("versions", {}).get("ray")
         if mine != theirs:
-            raise InputError(f"a checkpoint must be resumed with the Ray that wrote it ({theirs}), got {mine} ({checkpoint})")
+            raise InputError(
+                f"a checkpoint must be resumed with the Ray that wrote it ({theirs}), got {mine} ({checkpoint})"
+            )
         return int(meta["iteration"])
 
     def read_progress(self) -> list[dict[str, Any]]:
@@ -170,10 +174,13 @@ def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) 
         state: Weights by name, as `PrincipalModule.get_state()` returns them.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with whole_folder(folder) as new:
-        save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, new / "principal.safetensors")
+        # Not ascontiguousarray, which gives a 0-dim rate an axis.
+        arrays = {name: np.asarray(value, order="C") for name, value in state.items()}
+        # Written by Python, so that a full disk is an OSError like any other.
+        (new / "principal.safetensors").write_bytes(save(arrays))
         about = {"format": PRINCIPAL_FORMAT, "versions": versions(), "experiment": experiment.to_dict()}
         (new / "principal.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 

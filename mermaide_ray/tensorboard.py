@@ -1,4 +1,4 @@
-"""TensorBoard: the few scalars of `metrics.SCALARS` over env steps, settings and final scores (HParams), figures, text."""
+"""TensorBoard: the scalars of `metrics.SCALARS` over env steps, HParams with final scores, figures, the config."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Board:
     """
 
     def __init__(self, folder: Path, experiment: Experiment, purge_step: int | None = None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._experiment = experiment
         # Indented: TensorBoard renders Markdown, and this is YAML.
-        self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))  # type: ignore[no-untyped-call]
+        self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))
         layout = {
             group: {
                 metric.key.split("/")[1]: ["Multiline", [metric.key]]
@@ -38,13 +38,13 @@ class Board:
             }
             for group in SCALAR_GROUPS
         }
-        self._writer.add_custom_scalars(layout)  # type: ignore[no-untyped-call]
+        self._writer.add_custom_scalars(layout)
 
     def scalars(self, told: Mapping[str, Any], env_steps: int) -> None:
         """Adds the flat metrics of one iteration; its number is not one of them."""
         for key, value in told.items():
             if "/" in key and key != "throughput/env_steps":
-                self._writer.add_scalar(key, value, env_steps)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(key, value, env_steps)
 
     def finish(self, scores: Mapping[str, float], figures: list[Path], env_steps: int) -> None:
         """Adds final scores beside the settings, and the figures as images."""
@@ -55,19 +55,19 @@ class Board:
         for summary in hparams(settings, dict(scores)):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for key, value in scores.items():
-            self._writer.add_scalar(key, value, env_steps)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, env_steps)
         for figure in figures:
             pixels = np.asarray(image.imread(figure))[..., :3]
-            self._writer.add_image(f"figures/{figure.stem}", pixels, env_steps, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_image(f"figures/{figure.stem}", pixels, env_steps, dataformats="HWC")
+        self._writer.flush()
 
     def flush(self) -> None:
         """Makes what was added visible."""
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | bool | str]]:

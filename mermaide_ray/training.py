@@ -1,4 +1,7 @@
-"""The jobs behind the command line: train, evaluate, export. `python -m mermaide_ray.training DIR` trains one run, no more."""
+"""The jobs behind the command line: train, evaluate, export.
+
+`python -m mermaide_ray.training DIR` trains the run in DIR and does no more: how baselines are trained beside.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, Split, variant
 from mermaide_ray.kshot import Table
-from mermaide_ray.learners.maml import Method, split_parameters
+from mermaide_ray.learners.maml import RATE, Method, split_parameters
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.progress import Progress
 from mermaide_ray.report.figures import write_figures
@@ -85,7 +88,8 @@ def evaluate(
         checkpoint: A run, a checkpoint or an exported principal.
         ks: Numbers of support episodes; as in its settings if not given.
         split: Which agents.
-        tasks, episodes: How many; as in its settings if not given.
+        tasks: How many agents; as in its settings if not given.
+        episodes: Query episodes per agent and K; as in its settings if not given.
         out: Folder for rows and figures, or None to print only.
     """
     torch.set_num_threads(1)
@@ -117,7 +121,7 @@ def contender_from(folder: Path, name: str | None = None) -> tuple[Contender, Ex
     experiment, arrays = load_principal(folder)
     method = Method.of(experiment)
     parameters = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    expected = method.architecture.shapes()
+    expected = method.architecture.shapes() | {RATE + name: () for name in method.adaptable()}
     given = {key: tuple(value.shape) for key, value in parameters.items() if key in expected}
     if given != expected:
         wrong = sorted(key for key in expected if given.get(key) != expected[key])
@@ -211,8 +215,8 @@ def _algorithm(run: RunDirectory, experiment: Experiment) -> Mermaide:
         algorithm = Mermaide.from_checkpoint(str((latest / "rllib").absolute()))
     except Exception as error:
         raise InputError(
-            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); delete it to "
-            "go on from the one before"
+            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
+            "delete it to go on from the one before"
         ) from None
     assert algorithm.meta_iteration == iteration
     return algorithm
@@ -229,9 +233,7 @@ def _save(run: RunDirectory, algorithm: Mermaide) -> None:
 def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: Console) -> None:
     experiment = run.experiment()
     contenders = [contender_from(each.principal)[0] for each in runs]
-    results = Results.together(
-        [score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT]
-    )
+    results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT])
     _write(results, run.path)
     figures = write_figures(run.path)
     from mermaide_ray.tensorboard import Board
@@ -239,7 +241,8 @@ def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: 
     board = Board(run.path / "tensorboard", experiment)
     mine = results.rows[results.rows["method"] == experiment.name]
     scores = {
-        f"score/{split}_k{k}": float(group["normalised_score"].mean()) for (split, k), group in mine.groupby(["split", "k"])
+        f"score/{split}_k{k}": float(group["normalised_score"].mean())
+        for (split, k), group in mine.groupby(["split", "k"])
     }
     board.finish(scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
@@ -257,7 +260,9 @@ def _beside(experiment: Experiment, preset: str) -> Experiment:
     """A learned baseline: the preset's method on the main run's game, agents and budget."""
     baseline = variant(experiment, preset)
     if (baseline.environment, baseline.agents) != (experiment.environment, experiment.agents):
-        raise InputError(f"--baseline must be a preset that keeps the game and the agents, got {preset!r}, which changes them")
+        raise InputError(
+            f"--baseline must be a preset that keeps the game and the agents, got {preset!r}, which changes them"
+        )
     return baseline
 
 

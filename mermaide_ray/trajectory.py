@@ -50,9 +50,9 @@ class View:
     [A], t / T. Before the first pull of an episode the first two are zero. Nothing hidden enters it: not the agent's
     rewards, estimates, family or hyperparameters.
 
-    With relative labels an arm is named by its distance from the target, (arm - target) mod A, and so is the arm that an
-    intervention of kind `arm` chooses. Base rewards are drawn alike for all arms, so this loses nothing, and it saves
-    the principal from learning the same thing once per target.
+    With relative labels an arm is named by its distance from the target, (arm - target) mod A, and so is the arm that
+    an intervention of kind `arm` chooses. Base rewards are drawn alike for all arms, so this loses nothing, and it
+    saves the principal from learning the same thing once per target.
     """
 
     def __init__(self, environment: Environment) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +45,32 @@ def all_families(**sections: Any) -> Experiment:
     for section, values in sections.items():
         settings[section] = {**settings.get(section, {}), **values}
     return validate(settings, where="tests")
+
+
+def tiny(**sections: Any) -> Experiment:
+    """An experiment whose meta-iterations take milliseconds; `sections` are laid over it."""
+    settings: dict[str, Any] = {
+        "environment": {"num_arms": 4, "horizon": 10},
+        "meta_learning": {"meta_batch_size": 8, "query_episodes": 2},
+        "world_model": {"hidden_size": 8, "policy_hidden": 8},
+        "training": {"env_steps": 1920},
+        "evaluation": {"tasks": 6, "episodes": 2, "validation_tasks": 4},
+    }
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
+    return validate(settings, where="tests")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray on this machine for all tests that need it: it takes seconds to start."""
+    import ray
+
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.models.gru import gru_cell, gru_scan
 
-B, T, E, H = 2, 4, 3, 3
+B, T, E, H = 2, 3, 2, 2
 
 
 def _inputs(tasks: int = B) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,4 +58,6 @@ def test_shared_weights_have_the_derivatives_of_equal_weights() -> None:
     copied = second_order(one.repeat(B, 1, 1))
     for mine, theirs in zip(expanded, copied, strict=True):
         torch.testing.assert_close(mine, theirs)
-    assert torch.autograd.gradgradcheck(lambda p, h, w: gru_scan(p, h, w.expand(B, H, 3 * H)), (projected, initial, one))
+    assert torch.autograd.gradgradcheck(
+        lambda p, h, w: gru_scan(p, h, w.expand(B, H, 3 * H)), (projected, initial, one)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 
 import pytest
@@ -70,10 +71,11 @@ def test_no_two_arrays_and_no_two_tasks_share_a_stream() -> None:
     assert not torch.equal(dice.reward_noise[:, 0], dice.normal[:, 0, 0])
 
 
-def test_neighbouring_seeds_and_tasks_do_not_meet() -> None:
-    # Seed 0 / task 2 and seed 1 / task 1 are the same dice where a key is a sum.
-    draws = {generator(seed, "train", "query", 0, task).random() for seed in range(30) for task in range(30)}
-    assert len(draws) == 900
+def test_neighbouring_seeds_iterations_and_tasks_do_not_meet() -> None:
+    # Where a key is a sum, seed 0 / task 2 and seed 1 / task 1 are the same dice.
+    keys = itertools.product(range(12), range(12), range(12))
+    draws = {generator(seed, "train", "query", iteration, task).random() for seed, iteration, task in keys}
+    assert len(draws) == 12**3
 
 
 def test_each_priority_is_a_permutation_and_all_are_equally_likely() -> None:

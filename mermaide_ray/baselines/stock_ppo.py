@@ -48,7 +48,7 @@ def stock_ppo(
     horizon, training = experiment.environment.horizon, experiment.training
     batch = episodes_per_iteration * horizon
     return (
-        PPOConfig()  # type: ignore[no-untyped-call]
+        PPOConfig()
         .environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
         .env_runners(
             num_env_runners=experiment.env_runners.num_env_runners,

@@ -100,7 +100,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._settings = EnvSettings.read(config)
         experiment = self._settings.experiment
         environment = experiment.environment
@@ -119,14 +119,14 @@ class IncentivizedBanditEnv(MultiAgentEnv):
             PRINCIPAL: gym.spaces.Box(0.0, 1.0, (size,), np.float32),
             **{agent_id(name): layout.space() for name, layout in zip(self._names, self._layouts, strict=True)},
         }
-        self.action_spaces = {
+        self.action_spaces: dict[str, gym.Space[Any]] = {
             PRINCIPAL: gym.spaces.Discrete(environment.num_interventions),
             **{agent_id(name): gym.spaces.Discrete(self._num_arms) for name in self._names},
         }
         self.possible_agents = list(self.observation_spaces)
         self.agents = list(self.possible_agents)
 
-    def reset(  # type: ignore[override]  # As in `step`.
+    def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[MultiAgentDict, MultiAgentDict]:
         """Deals the next episode of the schedule.
@@ -155,7 +155,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self.agents = [PRINCIPAL, self._agent_id]
         return self._observations(), {PRINCIPAL: {"task": task_id, "episode": episode}}
 
-    def step(  # type: ignore[override]  # RLlib's MultiAgentEnv breaks gym.Env's contract itself.
+    def step(
         self, action_dict: MultiAgentDict
     ) -> tuple[MultiAgentDict, MultiAgentDict, MultiAgentDict, MultiAgentDict, MultiAgentDict]:
         """One pull. See the class docstring."""

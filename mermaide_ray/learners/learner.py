@@ -1,9 +1,9 @@
 """The meta-learner as an RLlib Learner.
 
-RLlib's Learner serves as the container: module, optimizer, groups of learners, checkpoints, metrics. Its update is replaced
-as a whole: the unit of data is the task, whose support and query belong together, and there is one meta-gradient per epoch.
-RLlib's own meta learners are not used: they step once per minibatch, can't accumulate over tasks, and don't synchronise
-gradients between learners (ray 2.60, rllib/core/learner/torch/torch_meta_learner.py).
+RLlib's Learner serves as the container: module, optimizer, groups of learners, checkpoints, metrics. Its update is
+replaced as a whole: the unit of data is the task, whose support and query belong together, and there is one
+meta-gradient per epoch. RLlib's own meta learners are not used: they step once per minibatch, can't accumulate over
+tasks, and don't synchronise gradients between learners (ray 2.60, rllib/core/learner/torch/torch_meta_learner.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class MermaideLearner(TorchLearner):
     """Takes one meta-gradient step per epoch on the tasks in a batch.
 
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
-    `query_arms`, `query_interventions` [B, E, T] and `target` [B]. Learners each get some of the tasks; gradients and the
-    moments of the advantages are averaged over all of them, so their number changes nothing but rounding.
+    `query_arms`, `query_interventions` [B, E, T] and `target` [B]. Learners each get some of the tasks; gradients and
+    the moments of the advantages are averaged over all of them, so their number changes nothing but rounding.
     """
 
     def update(self, batch: Any = None, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:

@@ -61,9 +61,9 @@ def discount_matrix(time: int, discount: float, like: Tensor) -> Tensor:
 def policy_gradient_loss(log_p: Tensor, advantages: Tensor, estimator: Estimator) -> Tensor:
     """A loss whose gradient is the policy gradient, [B]; mean per pull. All three agree in the first derivative.
 
-    vanilla: -log p * advantage. lvc: -p / p_old * advantage, the low-variance curvature surrogate (Rothfuss et al., arXiv
-    1810.06784, Eq. 6). dice: second derivatives unbiased for the expected return (Foerster et al., arXiv 1802.05098, in the
-    form for any advantage of Farquhar et al., arXiv 1909.10549, Eq. 14).
+    vanilla: -log p * advantage. lvc: -p / p_old * advantage, the low-variance curvature surrogate (Rothfuss et al.,
+    arXiv 1810.06784, Eq. 6). dice: second derivatives unbiased for the expected return (Foerster et al., arXiv
+    1802.05098, in the form for any advantage of Farquhar et al., arXiv 1909.10549, Eq. 14).
 
     Args:
         log_p: Log-probabilities of the actions taken, [B, T, E].

@@ -1,12 +1,13 @@
-"""Inner adaptation and the meta-objective: pure functions, the same for the runner that samples and the learner that replays.
+"""Inner adaptation and the meta-objective: pure functions, the same for the sampling runner and the learner.
 
-MAML (Finn et al., arXiv 1703.03400) over a policy gradient and the world model's likelihood (MERMAIDE, arXiv 2304.04668):
+MAML (Finn et al., arXiv 1703.03400) over a policy gradient and the world model's likelihood (MERMAIDE, arXiv
+2304.04668):
 
     adapted = theta - inner_lr * d/dtheta [ NLL(support; theta) + w * PG(support; theta) ]        per task
     meta    = PG(query; adapted) + NLL(query; adapted) + support_weight * [the same on support, unadapted]
 
-Every weight carries a task axis. The unadapted weights enter it by expansion, so their gradient *is* per task, and the first
-pass over the support runs with plain matrix products.
+Every weight carries a task axis. The unadapted weights enter it by expansion, so their gradient *is* per task, and the
+first pass over the support runs with plain matrix products.
 """
 
 from __future__ import annotations
@@ -68,15 +69,14 @@ RATE = "log_inner_lr_"
 
 
 def split_parameters(method: Method, parameters: Mapping[str, Tensor]) -> tuple[Weights, dict[str, Tensor]]:
-    """A principal's parameters as unadapted weights (without task axis) and inner learning rates, 0-dim, by weight name.
+    """A principal's parameters as unadapted weights (without task axis) and inner learning rates, 0-dim, by name.
 
-    Rates are kept as logarithms, so that learning can't make them negative; a rate of 0 that isn't learned stays exactly 0.
+    Rates are kept as logarithms, so that learning can't make them negative; a rate of 0 that isn't learned stays
+    exactly 0.
     """
     weights = {name: value for name, value in parameters.items() if not name.startswith(RATE)}
     fixed_at_zero = method.meta.inner_lr == 0 and not method.meta.learn_inner_lr
-    rates = {
-        name: torch.zeros(()) if fixed_at_zero else parameters[RATE + name].exp() for name in method.adaptable()
-    }
+    rates = {name: torch.zeros(()) if fixed_at_zero else parameters[RATE + name].exp() for name in method.adaptable()}
     return weights, rates
 
 
@@ -275,7 +275,7 @@ def meta_loss(
         adaptation = adapt(method, with_axis, inner_rates, support, create_graph=method.meta.order == "second")
         adapted, state = adaptation.weights, adaptation.state
         before = _Part(method, support, adaptation.outputs, adaptation.advantages, adaptation.value_targets)
-        part, support_log_p = before.loss(entropy_weight, old_log_p and old_log_p.support, moments)
+        part, support_log_p = before.loss(entropy_weight, old_log_p.support if old_log_p else None, moments)
         total = total + method.meta.support_weight * part
         metrics |= {
             "adaptation/support_return": support.rewards.sum(1).mean(),
@@ -285,7 +285,7 @@ def meta_loss(
             metrics["world_model/nll_before"] = before.nll.detach()
     outputs = unroll(method, adapted, query.history, state)
     after = _Part(method, query, outputs, *advantages_of(method, outputs, query.rewards))
-    part, query_log_p = after.loss(entropy_weight, old_log_p and old_log_p.query, moments)
+    part, query_log_p = after.loss(entropy_weight, old_log_p.query if old_log_p else None, moments)
     total = total + part
     metrics |= after.metrics()
     if support is not None:

@@ -1,13 +1,14 @@
 """A GRU over a whole episode as one differentiable operation, with one set of weights per task.
 
-Autograd over a Python loop records some ten small kernels per pull, and a second-order meta-gradient differentiates them
-twice. Here the recurrence is a primitive with a hand-written backward pass: the only loops over time are the forward scan
-and one *linear* scan for the adjoint of the hidden state; all else (gate derivatives, weight gradients) is done for all
-pulls at once. The linear scan has a hand-written backward pass too, and the gates are recomputed from the scan's output in
-plain differentiable operations, so gradients of gradients are exact. Third derivatives are not supported.
+Autograd over a Python loop records some ten small kernels per pull, and a second-order meta-gradient differentiates
+them twice. Here the recurrence is a primitive with a hand-written backward pass: the only loops over time are the
+forward scan and one *linear* scan for the adjoint of the hidden state; all else (gate derivatives, weight gradients) is
+done for all pulls at once. The linear scan has a hand-written backward pass too, and the gates are recomputed from the
+scan's output in plain differentiable operations, so gradients of gradients are exact. Third derivatives are not
+supported.
 
-Shapes: B tasks, T pulls, E episodes, H hidden; gates in the order reset, update, candidate. Weights carry a leading task
-axis; weights that all tasks share are passed expanded (stride 0), which turns B small matrix products into one.
+Shapes: B tasks, T pulls, E episodes, H hidden; gates in the order reset, update, candidate. Weights carry a leading
+task axis; weights that all tasks share are passed expanded (stride 0), which turns B small matrix products into one.
 
 Source: Cho et al., arXiv 1406.1078, with the reset gate after the matrix product as in cuDNN; no bias inside the reset.
 """
@@ -132,9 +133,7 @@ class _AdjointScan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, update: Tensor, slopes: Tensor, recurrent: Tensor, external: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, update: Tensor, slopes: Tensor, recurrent: Tensor, external: Tensor) -> tuple[Tensor, Tensor]:
         batch, time, episodes, size = update.shape
         adjoint = torch.empty_like(external, memory_format=torch.contiguous_format)
         transposed = recurrent.transpose(1, 2)
@@ -147,7 +146,7 @@ class _AdjointScan(torch.autograd.Function):
         return adjoint, carried
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         update, slopes, recurrent, adjoint = ctx.saved_tensors
         d_adjoint, d_carried = grads

@@ -45,11 +45,11 @@ class PrincipalModule(TorchRLModule):
 
     def weights(self) -> Weights:
         """The unadapted weights by name, without task axis; part of the autograd graph."""
-        return split_parameters(self.method, self.parameters_by_name)[0]
+        return split_parameters(self.method, dict(self.parameters_by_name.items()))[0]
 
     def inner_rates(self) -> dict[str, Tensor]:
         """The inner learning rate by weight name, 0-dim."""
-        return split_parameters(self.method, self.parameters_by_name)[1]
+        return split_parameters(self.method, dict(self.parameters_by_name.items()))[1]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All parameters by name, to share (`storage.save_principal`)."""

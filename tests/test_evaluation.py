@@ -1,0 +1,234 @@
+"""The K-shot protocol: its rows, its scale, its floors, and that every method meets the same agents and luck."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+
+from mermaide_ray import evaluation
+from mermaide_ray.evaluation import (
+    CALIBRATION_BINS,
+    LEAST_SPAN,
+    Bounds,
+    Contender,
+    Evaluation,
+    Results,
+    _frequency_nll,
+    _prediction,
+)
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.kshot import Table
+from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.models.principal import Weights
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.report.statistics import interquartile_mean
+
+KEYS = ["method", "seed", "split", "task", "family", "k"]
+ARMS = 4
+
+
+def _experiment(**sections: Any) -> Experiment:
+    """Long and cheap enough that the oracle gains more than a pull's worth on nearly every task."""
+    return tiny(**{"environment": {"num_arms": ARMS, "horizon": 25, "cost_weight": 0.1}, **sections})
+
+
+def _contender(experiment: Experiment, name: str = "mine", seed: int = 0, changes: Weights | None = None) -> Contender:
+    module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
+    weights = {key: value.detach() for key, value in module.weights().items()} | (changes or {})
+    rates = {key: value.detach() for key, value in module.inner_rates().items()}
+    return Contender(name, seed, Table(experiment.environment, module.method), weights, rates)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Evaluation:
+    return Evaluation(_experiment(), "validation")
+
+
+@pytest.fixture(scope="module")
+def scored(held_out: Evaluation) -> Results:
+    return held_out.contender(_contender(_experiment(), seed=7), (0, 1, 2))
+
+
+def _without(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return frame.drop(columns=list(columns)).reset_index(drop=True)
+
+
+def _same(one: pd.DataFrame, other: pd.DataFrame, **tolerance: float) -> None:
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True), **tolerance)
+
+
+def test_rows_have_the_columns_that_everybody_reads(held_out: Evaluation, scored: Results) -> None:
+    expected = [*KEYS, *(metric.key for metric in ROW_METRICS), "param.epsilon", "param.ucb_coefficient"]
+    for results in (scored, held_out.baseline("never"), held_out.baseline("first_n")):
+        assert sorted(results.rows.columns) == sorted(expected)
+    rows = scored.rows
+    assert len(rows) == 3 * 6
+    assert not rows.duplicated(KEYS).any()
+    assert set(rows["seed"]) == {7}
+    assert set(rows["split"]) == {"validation"}
+    ucb = rows["family"] == "ucb"
+    assert (rows["param.epsilon"].isna() == ucb).all()
+    assert (rows["param.ucb_coefficient"].isna() == ~ucb).all()
+    assert 0 < ucb.sum() < len(rows)
+
+
+def test_rows_agree_with_themselves(scored: Results, held_out: Evaluation) -> None:
+    """Return = pulls on the target - alpha * cost; what is not measured is NaN, and only that."""
+    rows = pd.concat([scored.rows, held_out.baseline("random").rows])
+    horizon, alpha = 25, 0.1
+    np.testing.assert_allclose(rows["return"], rows["success_rate"] * horizon - alpha * rows["cost"], rtol=1e-5)
+    np.testing.assert_allclose(rows["cost"], rows["interventions"], rtol=1e-5)
+    span = rows["oracle_return"] - rows["never_return"]
+    np.testing.assert_allclose(
+        rows["normalised_score"], ((rows["return"] - rows["never_return"]) / span).where(span >= LEAST_SPAN), rtol=1e-5
+    )
+    trained = rows["method"] == "mine"
+    assert (rows["support_return"].notna() == (trained & (rows["k"] > 0))).all()
+    for when in ("before", "after"):
+        assert (rows[f"wm_nll_{when}"].notna() == trained).all()
+    assert set(rows.loc[~trained, "k"]) == {0}
+    assert set(rows.loc[~trained, "seed"]) == {0}
+
+
+def test_never_scores_0_and_the_oracle_1(held_out: Evaluation) -> None:
+    never, oracle = (held_out.baseline(name).rows["normalised_score"].dropna() for name in ("never", "oracle"))
+    assert len(never) == len(oracle) >= 4
+    assert (never == 0).all()
+    np.testing.assert_allclose(oracle, 1, rtol=1e-6)
+
+
+def test_no_score_where_the_oracle_gains_less_than_a_pull() -> None:
+    bounds = Bounds(never=torch.tensor([2.0, 2.0, 2.0]), oracle=torch.tensor([2.0 + LEAST_SPAN, 2.5, 1.0]))
+    scores = bounds.normalised(torch.tensor([2.25, 2.25, 2.25]))
+    assert scores[0] == 0.25
+    assert scores[1:].isnan().all()
+
+
+@pytest.mark.parametrize(("rule", "leaning"), [("never", -80.0), ("always", 80.0)])
+@pytest.mark.parametrize("k", [0, 2])
+def test_methods_are_paired(held_out: Evaluation, rule: str, leaning: float, k: int) -> None:
+    """A network that always does as a rule does gets the rule's results to the last pull: same agents, same luck."""
+    changes = {"policy_output_bias": torch.tensor([0.0, leaning])}
+    experiment = _experiment(meta_learning={"inner_lr": 0.0})
+    network = held_out.contender(_contender(experiment, changes=changes), [k])
+    fixed = held_out.baseline(rule)
+    columns = ["task", "family", "return", "success_rate", "interventions", "cost", "normalised_score"]
+    _same(network.rows[columns], fixed.rows[columns])
+    _same(_without(network.profiles, "method", "k"), _without(fixed.profiles, "method", "k"))
+
+
+def test_held_out_agents_do_not_depend_on_the_training_seed() -> None:
+    one, other = (Evaluation(_experiment(seed=seed), "validation", 4, 2).baseline("never").rows for seed in (0, 1))
+    _same(one, other)
+    moved = Evaluation(_experiment(agents={"seed": 1}), "validation", 4, 2).baseline("never").rows
+    assert not one["return"].equals(moved["return"])
+    test = Evaluation(_experiment(), "test", 4, 2).baseline("never").rows
+    assert (test["param.epsilon"].dropna() >= 0.25).all()
+    assert (test["param.ucb_coefficient"].dropna() >= 0.6).all()
+
+
+def test_result_does_not_depend_on_how_many_tasks_are_met_at_once(
+    held_out: Evaluation, scored: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_CHUNK", 2)
+    chunked = held_out.contender(_contender(_experiment(), seed=7), (0, 1, 2))
+    keys = ["method", "seed", "split", "k", "family", "bin"]
+    _same(chunked.rows, scored.rows, rtol=1e-5, atol=1e-6)
+    _same(chunked.profiles, scored.profiles)
+    mine, theirs = (each.calibration.sort_values(keys)[sorted(each.calibration)] for each in (chunked, scored))
+    _same(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_rate_adaptation_changes_no_row(held_out: Evaluation) -> None:
+    rows = held_out.contender(_contender(_experiment(meta_learning={"inner_lr": 0.0})), (0, 1)).rows
+    zero, one = (rows[rows["k"] == k] for k in (0, 1))
+    _same(_without(zero, "k", "support_return"), _without(one, "k", "support_return"))
+    for measure in ("nll", "accuracy", "ece"):
+        assert (rows[f"wm_{measure}_before"] == rows[f"wm_{measure}_after"]).all()
+
+
+def test_before_is_before_and_after_is_after(scored: Results) -> None:
+    rows = scored.rows
+    zero, one = (rows[rows["k"] == k].reset_index(drop=True) for k in (0, 1))
+    assert (zero["wm_nll_before"] == zero["wm_nll_after"]).all()
+    assert (one["wm_nll_after"] != one["wm_nll_before"]).all()
+    # One step on the world model's own loss, from a fresh start: it can only get better.
+    assert one["wm_nll_after"].mean() < one["wm_nll_before"].mean()
+
+
+def test_world_model_measures_of_a_constant_prediction_by_hand(held_out: Evaluation) -> None:
+    """Whatever it sees, it predicts these; the arms that are pulled are counted from the profile of the target."""
+    p = torch.tensor([0.55, 0.25, 0.15, 0.05])
+    experiment = _experiment()
+    constant = {
+        "world_model_weight": torch.zeros(experiment.world_model.hidden_size, ARMS),
+        "world_model_bias": p.log(),
+    }
+    contender = _contender(experiment, changes=constant)
+    results = held_out.contender(contender, [0])
+    meeting = contender.table.meet(
+        held_out.tasks, contender.weights, contender.inner_rates, 0, held_out.episodes, held_out.key
+    )
+    labels = contender.table.experience(meeting.query).history.labels.flatten(1)
+    share = torch.stack([(labels == arm).float().mean(1) for arm in range(ARMS)], dim=1)
+    rows = results.rows
+    np.testing.assert_allclose(rows["wm_nll_after"], -(share * p.log()).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(rows["wm_accuracy_after"], share[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(rows["wm_ece_after"], (share[:, 0] - 0.55).abs(), atol=1e-5)
+    np.testing.assert_allclose(rows["wm_nll_uniform"], math.log(ARMS), rtol=1e-6)
+    calibration = results.calibration.set_index("family")
+    assert set(calibration["bin"]) == {int(0.55 * CALIBRATION_BINS)}
+    np.testing.assert_allclose(calibration["confidence"], 0.55, rtol=1e-5)
+    for family, group in rows.groupby("family"):
+        assert calibration.loc[family, "count"] == len(group) * labels.shape[1]
+        assert calibration.loc[family, "frequency"] == pytest.approx(group["wm_accuracy_after"].mean(), rel=1e-5)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: two predictions at 0.9, of which one hits, and two at 0.6, which both hit."""
+    p = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]]).view(1, 4, 1, 2)
+    found = _prediction(p.log(), torch.tensor([0, 0, 0, 1]).view(1, 4, 1))
+    assert found["ece"][0] == pytest.approx(0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 1.0), rel=1e-5)
+    assert found["accuracy"][0] == 0.75
+    assert found["nll"][0] == pytest.approx(-(math.log(0.9) + math.log(0.1) + 2 * math.log(0.6)) / 4, rel=1e-5)
+
+
+def test_floor_of_running_frequencies_by_hand() -> None:
+    """Arms 0, 0, 1 of two, each seen once beforehand: 1/2, 2/3, 1/4."""
+    labels = torch.tensor([0, 0, 1]).view(1, 3, 1)
+    expected = -(math.log(1 / 2) + math.log(2 / 3) + math.log(1 / 4)) / 3
+    assert float(_frequency_nll(labels, 2)) == pytest.approx(expected, rel=1e-5)
+    # Episodes don't learn of one another.
+    twice = torch.cat([labels, 1 - labels], dim=2)
+    assert float(_frequency_nll(twice, 2)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_profiles_add_up_to_the_rows(scored: Results) -> None:
+    profiles, rows = scored.profiles, scored.rows
+    assert len(profiles) == len(rows) * 25
+    grouped = profiles.groupby(["k", "task"])
+    expected = rows.sort_values(["k", "task"])
+    np.testing.assert_allclose(grouped["intervention_rate"].sum(), expected["interventions"], rtol=1e-5)
+    np.testing.assert_allclose(grouped["target_rate"].mean(), expected["success_rate"], rtol=1e-5)
+    exploration = grouped["exploration"].first().to_numpy()
+    np.testing.assert_allclose(exploration, expected["param.epsilon"].fillna(expected["param.ucb_coefficient"]))
+
+
+def test_scores_are_interquartile_means_of_the_rows(held_out: Evaluation, scored: Results) -> None:
+    scores = held_out.scores(_contender(_experiment(), seed=7), (0, 1))
+    for k in (0, 1):
+        column = scored.rows.loc[scored.rows["k"] == k, "normalised_score"].dropna()
+        assert scores[k] == pytest.approx(interquartile_mean(column.to_numpy()[None]))
+
+
+def test_a_method_without_world_model_has_no_world_model_measures() -> None:
+    experiment = _experiment(world_model={"enabled": False})
+    results = Evaluation(experiment, "validation", 3, 2).contender(_contender(experiment), (0, 1))
+    assert results.rows[[column for column in results.rows if column.endswith(("before", "after"))]].isna().to_numpy().all()
+    assert results.calibration.empty

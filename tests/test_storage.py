@@ -1,0 +1,229 @@
+"""What a run leaves on disk: whole or not at all, and never over another run's."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import tiny
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.storage import (
+    CHECKPOINT_FORMAT,
+    RunDirectory,
+    load_principal,
+    save_principal,
+    versions,
+    whole_file,
+    whole_folder,
+)
+
+
+class StopError(Exception):
+    """What goes wrong in these tests."""
+
+
+def _all_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextmanager
+def _no_room(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: writing fails half-way, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_whole_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with whole_file(target) as file:
+        file.write_text("first")
+        assert not target.exists()
+    assert target.read_text() == "first"
+    with pytest.raises(StopError), whole_file(target) as file:
+        file.write_text("second, hal")
+        raise StopError
+    assert target.read_text() == "first"
+    assert _all_below(tmp_path) == ["new", "new/file.txt"]
+
+
+def test_whole_file_leaves_nothing_where_the_first_attempt_fails(tmp_path: Path) -> None:
+    with pytest.raises(StopError), whole_file(tmp_path / "file.txt") as file:
+        file.write_text("hal")
+        raise StopError
+    assert _all_below(tmp_path) == []
+
+
+def test_whole_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    with pytest.raises(StopError), whole_folder(target) as folder:
+        (folder / "half").write_text("x")
+        raise StopError
+    assert _all_below(tmp_path) == ["new"]
+    with whole_folder(target) as folder:
+        (folder / "one").write_text("x")
+        assert not target.exists()
+    assert _all_below(target) == ["one"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_whole_folder_replaces_an_older_one_whole_or_keeps_it(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with whole_folder(target) as folder:
+        (folder / "one").write_text("x")
+    with pytest.raises(StopError), whole_folder(target) as folder:
+        (folder / "two").write_text("x")
+        raise StopError
+    assert _all_below(tmp_path) == ["folder", "folder/one"]
+    with whole_folder(target) as folder:
+        (folder / "two").write_text("x")
+    assert _all_below(tmp_path) == ["folder", "folder/two"]
+
+
+def _principal(seed: int = 0) -> PrincipalModule:
+    return PrincipalModule(model_config={"experiment": tiny(seed=seed).to_dict()})
+
+
+def test_principal_survives_a_round_trip(tmp_path: Path) -> None:
+    arrays = _principal().arrays()
+    save_principal(tmp_path / "principal", tiny(), arrays)
+    for where in (tmp_path, tmp_path / "principal"):
+        experiment, loaded = load_principal(where)
+        assert experiment == tiny()
+        assert loaded.keys() == arrays.keys()
+        for name, value in arrays.items():
+            assert loaded[name].shape == value.shape, name
+            assert np.array_equal(loaded[name], value), name
+
+
+def test_full_disk_leaves_the_older_principal_and_nothing_half_written(tmp_path: Path) -> None:
+    target = tmp_path / "principal"
+    save_principal(target, tiny(), _principal(0).arrays())
+    before = _all_below(tmp_path)
+    with pytest.raises(OSError, match="."), _no_room(1000):
+        save_principal(target, tiny(), _principal(1).arrays())
+    assert _all_below(tmp_path) == before
+    assert np.array_equal(load_principal(target)[1]["core_input"], _principal(0).arrays()["core_input"])
+
+
+def test_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save_checkpoint(1, lambda folder: None)
+    before = _all_below(tmp_path)
+
+    def too_much(folder: Path) -> None:
+        (folder / "small").write_bytes(b"x")
+        (folder / "large").write_bytes(b"x" * 5000)
+
+    with pytest.raises(OSError, match="."), _no_room(1000):
+        run.save_checkpoint(2, too_much)
+    assert _all_below(tmp_path) == before
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert run.check_checkpoint(latest) == 1
+
+
+def test_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.latest_checkpoint() is None
+    for iteration in (9, 10, 101):
+        run.save_checkpoint(iteration, lambda folder: None)
+        assert run.latest_checkpoint() == run.checkpoints / f"iteration_{iteration:06d}"
+    assert _all_below(run.checkpoints) == [
+        "iteration_000010",
+        "iteration_000010/meta.json",
+        "iteration_000101",
+        "iteration_000101/meta.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        (None, "a checkpoint must hold meta.json, got"),
+        ('{"format": 1, "itera', "a checkpoint must hold a complete meta.json, got a broken one in"),
+        ("[]", "a checkpoint must hold an object in meta.json, got list in"),
+        (json.dumps({"format": CHECKPOINT_FORMAT + 1}), f"must have format {CHECKPOINT_FORMAT}, got"),
+        (
+            json.dumps({"format": CHECKPOINT_FORMAT, "iteration": 1, "versions": {"ray": "1.0"}}),
+            f"must be resumed with the Ray that wrote it (1.0), got {versions()['ray']}",
+        ),
+    ],
+)
+def test_checkpoint_that_this_version_cannot_read_is_refused(tmp_path: Path, meta: str | None, expected: str) -> None:
+    if meta is not None:
+        (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(InputError) as refused:
+        RunDirectory(tmp_path).check_checkpoint(tmp_path)
+    assert expected in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    before = {path: (tmp_path / path).read_bytes() for path in _all_below(tmp_path) if (tmp_path / path).is_file()}
+    (tmp_path / "file").write_text("")
+    for taken in (run.path, tmp_path / "file"):
+        with pytest.raises(InputError, match="--out must be a new or empty folder, got"):
+            RunDirectory.create(taken, tiny(seed=1))
+    assert {path: (tmp_path / path).read_bytes() for path in before} == before
+    (tmp_path / "empty").mkdir()
+    assert RunDirectory.create(tmp_path / "empty", tiny()).config.is_file()
+
+
+def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:
+    experiment = tiny(seed=3, environment={"delta": 0.5})
+    run = RunDirectory.create(tmp_path / "run", experiment)
+    assert RunDirectory.open(run.path).experiment() == experiment
+    assert yaml.safe_load(run.config.read_text()) == experiment.to_dict()
+    provenance = json.loads((run.path / "provenance.json").read_text())
+    assert provenance["versions"] == versions()
+    assert {"commit", "command", "started", "machine"} <= provenance.keys()
+    with pytest.raises(InputError, match="must hold config.yaml"):
+        RunDirectory.open(tmp_path)
+
+
+def test_progress_after_the_checkpoint_is_forgotten_and_half_a_line_ignored(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_progress() == []
+    for iteration in (1, 2, 3):
+        run.tell({"iteration": iteration, "principal/return": 0.5})
+    with run.progress.open("a") as file:
+        file.write('{"iteration": 4, "princ')
+    assert [told["iteration"] for told in run.read_progress()] == [1, 2, 3]
+    run.rewind_progress(2)
+    run.tell({"iteration": 3})
+    assert [told["iteration"] for told in run.read_progress()] == [1, 2, 3]
+    assert _all_below(tmp_path) == ["progress.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("principal.json", None, "a principal must hold principal.json, got"),
+        ("principal.json", b'{"format": 1', "must hold a complete principal.json, got a broken one"),
+        ("principal.json", b'{"format": 99}', "a principal must have format 1, got 99"),
+        ("principal.safetensors", None, "must be a complete safetensors file"),
+        ("principal.safetensors", b"\x80\x04", "must be a complete safetensors file"),
+    ],
+)
+def test_broken_principal_is_refused(tmp_path: Path, name: str, content: bytes | None, expected: str) -> None:
+    save_principal(tmp_path, tiny(), _principal().arrays())
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_principal(tmp_path)
+    assert expected in str(refused.value)
+    assert "\n" not in str(refused.value)
