@@ -1,5 +1,7 @@
 # The environment is made once, by the first target that needs it, and again when its pins change.
 PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3))
+# Learned baselines that `make train` trains beside, each in a process of its own.
+BASELINES ?= rl2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +13,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := test
 
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
-	$(BIN)/mermaide train $(ARGS)
+	$(BIN)/mermaide train $(addprefix --baseline ,$(BASELINES)) $(ARGS)
 
 test: $(READY) ## the tests that take seconds; ARGS="-k name …"
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu" $(ARGS)

@@ -16,6 +16,7 @@ Example:
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -35,10 +36,12 @@ from mermaide_ray.config_file import merge
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
 from mermaide_ray.learners.maml import Experience, Method
+from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, View
@@ -132,12 +135,13 @@ class MermaideConfig(AlgorithmConfig):
         return self
 
     def _take(self, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Puts the section's own keys into `settings`, returns the rest."""
+        """Puts the section's own keys into `settings`, and those that nobody knows, to be refused; returns the rest."""
         own = type(getattr(Experiment(), section)).model_fields
-        mine = {key: value for key, value in given.items() if key in own}
+        theirs = inspect.signature(getattr(AlgorithmConfig, section)).parameters
+        mine = {key: value for key, value in given.items() if key in own or key not in theirs}
         if mine:
             self.settings = merge(self.settings, {section: mine})
-        return {key: value for key, value in given.items() if key not in own}
+        return {key: value for key, value in given.items() if key not in mine}
 
     def _take_all(self, section: str, given: Mapping[str, Any]) -> MermaideConfig:
         self.settings = merge(self.settings, {section: dict(given)})
@@ -195,6 +199,7 @@ class Mermaide(Algorithm):
         """See base."""
         torch.set_num_threads(1)
         self.meta_iteration = 0
+        self._validation: Evaluation | None = None
         super().setup(config)
         self.experiment = self.config.experiment
         self.distribution = AgentDistribution(self.experiment)
@@ -304,6 +309,22 @@ class Mermaide(Algorithm):
         super().set_state(state)
         self.meta_iteration = state.get("meta_iteration", self.meta_iteration)
         self._sync_weights()
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, float]:
+        """The K-shot protocol on validation agents, in the driver: normalised score by flat metric name."""
+        if self._validation is None:
+            tasks = self.experiment.evaluation.validation_tasks
+            self._validation = Evaluation(self.experiment, "validation", tasks)
+        module = self.principal()
+        contender = Contender(
+            self.experiment.name,
+            self.experiment.seed,
+            Table(self.experiment.environment, module.method),
+            {name: value.detach() for name, value in module.weights().items()},
+            {name: value.detach() for name, value in module.inner_rates().items()},
+        )
+        scores = self._validation.scores(contender, self.experiment.evaluation.k)
+        return {validation_key(k): score for k, score in scores.items()}
 
     def principal(self) -> PrincipalModule:
         """The principal with the learner's current weights."""

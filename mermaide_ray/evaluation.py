@@ -135,10 +135,10 @@ class Evaluation:
         return Results.together(parts)
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
-        """Normalised score (interquartile mean over tasks) after each number of support episodes."""
+        """Normalised score (interquartile mean over tasks) after each number of support episodes; NaN if none has one."""
         rows = self.contender(contender, ks).rows.dropna(subset="normalised_score")
         by_k = {k: rows.loc[rows["k"] == k, "normalised_score"].to_numpy() for k in ks}
-        return {k: interquartile_mean(scores[None]) for k, scores in by_k.items()}
+        return {k: interquartile_mean(scores[None]) if len(scores) else float("nan") for k, scores in by_k.items()}
 
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
         tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])

@@ -26,7 +26,6 @@ from mermaide_ray.evaluation import Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, Split, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import RATE, Method, split_parameters
-from mermaide_ray.metrics import validation_key
 from mermaide_ray.progress import Progress
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.table import render_terminal, summary
@@ -35,8 +34,6 @@ from mermaide_ray.storage import RunDirectory, load_principal, save_principal, w
 if TYPE_CHECKING:
     from mermaide_ray.algorithm import Mermaide
 
-# Seconds between checkpoints: what a crash can cost.
-_CHECKPOINT_EVERY = 60.0
 _LOG_WIDTH = 100
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
@@ -152,14 +149,13 @@ def meta_train(run: RunDirectory, console: Console) -> None:
     """Trains the principal of one run from its latest checkpoint (or from nothing) to the end of its budget."""
     from mermaide_ray.tensorboard import Board
 
-    experiment = run.experiment()
+    experiment, checkpoint_every = run.experiment(), _checkpoint_every()
     with _ray(experiment):
         algorithm = _algorithm(run, experiment)
         total, steps = experiment.num_iterations, experiment.env_steps_per_iteration
         run.rewind_progress(algorithm.meta_iteration)
         board = Board(run.path / "tensorboard", experiment, purge_step=algorithm.meta_iteration * steps + 1)
         progress = Progress(console, experiment.name, total * steps, algorithm.meta_iteration * steps)
-        validation = Evaluation(experiment, "validation", experiment.evaluation.validation_tasks)
         every = max(1, math.ceil(experiment.evaluation.every * total))
         saved = time.monotonic()
         try:
@@ -167,12 +163,11 @@ def meta_train(run: RunDirectory, console: Console) -> None:
                 told = _iterate(algorithm)
                 iteration = algorithm.meta_iteration
                 if iteration % every == 0 or iteration == total:
-                    scores = validation.scores(_contender(algorithm), experiment.evaluation.k)
-                    told |= {validation_key(k): value for k, value in scores.items()}
+                    told |= algorithm.evaluate()
                 run.tell({"iteration": iteration, **told})
                 board.scalars(told, iteration * steps)
                 progress.update(iteration, iteration * steps, told)
-                if iteration == total or time.monotonic() - saved > _CHECKPOINT_EVERY:
+                if iteration == total or time.monotonic() - saved > checkpoint_every:
                     _save(run, algorithm)
                     board.flush()
                     saved = time.monotonic()
@@ -181,6 +176,17 @@ def meta_train(run: RunDirectory, console: Console) -> None:
             progress.close()
             board.close()
             algorithm.stop()
+
+
+def _checkpoint_every() -> float:
+    """Seconds between checkpoints, which is what a crash can cost; set by MERMAIDE_CHECKPOINT_SECONDS, else a minute."""
+    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(
+            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds, got {given!r} (environment variable)"
+        ) from None
 
 
 def _iterate(algorithm: Mermaide) -> dict[str, float]:
@@ -194,13 +200,6 @@ def _iterate(algorithm: Mermaide) -> dict[str, float]:
             "lower training.meta_lr or meta_learning.inner_lr"
         )
     return told
-
-
-def _contender(algorithm: Mermaide) -> Contender:
-    module, experiment = algorithm.principal(), algorithm.experiment
-    weights = {name: value.detach() for name, value in module.weights().items()}
-    rates = {name: value.detach() for name, value in module.inner_rates().items()}
-    return Contender(experiment.name, experiment.seed, Table(experiment.environment, module.method), weights, rates)
 
 
 def _algorithm(run: RunDirectory, experiment: Experiment) -> Mermaide:

@@ -230,5 +230,10 @@ def test_scores_are_interquartile_means_of_the_rows(held_out: Evaluation, scored
 def test_a_method_without_world_model_has_no_world_model_measures() -> None:
     experiment = _experiment(world_model={"enabled": False})
     results = Evaluation(experiment, "validation", 3, 2).contender(_contender(experiment), (0, 1))
-    assert results.rows[[column for column in results.rows if column.endswith(("before", "after"))]].isna().to_numpy().all()
+    assert (
+        results.rows[[column for column in results.rows if column.endswith(("before", "after"))]]
+        .isna()
+        .to_numpy()
+        .all()
+    )
     assert results.calibration.empty
