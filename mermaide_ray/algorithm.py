@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -25,9 +26,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
@@ -70,6 +73,8 @@ class MermaideConfig(AlgorithmConfig):
         self.policy_mapping_fn = _map_to_principal
         self.num_env_runners = 0
         self.batch_mode = "complete_episodes"
+        # The spaces are known: RLlib need not ask the first sampling actor for them, and fall over if that one is dead.
+        self.create_env_on_local_worker = True
         # A bug must not look like a crash that is worth a thousand restarts, each a minute apart.
         self.restart_failed_env_runners = True
         self.max_num_env_runner_restarts = 3
@@ -217,7 +222,11 @@ class Mermaide(Algorithm):
         columns = concatenated(samples, tasks)
         batch = MultiAgentBatch({PRINCIPAL: SampleBatch(columns)}, env_steps=experiment.env_steps_per_iteration)
         progress = min(1.0, iteration / experiment.num_iterations)
-        results = self.learner_group.update(batch=batch, timesteps={"progress": progress})
+        try:
+            results = self.learner_group.update(batch=batch, timesteps={"progress": progress})
+        except RayTaskError as error:
+            # A learner actor's own sentence, without Ray's frames around it.
+            raise (error.cause if isinstance(error.cause, RunFault) else error) from None
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         updated = time.perf_counter()
 
@@ -230,11 +239,11 @@ class Mermaide(Algorithm):
         group = self.env_runner_group
         samples: list[Sample] = []
         missing = list(tasks)
-        patience = time.monotonic() + REVIVAL_SECONDS
+        stuck_since: float | None = None
         while missing:
             runners = group.healthy_env_runner_ids()
             if group.num_remote_env_runners() == 0:
-                fresh = [group.local_env_runner.sample(iteration=iteration, tasks=missing)]
+                fresh = [_sample(group.local_env_runner, iteration, missing)]
             elif runners:
                 shares = [missing[start :: len(runners)] for start in range(len(runners))]
                 work = [(runner, share) for runner, share in zip(runners, shares, strict=True) if share]
@@ -245,24 +254,43 @@ class Mermaide(Algorithm):
                 )
             else:
                 fresh = []
-                if time.monotonic() > patience:
-                    raise RunFault(
-                        f"one of {group.num_remote_env_runners()} sampling actors must be alive, but none came back within "
-                        f"{REVIVAL_SECONDS:.0f} s (see the log of the Ray session; env_runners.restarts)"
-                    )
                 time.sleep(0.5)
             for sample in fresh:
                 if sample.failure:
                     raise RunFault(f"a sampling runner failed on tasks {list(sample.tasks)[:4]} …:\n{sample.failure}")
             current = [sample for sample in fresh if sample.weights_version == self._weights_version]
             samples += current
+            stuck_since = None if current else stuck_since or time.monotonic()
+            if stuck_since and time.monotonic() - stuck_since > REVIVAL_SECONDS:
+                raise RunFault(
+                    f"one of {group.num_remote_env_runners()} sampling actors must bring what it sampled with the current "
+                    f"weights, but for {REVIVAL_SECONDS:.0f} s none did: {self._last_words()}"
+                )
             done = {task for sample in current for task in sample.tasks}
             missing = [task for task in missing if task not in done]
             if missing:
                 # A runner died, or missed the last weights: revive, bring up to date, and share out what is left.
-                self.restore_env_runners(group)
-                self._sync_weights()
+                if not self.restore_env_runners(group):
+                    self._sync_weights()
         return samples
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Takes sampling actors that Ray has started again back into service: all they need are the current weights.
+
+        RLlib's own (ray 2.60, rllib/algorithms/algorithm.py) fails on a runner whose module is no MultiRLModule.
+        """
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
+        if restored:
+            self._sync_weights()
+        return restored
+
+    def _last_words(self) -> str:
+        """Why the first sampling actor that doesn't answer is gone, as far as Ray knows; with its traceback, if any."""
+        asked = self.env_runner_group._worker_manager.foreach_actor(
+            "assert_healthy", healthy_only=False, timeout_seconds=5.0
+        )
+        errors = [str(result.get()) for result in asked if not result.ok]
+        return errors[0] if errors else "all of them answer, but keep to old weights"
 
     def _sync_weights(self) -> None:
         """Brings all runners to the learner's weights, and waits until they have them."""
@@ -335,7 +363,11 @@ class Mermaide(Algorithm):
 
 
 def _sample(runner: LockstepEnvRunner, iteration: int, tasks: list[int]) -> Sample:
-    return runner.sample(iteration=iteration, tasks=tasks)
+    try:
+        return runner.sample(iteration=iteration, tasks=tasks)
+    except Exception:
+        # Raised from an actor, RLlib would take it for a crash and restart the runner again and again.
+        return Sample(tuple(tasks), runner.weights_version, {}, failure=traceback.format_exc())
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:

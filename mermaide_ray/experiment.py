@@ -185,11 +185,14 @@ class Training(Section):
     """The outer loop."""
 
     env_steps: Whole = Field(10_000_000, ge=1, description="budget: environment steps, support and query together")
-    meta_lr: Number = Field(5e-3, gt=0, description="meta (outer) learning rate of Adam")
+    meta_lr: Number = Field(2e-3, gt=0, description="meta (outer) learning rate of Adam")
     final_lr_fraction: Number = Field(0.05, ge=0, le=1, description="the rate falls linearly to this share of meta_lr")
-    objective: Literal["reinforce", "clipped"] = Field("reinforce", description="outer policy objective")
+    objective: Literal["reinforce", "clipped"] = Field(
+        "clipped", description="outer policy objective: REINFORCE [paper], or PPO's clipped surrogate"
+    )
     clip: Number = Field(0.2, gt=0, description="clipped only: range of the probability ratio")
     epochs: Whole = Field(1, ge=1, description="clipped only: passes over each meta-batch")
+    minibatches: Whole = Field(4, ge=1, description="clipped only: steps per pass, each on a share of the tasks")
     baseline: Literal["value", "leave_one_out"] = Field("value", description="baseline of the policy gradient")
     gamma: Number = Field(
         0.99, ge=0, le=1, description="discount per pull, for training only (scores are undiscounted)"
@@ -198,6 +201,16 @@ class Training(Section):
     value_weight: Number = Field(0.5, ge=0, description="weight of the squared value error")
     entropy_weight: Number = Field(0.01, ge=0, description="weight of the policy's entropy (nats), falling to a tenth")
     max_grad_norm: Number = Field(1.0, gt=0, description="global norm at which the meta-gradient is clipped")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over a meta-batch: only the clipped objective can take more than one."""
+        return self.epochs if self.objective == "clipped" else 1
+
+    @property
+    def num_minibatches(self) -> int:
+        """Steps per pass: only the clipped objective can take more than one."""
+        return self.minibatches if self.objective == "clipped" else 1
 
 
 class EnvRunners(Section):
@@ -262,11 +275,16 @@ class Experiment(Section):
                 "`world_model.policy_gradient` must be true where `world_model.enabled` is false: nothing else would "
                 "train the recurrent core, got false"
             )
-        learners = self.env_runners.num_learners
-        if learners > 1 and meta.meta_batch_size % learners:
+        learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
+        if meta.meta_batch_size < minibatches:
             raise ValueError(
-                f"`meta_learning.meta_batch_size` must be a multiple of env_runners.num_learners ({learners}), "
+                f"`meta_learning.meta_batch_size` must be >= training.minibatches ({minibatches}), "
                 f"got {meta.meta_batch_size}"
+            )
+        if learners > 1 and meta.meta_batch_size % (learners * minibatches):
+            raise ValueError(
+                f"`meta_learning.meta_batch_size` must be a multiple of env_runners.num_learners ({learners}) times "
+                f"training.minibatches ({minibatches}), got {meta.meta_batch_size}"
             )
         return self
 

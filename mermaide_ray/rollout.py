@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,11 +87,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         if tasks is None:
             tasks = self.distribution.meta_batch(iteration, self.experiment.meta_learning.meta_batch_size)
         started = time.process_time()
-        try:
-            columns = self._meet(iteration, tasks)
-        except Exception:
-            # Raised from an actor, RLlib would take it for a crash and restart the runner again and again.
-            return Sample(tuple(tasks), self.weights_version, {}, failure=traceback.format_exc())
+        columns = self._meet(iteration, tasks)
         return Sample(tuple(tasks), self.weights_version, columns, time.process_time() - started)
 
     def _meet(self, iteration: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:

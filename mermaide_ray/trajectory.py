@@ -126,6 +126,10 @@ class History:
     labels: Tensor
     actions: Tensor
 
+    def tasks(self, wanted: slice) -> History:
+        """Of some of the tasks."""
+        return History(self.observations[wanted], self.labels[wanted], self.actions[wanted])
+
 
 def _shifted(values: Tensor) -> Tensor:
     """The previous value along time (axis 1), -1 before the first."""

@@ -28,6 +28,7 @@ def test_meta_gradient_equals_the_plain_one(order: str, estimator: str, inner_st
                 "query_episodes": 3,
             },
             "world_model": {"hidden_size": 5, "policy_hidden": 6},
+            "training": {"objective": "reinforce"},
         }
     )
     method, distribution = Method.of(experiment), AgentDistribution(experiment)

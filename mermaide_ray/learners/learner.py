@@ -16,7 +16,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
 from mermaide_ray.errors import RunFault
-from mermaide_ray.learners.maml import Experience, OldLogP, meta_loss
+from mermaide_ray.learners.maml import Experience, OldLogP, meta_loss, sampling_log_p
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.trajectory import Trajectories
 
@@ -24,7 +24,7 @@ PRINCIPAL = "principal"
 
 
 class MermaideLearner(TorchLearner):
-    """Takes one meta-gradient step per epoch on the tasks in a batch.
+    """Takes meta-gradient steps on the tasks in a batch: one, or with the clipped objective several.
 
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
     `query_arms`, `query_interventions` [B, E, T] and `target` [B]. Learners each get some of the tasks; gradients and
@@ -52,49 +52,55 @@ class MermaideLearner(TorchLearner):
     def _meta_update(self, columns: dict[str, Tensor], progress: float) -> dict[str, float]:
         module: PrincipalModule = self.module[PRINCIPAL].unwrapped()
         training = module.method.training
-        optimizer = self.get_optimizer(module_id=PRINCIPAL)
         rate = training.meta_lr * (1 - (1 - training.final_lr_fraction) * progress)
-        for group in optimizer.param_groups:
+        for group in self.get_optimizer(module_id=PRINCIPAL).param_groups:
             group["lr"] = rate
         support = self._experience("support", columns) if "support_arms" in columns else None
         query = self._experience("query", columns)
         parameters = [value for value in module.parameters() if value.requires_grad]
+        entropy_weight = training.entropy_weight * (1 - 0.9 * progress)
+        shares = [slice(start, None, training.num_minibatches) for start in range(training.num_minibatches)]
+        steps = shares * training.num_epochs
         old_log_p: OldLogP | None = None
-        epochs = training.epochs if training.objective == "clipped" else 1
-        told: dict[str, Tensor] = {}
-        for epoch in range(epochs):
+        if len(steps) > 1:
+            old_log_p = sampling_log_p(module.method, module.weights(), module.inner_rates(), support, query)
+        parts: list[dict[str, Tensor]] = []
+        for share in steps:
             result = meta_loss(
                 module.method,
                 module.weights(),
                 module.inner_rates(),
-                support,
-                query,
-                entropy_weight=training.entropy_weight * (1 - 0.9 * progress),
-                old_log_p=old_log_p,
-                moments=self._moments,
+                None if support is None else support.tasks(share),
+                query.tasks(share),
+                entropy_weight,
+                None if old_log_p is None else old_log_p.tasks(share),
+                self._moments,
             )
-            old_log_p = result.old_log_p
-            optimizer.zero_grad()
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            for parameter in parameters:
-                # A weight outside the loss still takes part in the average over learners.
-                parameter.grad = self._average(
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            if not torch.isfinite(norm):
-                raise RunFault(
-                    f"the meta-gradient must be finite, got {norm.item()} (loss {result.loss.item():g}); no step was "
-                    "taken: lower training.meta_lr or meta_learning.inner_lr, and resume from the last checkpoint"
-                )
-            optimizer.step()
-            if not epoch:
-                told = result.metrics | {"principal/grad_norm": norm}
+            norm = self._step(result.loss, parameters, training.max_grad_norm)
+            parts.append(result.metrics | {"principal/grad_norm": norm})
+        told = {key: torch.stack([part[key] for part in parts[: len(shares)]]).mean() for key in parts[0]}
         told = {key: self._average(value.clone()) for key, value in told.items()}
         rates = [value.detach() for value in module.inner_rates().values()]
         if rates:
             told["adaptation/inner_lr"] = torch.stack(rates).mean()
         return {key: float(value) for key, value in told.items()} | {"principal/meta_lr": rate}
+
+    def _step(self, loss: Tensor, parameters: list[Tensor], max_norm: float) -> Tensor:
+        """One step down the meta-gradient, averaged over all learners; returns its norm before clipping."""
+        optimizer = self.get_optimizer(module_id=PRINCIPAL)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in parameters:
+            # A weight outside the loss still takes part in the average over learners.
+            parameter.grad = self._average(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        if not torch.isfinite(norm):
+            raise RunFault(
+                f"the meta-gradient must be finite, got {norm.item()} (loss {loss.item():g}); no step was taken: lower "
+                "training.meta_lr or meta_learning.inner_lr, and resume from the last checkpoint"
+            )
+        optimizer.step()
+        return norm
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
         trajectories = Trajectories(columns[f"{which}_arms"], columns[f"{which}_interventions"], columns["target"])

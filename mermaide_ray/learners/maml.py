@@ -92,6 +92,10 @@ class Experience:
     history: History
     rewards: Tensor
 
+    def tasks(self, wanted: slice) -> Experience:
+        """Of some of the tasks."""
+        return Experience(self.history.tasks(wanted), self.rewards[wanted])
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -223,10 +227,14 @@ def local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class OldLogP:
-    """Log-probabilities under the policy that sampled, for the clipped objective over several epochs, [B, T, E]."""
+    """Log-probabilities of the actions under the policies that chose them, [B, T, E]: for the clipped objective."""
 
     support: Tensor | None
     query: Tensor
+
+    def tasks(self, wanted: slice) -> OldLogP:
+        """Of some of the tasks."""
+        return OldLogP(None if self.support is None else self.support[wanted], self.query[wanted])
 
 
 @dataclass(frozen=True)
@@ -236,12 +244,10 @@ class MetaLoss:
     Attributes:
         loss: 0-dim, mean over tasks.
         metrics: Flat metric names to 0-dim tensors, detached.
-        old_log_p: To hand to the next epoch.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    old_log_p: OldLogP
 
 
 def meta_loss(
@@ -263,20 +269,20 @@ def meta_loss(
         support: Experience [B, T, K] under the unadapted weights, or None for K = 0.
         query: Experience [B, T, E] under the adapted weights.
         entropy_weight: Weight of the entropy bonus now.
-        old_log_p: From the first epoch.
+        old_log_p: From before the first step on these episodes (`sampling_log_p`); of the weights as they are, if not
+            given.
         moments: How to standardise advantages.
     """
     with_axis = shared(weights, query.rewards.shape[0])
     metrics: dict[str, Tensor] = {}
     total = torch.zeros((), dtype=weights["core_bias"].dtype)
     adapted, state = with_axis, None
-    support_log_p = None
     if support is not None:
         adaptation = adapt(method, with_axis, inner_rates, support, create_graph=method.meta.order == "second")
         adapted, state = adaptation.weights, adaptation.state
         before = _Part(method, support, adaptation.outputs, adaptation.advantages, adaptation.value_targets)
-        part, support_log_p = before.loss(entropy_weight, old_log_p.support if old_log_p else None, moments)
-        total = total + method.meta.support_weight * part
+        support_loss = before.loss(entropy_weight, old_log_p.support if old_log_p else None, moments)
+        total = total + method.meta.support_weight * support_loss
         metrics |= {
             "adaptation/support_return": support.rewards.sum(1).mean(),
             "adaptation/inner_grad_norm": adaptation.gradient_norm.mean(),
@@ -285,12 +291,35 @@ def meta_loss(
             metrics["world_model/nll_before"] = before.nll.detach()
     outputs = unroll(method, adapted, query.history, state)
     after = _Part(method, query, outputs, *advantages_of(method, outputs, query.rewards))
-    part, query_log_p = after.loss(entropy_weight, old_log_p.query if old_log_p else None, moments)
-    total = total + part
+    total = total + after.loss(entropy_weight, old_log_p.query if old_log_p else None, moments)
     metrics |= after.metrics()
     if support is not None:
         metrics["adaptation/gain"] = metrics["principal/return"] - metrics["adaptation/support_return"]
-    return MetaLoss(total, metrics, OldLogP(support_log_p, query_log_p))
+    return MetaLoss(total, metrics)
+
+
+def sampling_log_p(
+    method: Method, weights: Weights, inner_rates: Mapping[str, Tensor], support: Experience | None, query: Experience
+) -> OldLogP:
+    """The log-probabilities that the runner sampled with, recomputed: cheaper than shipping a float per pull.
+
+    Args:
+        method: The method.
+        weights: Those that the episodes were sampled with, without task axis.
+        inner_rates: Likewise.
+        support: Experience [B, T, K], or None for K = 0.
+        query: Experience [B, T, E].
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    adapted, state = shared(leaves, query.rewards.shape[0]), None
+    support_log_p = None
+    if support is not None:
+        adaptation = adapt(method, adapted, inner_rates, support, create_graph=False)
+        adapted, state = adaptation.weights, adaptation.state
+        support_log_p = log_probability(adaptation.outputs.policy_logits, support.history.actions).detach()
+    with torch.no_grad():
+        logits = unroll(method, adapted, query.history, state).policy_logits
+        return OldLogP(support_log_p, log_probability(logits, query.history.actions))
 
 
 class _Part:
@@ -304,14 +333,14 @@ class _Part:
         self.nll: Tensor | None = None
         self._told: dict[str, Tensor] = {}
 
-    def loss(self, entropy_weight: float, old_log_p: Tensor | None, moments: Moments) -> tuple[Tensor, Tensor]:
-        """The loss (mean over tasks, 0-dim) and the old log-probabilities."""
+    def loss(self, entropy_weight: float, old_log_p: Tensor | None, moments: Moments) -> Tensor:
+        """The loss, mean over tasks, 0-dim."""
         training, outputs = self._method.training, self._outputs
         mean, deviation = moments(self._advantages)
         advantages = (self._advantages - mean) / (deviation + 1e-6)
         log_p = log_probability(outputs.policy_logits, self._experience.history.actions)
-        old_log_p = log_p.detach() if old_log_p is None else old_log_p
         if training.objective == "clipped":
+            old_log_p = log_p.detach() if old_log_p is None else old_log_p
             policy = clipped_loss(log_p, old_log_p, advantages, training.clip).mean()
         else:
             policy = policy_gradient_loss(log_p, advantages, "vanilla").mean()
@@ -327,7 +356,7 @@ class _Part:
             "principal/value_loss": value.detach(),
             "principal/entropy": spread.detach(),
         }
-        return total, old_log_p
+        return total
 
     def metrics(self) -> dict[str, Tensor]:
         """What this part has to tell."""
