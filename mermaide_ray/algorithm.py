@@ -73,8 +73,7 @@ class MermaideConfig(AlgorithmConfig):
         self.policy_mapping_fn = _map_to_principal
         self.num_env_runners = 0
         self.batch_mode = "complete_episodes"
-        # The spaces are known: RLlib need not ask the first sampling actor for them, and fall over if that one is dead.
-        self.create_env_on_local_worker = True
+        self.create_env_on_local_worker = True  # else the local runner is built only after a remote one was asked
         # A bug must not look like a crash that is worth a thousand restarts, each a minute apart.
         self.restart_failed_env_runners = True
         self.max_num_env_runner_restarts = 3
@@ -205,7 +204,11 @@ class Mermaide(Algorithm):
         torch.set_num_threads(1)
         self.meta_iteration = 0
         self._validation: Evaluation | None = None
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError:
+            # RLlib (ray 2.60, EnvRunnerGroup.get_spaces) has asked a sampling actor that died while it was built.
+            raise RunFault(f"the sampling actors must start, but one did not: {self._last_words()}") from None
         self.experiment = self.config.experiment
         self.distribution = AgentDistribution(self.experiment)
         self._sync_weights()

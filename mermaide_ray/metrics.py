@@ -70,7 +70,6 @@ SCALARS = (
     Metric("principal/cost", "per episode", "what the interventions cost, before the cost weight alpha"),
     Metric("principal/entropy", "nats per pull", "entropy of the intervention policy"),
     Metric("principal/value_loss", "squared return", "squared error of the value baseline"),
-    Metric("principal/policy_loss", "1", "outer policy-gradient loss"),
     Metric("principal/grad_norm", "1", "norm of the meta-gradient before clipping"),
     Metric("principal/meta_lr", "1", "meta (outer) learning rate"),
     Metric("adaptation/support_return", "principal reward per episode", "return on support episodes, before adapting"),

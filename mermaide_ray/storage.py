@@ -250,6 +250,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o644)  # mkstemp's files are their owner's alone
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,16 @@ from mermaide_ray.experiment import Experiment, Split, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress
+from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
-from mermaide_ray.report.table import render_terminal, summary
+from mermaide_ray.report.table import SCORE, render_terminal, summary
 from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
 
 if TYPE_CHECKING:
     from mermaide_ray.algorithm import Mermaide
 
 _LOG_WIDTH = 100
+_COMPANION = "--companion"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -238,14 +241,13 @@ def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: 
     from mermaide_ray.tensorboard import Board
 
     board = Board(run.path / "tensorboard", experiment)
-    mine = results.rows[results.rows["method"] == experiment.name]
-    scores = {
-        f"score/{split}_k{k}": float(group["normalised_score"].mean())
-        for (split, k), group in mine.groupby(["split", "k"])
-    }
+    table = summary(results.rows)
+    mine = table[(table["method"] == experiment.name) & (table["family"] == table["family"].iloc[0])]
+    scores = {f"score/{split}_k{k}": score for split, k, score in mine[["split", "k", SCORE]].itertuples(index=False)}
     board.finish(scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
-    render_terminal(summary(results.rows), console)
+    render_terminal(table, console)
+    render_comparisons(comparisons(results.rows, experiment.name), experiment.name, console)
     console.print(f"rows, figures and TensorBoard events in {run.path}", soft_wrap=True, highlight=False)
 
 
@@ -272,8 +274,9 @@ def _companions(runs: Sequence[RunDirectory]) -> Iterator[Any]:
     try:
         for run in runs:
             with (run.path / "log.txt").open("ab") as log:
-                command = [sys.executable, "-m", "mermaide_ray.training", str(run.path)]
-                processes.append((run, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+                command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), _COMPANION]
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+                processes.append((run, process))
 
         def wait(console: Console) -> None:
             for run, process in processes:
@@ -289,6 +292,8 @@ def _companions(runs: Sequence[RunDirectory]) -> Iterator[Any]:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
 
 
 @contextlib.contextmanager
@@ -321,8 +326,20 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_LOG_WIDTH)
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a resumed run would start another in the same folder."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # a pipe that nobody writes to; it ends with the parent, however that ended
+        os._exit(RunFault.exit_code)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _train_only(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)
+    if _COMPANION in arguments[1:]:
+        _end_with_parent()
     try:
         meta_train(RunDirectory.open(Path(arguments[0])), Console(force_terminal=False))
     except (InputError, RunFault) as error:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mermaide_ray.agents import FAMILIES
+from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.experiment import Experiment, validate
 
 torch.set_num_threads(1)
@@ -71,6 +76,31 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What `mermaide train` left, and what it printed."""
+
+    path: Path
+    experiment: Experiment
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def trained_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A tiny run from beginning to end, a learned baseline beside it. Read it, don't change it."""
+    from mermaide_ray.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    experiment = tiny(training={"env_steps": 24 * 240})
+    config = folder / "tiny.yaml"
+    config.write_text(explained_yaml(experiment), encoding="utf-8")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(["train", "--config", str(config), "--out", str(folder / "run"), "--baseline", "rl2"])
+    assert code == 0
+    return TrainedRun(folder / "run", experiment, printed.getvalue())
 
 
 @pytest.fixture

@@ -352,7 +352,6 @@ class _Part:
             self.nll = next_arm_nll(outputs.arm_logits, self._experience.history.labels).mean()
             total = total + self._method.world_model.loss_weight * self.nll
         self._told = {
-            "principal/policy_loss": policy.detach(),
             "principal/value_loss": value.detach(),
             "principal/entropy": spread.detach(),
         }

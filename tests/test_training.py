@@ -1,0 +1,202 @@
+"""`mermaide train`, `evaluate` and `export`, from beginning to end on a tiny run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TrainedRun
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mermaide_ray.baselines import BASELINES
+from mermaide_ray.cli import main
+from mermaide_ray.experiment import variant
+from mermaide_ray.metrics import METRICS, MOST_SCALARS
+from mermaide_ray.storage import RunDirectory, load_principal
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+ITERATIONS = 24
+
+
+_watched: list[str] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watched and event == "pickle.find_class":
+        raise AssertionError(f"unpickled {arguments}")
+
+
+@pytest.fixture
+def no_pickles() -> Iterator[None]:
+    """Unpickling whatever might run code is an error, whoever does it: the interpreter itself watches."""
+    sys.addaudithook(_watch)
+    content = pickle.dumps(Path())
+    _watched.append("now")
+    with pytest.raises(AssertionError, match="unpickled"):
+        pickle.loads(content)
+    yield
+    _watched.clear()
+
+
+def test_a_run_leaves_everything_that_it_promises(trained_run: TrainedRun) -> None:
+    expected = [
+        "baselines",
+        "calibration.parquet",
+        "checkpoints",
+        "config.yaml",
+        "figures",
+        "principal",
+        "profiles.parquet",
+        "progress.jsonl",
+        "provenance.json",
+        "rows.parquet",
+        "tensorboard",
+    ]
+    assert sorted(path.name for path in trained_run.path.iterdir()) == expected
+    assert list((trained_run.path / "figures").glob("*.png"))
+    run = RunDirectory.open(trained_run.path)
+    assert run.experiment() == trained_run.experiment
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert run.check_checkpoint(latest) == ITERATIONS
+
+
+def test_baseline_beside_has_the_same_game_agents_and_budget(trained_run: TrainedRun) -> None:
+    beside = RunDirectory.open(trained_run.path / "baselines" / "rl2")
+    assert beside.experiment() == variant(trained_run.experiment, "rl2")
+    assert beside.experiment().agents == trained_run.experiment.agents
+    assert len(beside.read_progress()) == ITERATIONS
+    assert load_principal(beside.principal)[0].name == "rl2"
+
+
+def test_rows_hold_both_methods_and_every_baseline_on_both_held_out_splits(trained_run: TrainedRun) -> None:
+    rows = pd.read_parquet(trained_run.path / "rows.parquet")
+    assert set(rows["method"]) == {"mermaide", "rl2", *BASELINES}
+    for method, group in rows.groupby("method"):
+        ks = [0, 1] if method in ("mermaide", "rl2") else [0]
+        assert len(group) == 2 * 6 * len(ks), method
+        assert sorted(group["k"].unique()) == ks
+    # Paired: every method met the same agents, and is measured on the same scale.
+    for column in ("family", "never_return", "oracle_return", "param.epsilon", "param.ucb_coefficient"):
+        assert (rows.groupby(["split", "task"])[column].nunique(dropna=False) == 1).all(), column
+    profiles = pd.read_parquet(trained_run.path / "profiles.parquet")
+    assert set(profiles["method"]) == set(rows["method"])
+    calibration = pd.read_parquet(trained_run.path / "calibration.parquet")
+    assert set(calibration["method"]) == {"mermaide"}  # rl2 has no world model
+
+
+def test_progress_tells_every_iteration_in_known_metrics(trained_run: TrainedRun) -> None:
+    told = [json.loads(line) for line in (trained_run.path / "progress.jsonl").read_text().splitlines()]
+    assert [each["iteration"] for each in told] == list(range(1, ITERATIONS + 1))
+    assert [each["throughput/env_steps"] for each in told] == [240 * n for n in range(1, ITERATIONS + 1)]
+    for each in told:
+        assert each.keys() - {"iteration"} <= METRICS.keys()
+    validated = [each["iteration"] for each in told if "validation/score_k1" in each]
+    assert validated == [*range(3, ITERATIONS, 3), ITERATIONS]  # a tenth of the budget, rounded up
+
+
+def test_tensorboard_has_the_scalars_of_progress_over_env_steps(trained_run: TrainedRun) -> None:
+    events = EventAccumulator(str(trained_run.path / "tensorboard")).Reload()
+    told = [json.loads(line) for line in (trained_run.path / "progress.jsonl").read_text().splitlines()]
+    tags = events.Tags()
+    scalars = [tag for tag in tags["scalars"] if not tag.startswith("score/")]
+    assert set(scalars) == {key for each in told for key in each} - {"iteration", "throughput/env_steps"}
+    assert len(scalars) <= MOST_SCALARS
+    returns = events.Scalars("principal/return")
+    assert [event.step for event in returns] == [each["throughput/env_steps"] for each in told]
+    assert [event.value for event in returns] == pytest.approx([each["principal/return"] for each in told])
+    assert tags["images"]
+
+
+def test_table_is_printed_with_both_splits_and_every_method(trained_run: TrainedRun) -> None:
+    printed = trained_run.printed
+    assert f"results in {trained_run.path}" in printed
+    for expected in ("in distribution", "out of distribution", "mermaide", "rl2", "oracle", "first_n", "normalised score"):
+        assert expected in printed
+    assert "Warning" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.usefixtures("no_pickles")
+def test_evaluate_unpickles_nothing_and_needs_no_checkpoint(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = tmp_path / "exported"
+    assert main(["export", str(trained_run.path), "--out", str(exported)]) == 0
+    assert sorted(path.name for path in exported.iterdir()) == ["principal.json", "principal.safetensors"]
+    capsys.readouterr()
+    out = tmp_path / "evaluated"
+    assert main(["evaluate", str(exported), "--k", "0", "1", "2", "--out", str(out)]) == 0
+    assert "out of distribution" in capsys.readouterr().out
+    rows = pd.read_parquet(out / "rows.parquet")
+    assert set(rows.loc[rows["method"] == "mermaide", "k"]) == {0, 1, 2}
+    # The same agents, luck and weights as at the end of training: the same numbers.
+    before = pd.read_parquet(trained_run.path / "rows.parquet")
+    keys = ["method", "task", "k"]
+    mine, theirs = (
+        frame[(frame["method"] != "rl2") & (frame["split"] == "test") & (frame["k"] < 2)].sort_values(keys)
+        for frame in (rows, before)
+    )
+    pd.testing.assert_frame_equal(mine.reset_index(drop=True), theirs.reset_index(drop=True))
+
+
+@pytest.mark.usefixtures("no_pickles")
+def test_a_run_a_checkpoint_and_an_export_hold_the_same_principal(trained_run: TrainedRun, tmp_path: Path) -> None:
+    shutil.copytree(trained_run.path / "principal", tmp_path / "copied")
+    latest = RunDirectory.open(trained_run.path).latest_checkpoint()
+    assert latest is not None
+    experiment, arrays = load_principal(trained_run.path)
+    assert experiment == trained_run.experiment
+    for where in (latest, tmp_path / "copied"):
+        _, others = load_principal(where)
+        assert others.keys() == arrays.keys()
+        assert all(np.array_equal(others[name], arrays[name]) for name in arrays)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--out"], "--out must be a new or empty folder, got"),
+        (["evaluate", "{run}", "--out"], "--out must be a new or empty folder, got"),
+        (["export", "{run}", "--out"], "--out must be a new folder, got"),
+    ],
+)
+def test_folder_that_is_in_use_is_refused(
+    trained_run: TrainedRun, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained_run.path.rglob("*")}
+    filled = [argument.format(run=trained_run.path) for argument in arguments]
+    assert main([*filled, str(trained_run.path)]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in trained_run.path.rglob("*")} == before
+
+
+def test_baseline_that_changes_the_game_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), "--baseline", "paper"]) == 2
+    assert "must be a preset that keeps the game and the agents" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_companion_ends_with_the_process_that_started_it(trained_run: TrainedRun, tmp_path: Path) -> None:
+    """However that ended: a resumed run starts its own in the same folder."""
+    run = RunDirectory.create(tmp_path / "run", trained_run.experiment)
+    command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), "--companion"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
+    assert run.read_progress() == []
