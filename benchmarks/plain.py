@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mermaide_ray.learners.maml import Experience, Method
+from mermaide_ray.learners.maml import Experience
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Weights
 
 

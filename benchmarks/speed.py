@@ -25,7 +25,8 @@ from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.experiment import Experiment, load_preset, validate
 from mermaide_ray.kshot import Table
-from mermaide_ray.learners.maml import Method, meta_loss
+from mermaide_ray.learners.maml import meta_loss
+from mermaide_ray.models.method import Method
 
 ROUNDS = 5
 

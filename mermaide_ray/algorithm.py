@@ -43,8 +43,9 @@ from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
-from mermaide_ray.learners.maml import Experience, Method
+from mermaide_ray.learners.maml import Experience
 from mermaide_ray.metrics import validation_key
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, View
@@ -266,15 +267,14 @@ class Mermaide(Algorithm):
             stuck_since = None if current else stuck_since or time.monotonic()
             if stuck_since and time.monotonic() - stuck_since > REVIVAL_SECONDS:
                 raise RunFault(
-                    f"one of {group.num_remote_env_runners()} sampling actors must bring what it sampled with the current "
-                    f"weights, but for {REVIVAL_SECONDS:.0f} s none did: {self._last_words()}"
+                    f"one of {group.num_remote_env_runners()} sampling actors must bring what it sampled with the "
+                    f"current weights, but for {REVIVAL_SECONDS:.0f} s none did: {self._last_words()}"
                 )
             done = {task for sample in current for task in sample.tasks}
             missing = [task for task in missing if task not in done]
-            if missing:
-                # A runner died, or missed the last weights: revive, bring up to date, and share out what is left.
-                if not self.restore_env_runners(group):
-                    self._sync_weights()
+            # A runner died, or missed the last weights: revive, bring up to date, and share out what is left.
+            if missing and not self.restore_env_runners(group):
+                self._sync_weights()
         return samples
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:

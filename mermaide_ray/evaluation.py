@@ -135,7 +135,7 @@ class Evaluation:
         return Results.together(parts)
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
-        """Normalised score (interquartile mean over tasks) after each number of support episodes; NaN if none has one."""
+        """Normalised score (interquartile mean over tasks) after each number of support episodes, NaN if none."""
         rows = self.contender(contender, ks).rows.dropna(subset="normalised_score")
         by_k = {k: rows.loc[rows["k"] == k, "normalised_score"].to_numpy() for k in ks}
         return {k: interquartile_mean(scores[None]) if len(scores) else float("nan") for k, scores in by_k.items()}

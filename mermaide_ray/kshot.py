@@ -11,8 +11,9 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment
-from mermaide_ray.learners.maml import Adaptation, Experience, Method, adapt
+from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Weights, choose, shared, step
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.trajectory import Trajectories, View

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,14 +33,12 @@ class Sample:
         weights_version: The weights that it was sampled with.
         columns: `support_arms`, `support_interventions` [B, K, T] (none for K = 0), `query_arms`, `query_interventions`
             [B, E, T], small integers, and `target` [B].
-        seconds: CPU seconds that sampling and adapting took.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 
     tasks: tuple[int, ...]
     weights_version: int
     columns: dict[str, NDArray[Any]]
-    seconds: float = 0.0
     failure: str | None = None
 
     @property
@@ -86,9 +83,8 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         assert self.module is not None
         if tasks is None:
             tasks = self.distribution.meta_batch(iteration, self.experiment.meta_learning.meta_batch_size)
-        started = time.process_time()
         columns = self._meet(iteration, tasks)
-        return Sample(tuple(tasks), self.weights_version, columns, time.process_time() - started)
+        return Sample(tuple(tasks), self.weights_version, columns)
 
     def _meet(self, iteration: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         assert self.module is not None

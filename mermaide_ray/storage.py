@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from mermaide_ray import __version__
-from mermaide_ray.errors import InputError
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
 
 PRINCIPAL_FORMAT = 1
@@ -52,13 +52,19 @@ class RunDirectory:
 
         Raises:
             InputError: The folder exists and is not empty.
+            RunFault: It can't be made.
         """
         if path is None:
             stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             path = Path("runs") / f"{experiment.name}-seed{experiment.seed}-{stamp}"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"--out must be a new or empty folder, got {path} (use --resume {path} to go on with it)")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFault(
+                f"--out must be a folder that can be made and written, got {path} ({error.strerror})"
+            ) from None
         run = cls(path)
         with whole_file(run.config) as file:
             file.write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False), encoding="utf-8")
@@ -132,18 +138,20 @@ class RunDirectory:
         """The iteration of a checkpoint that this version can read.
 
         Raises:
-            InputError: It is incomplete, or of another format or Ray version.
+            InputError: It is incomplete, of another format, or of another version of Ray or of this package.
         """
         meta = _read_json(checkpoint / "meta.json", "a checkpoint")
         if meta.get("format") != CHECKPOINT_FORMAT:
             raise InputError(
                 f"a checkpoint must have format {CHECKPOINT_FORMAT}, got {meta.get('format')} ({checkpoint})"
             )
-        mine, theirs = versions()["ray"], meta.get("versions", {}).get("ray")
-        if mine != theirs:
-            raise InputError(
-                f"a checkpoint must be resumed with the Ray that wrote it ({theirs}), got {mine} ({checkpoint})"
-            )
+        for package in ("ray", "mermaide_ray"):
+            mine, theirs = versions()[package], meta.get("versions", {}).get(package)
+            if mine != theirs:
+                raise InputError(
+                    f"a checkpoint must be resumed with the {package} that wrote it ({theirs}), got {mine} "
+                    f"({checkpoint})"
+                )
         return int(meta["iteration"])
 
     def read_progress(self) -> list[dict[str, Any]]:

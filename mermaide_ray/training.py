@@ -26,7 +26,7 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, Split, variant
 from mermaide_ray.kshot import Table
-from mermaide_ray.learners.maml import RATE, Method, split_parameters
+from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress
 from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
@@ -182,7 +182,7 @@ def meta_train(run: RunDirectory, console: Console) -> None:
 
 
 def _checkpoint_every() -> float:
-    """Seconds between checkpoints, which is what a crash can cost; set by MERMAIDE_CHECKPOINT_SECONDS, else a minute."""
+    """Seconds between checkpoints, which a crash can cost: MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
     given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
     try:
         return float(given)

@@ -230,7 +230,7 @@ def test_fluent_sections_make_the_experiment() -> None:
         MermaideConfig()
         .environment(num_arms=4, horizon=10)
         .agents(families={"ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}, "test": {"ucb_coefficient": [1, 2]}}})
-        .meta_learning(meta_batch_size=6)
+        .meta_learning(meta_batch_size=16)
         .world_model(hidden_size=9)
         .training(meta_lr=0.01, gamma=0.9)
         .evaluation(k=[0, 2])
@@ -241,7 +241,7 @@ def test_fluent_sections_make_the_experiment() -> None:
     experiment = config.experiment
     assert (experiment.environment.num_arms, experiment.training.meta_lr, experiment.training.gamma) == (4, 0.01, 0.9)
     assert list(experiment.agents.families) == ["ucb"]
-    assert (experiment.meta_learning.meta_batch_size, experiment.world_model.hidden_size) == (6, 9)
+    assert (experiment.meta_learning.meta_batch_size, experiment.world_model.hidden_size) == (16, 9)
     assert (experiment.evaluation.k, experiment.seed) == ((0, 2), 5)
     assert (experiment.env_runners.num_env_runners, experiment.env_runners.num_learners) == (2, 2)
     assert MermaideConfig.of(experiment).experiment == experiment
@@ -259,7 +259,7 @@ def test_fluent_sections_make_the_experiment() -> None:
             lambda config: config.meta_learning(inner_lr=-1),
             "`meta_learning.inner_lr` must be greater than or equal to 0",
         ),
-        (lambda config: config.meta_learning(meta_batch_size=3).learners(num_learners=2), "must be a multiple of"),
+        (lambda config: config.meta_learning(meta_batch_size=9).learners(num_learners=2), "must be a multiple of"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_sentence_before_anything_starts(wrong: Any, expected: str) -> None:

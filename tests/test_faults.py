@@ -83,21 +83,21 @@ def test_crashed_runners_change_nothing() -> None:
         np.testing.assert_allclose(weights[name], expected, rtol=0, atol=1e-5, err_msg=name)
 
 
-def _build(runner: type[LockstepEnvRunner]) -> Mermaide:
+def _train_twice(runner: type[LockstepEnvRunner]) -> None:
     experiment = tiny(env_runners={"num_env_runners": 1, "restarts": 1})
-    algorithm: Mermaide = MermaideConfig.of(experiment).env_runners(env_runner_cls=runner).build_algo()
-    return algorithm
+    algorithm = MermaideConfig.of(experiment).env_runners(env_runner_cls=runner).build_algo()
+    try:
+        algorithm.train()
+        algorithm.train()
+    finally:
+        algorithm.stop()
 
 
 def _fault_of(runner: type[LockstepEnvRunner]) -> str:
     """What the driver says when all runners are of this class."""
     started = time.monotonic()
-    algorithm = None
     with pytest.raises(RunFault) as fault:
-        algorithm = _build(runner)
-        algorithm.train()
-    if algorithm is not None:
-        algorithm.stop()
+        _train_twice(runner)
     assert time.monotonic() - started < 60
     return str(fault.value)
 
@@ -132,7 +132,8 @@ def test_runner_that_always_crashes_stops_the_run(monkeypatch: pytest.MonkeyPatc
             os.kill(os.getpid(), signal.SIGKILL)
 
     message = _fault_of(Crashing)
-    assert "one of 1 sampling actors must bring what it sampled with the current weights, but for 5 s none did" in message
+    assert "one of 1 sampling actors must bring what it sampled" in message
+    assert "but for 5 s none did" in message
 
 
 def test_runner_that_keeps_to_old_weights_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +179,7 @@ def test_loss_that_is_no_number_stops_the_run_before_a_step_is_taken(learners: i
         algorithm.stop()
 
 
-def test_run_that_diverges_ends_with_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_run_that_diverges_ends_with_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = _config(tmp_path, training={"meta_lr": 1e30, "env_steps": 1920})
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 1
     assert _last_line(capfd).startswith("mermaide: error: the meta-gradient must be finite, got")
@@ -255,13 +254,12 @@ def test_unwritable_folder_is_one_sentence(
 ) -> None:
     """Below a regular file nobody can write, not even root."""
     (tmp_path / "file").write_text("")
-    below = str(tmp_path / "file" / "run")
-    run = str(trained_run.path)
+    below, run = str(tmp_path / "file" / "run"), str(trained_run.path)
     for arguments in (["train"], ["export", run], ["evaluate", run, "--tasks", "2", "--episodes", "1", "--k", "0"]):
         assert main([*arguments, "--out", below]) == 1
         error = capsys.readouterr().err
         assert error.startswith("mermaide: error: ")
-        assert below in error
+        assert str(tmp_path / "file") in error
         assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -316,14 +314,17 @@ LEARNER = "rllib/learner_group/learner"
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda run: _truncate(_latest(run) / LEARNER / "rl_module/principal/module_state.pkl"), "must be complete, got"),
+        (
+            lambda run: _truncate(_latest(run) / LEARNER / "rl_module/principal/module_state.pkl"),
+            "must be complete, got",
+        ),
         (lambda run: _truncate(_latest(run) / LEARNER / "state.pkl"), "must be complete, got"),
         (lambda run: _truncate(_latest(run) / "rllib/algorithm_state.pkl"), "must be complete, got"),
         (lambda run: shutil.rmtree(_latest(run) / "rllib"), "must be complete, got"),
         (lambda run: _truncate(_latest(run) / "meta.json"), "must hold a complete meta.json"),
         (lambda run: (_latest(run) / "meta.json").unlink(), "must hold meta.json"),
         (lambda run: _edit(_latest(run) / "meta.json", format=2), "must have format 1, got 2"),
-        (lambda run: _edit(_latest(run) / "meta.json", versions={"ray": "1.0"}), "with the Ray that wrote it (1.0)"),
+        (lambda run: _edit(_latest(run) / "meta.json", versions={"ray": "1.0"}), "with the ray that wrote it (1.0)"),
         (lambda run: (run / "config.yaml").write_text("seeed: 1"), "has no key 'seeed' (did you mean 'seed'?)"),
     ],
 )

@@ -32,7 +32,7 @@ class SharpModule(PrincipalModule):
         super().setup()
         with torch.no_grad():
             for name, parameter in self.weights().items():
-                parameter *= 30 if name == "policy_output_weight" else 3
+                parameter.mul_(30 if name == "policy_output_weight" else 3)
 
 
 def _module(experiment: Experiment) -> PrincipalModule:

@@ -11,16 +11,8 @@ import torch
 from conftest import tiny
 from torch import Tensor
 
-from mermaide_ray.learners.maml import (
-    Experience,
-    MetaLoss,
-    Method,
-    OldLogP,
-    adapt,
-    meta_loss,
-    sampling_log_p,
-    unroll,
-)
+from mermaide_ray.learners.maml import Experience, MetaLoss, OldLogP, adapt, meta_loss, sampling_log_p, unroll
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import CORE, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
 from mermaide_ray.trajectory import Trajectories, View
 

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.learners.maml import Method
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Weights, choose, project, replay, shared, step
 from mermaide_ray.models.rl_module import PrincipalModule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,14 @@ def _all_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def _interrupted(writing: AbstractContextManager[Path]) -> None:
+    """Writes half of what it would, to a file or a folder, and goes wrong."""
+    with writing as target:
+        half = target / "half" if target.is_dir() else target
+        half.write_text("hal")
+        raise StopError
+
+
 @contextmanager
 def _no_room(size: int) -> Iterator[None]:
     """No file may grow beyond `size` bytes: writing fails half-way, as on a full disk."""
@@ -51,25 +59,22 @@ def test_whole_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
         file.write_text("first")
         assert not target.exists()
     assert target.read_text() == "first"
-    with pytest.raises(StopError), whole_file(target) as file:
-        file.write_text("second, hal")
-        raise StopError
+    with pytest.raises(StopError):
+        _interrupted(whole_file(target))
     assert target.read_text() == "first"
     assert _all_below(tmp_path) == ["new", "new/file.txt"]
 
 
 def test_whole_file_leaves_nothing_where_the_first_attempt_fails(tmp_path: Path) -> None:
-    with pytest.raises(StopError), whole_file(tmp_path / "file.txt") as file:
-        file.write_text("hal")
-        raise StopError
+    with pytest.raises(StopError):
+        _interrupted(whole_file(tmp_path / "file.txt"))
     assert _all_below(tmp_path) == []
 
 
 def test_whole_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder"
-    with pytest.raises(StopError), whole_folder(target) as folder:
-        (folder / "half").write_text("x")
-        raise StopError
+    with pytest.raises(StopError):
+        _interrupted(whole_folder(target))
     assert _all_below(tmp_path) == ["new"]
     with whole_folder(target) as folder:
         (folder / "one").write_text("x")
@@ -82,9 +87,8 @@ def test_whole_folder_replaces_an_older_one_whole_or_keeps_it(tmp_path: Path) ->
     target = tmp_path / "folder"
     with whole_folder(target) as folder:
         (folder / "one").write_text("x")
-    with pytest.raises(StopError), whole_folder(target) as folder:
-        (folder / "two").write_text("x")
-        raise StopError
+    with pytest.raises(StopError):
+        _interrupted(whole_folder(target))
     assert _all_below(tmp_path) == ["folder", "folder/one"]
     with whole_folder(target) as folder:
         (folder / "two").write_text("x")
@@ -111,7 +115,7 @@ def test_full_disk_leaves_the_older_principal_and_nothing_half_written(tmp_path:
     target = tmp_path / "principal"
     save_principal(target, tiny(), _principal(0).arrays())
     before = _all_below(tmp_path)
-    with pytest.raises(OSError, match="."), _no_room(1000):
+    with pytest.raises(OSError, match="File too large"), _no_room(1000):
         save_principal(target, tiny(), _principal(1).arrays())
     assert _all_below(tmp_path) == before
     assert np.array_equal(load_principal(target)[1]["core_input"], _principal(0).arrays()["core_input"])
@@ -126,7 +130,7 @@ def test_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path
         (folder / "small").write_bytes(b"x")
         (folder / "large").write_bytes(b"x" * 5000)
 
-    with pytest.raises(OSError, match="."), _no_room(1000):
+    with pytest.raises(OSError, match="File too large"), _no_room(1000):
         run.save_checkpoint(2, too_much)
     assert _all_below(tmp_path) == before
     latest = run.latest_checkpoint()
@@ -157,7 +161,11 @@ def test_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
         (json.dumps({"format": CHECKPOINT_FORMAT + 1}), f"must have format {CHECKPOINT_FORMAT}, got"),
         (
             json.dumps({"format": CHECKPOINT_FORMAT, "iteration": 1, "versions": {"ray": "1.0"}}),
-            f"must be resumed with the Ray that wrote it (1.0), got {versions()['ray']}",
+            f"must be resumed with the ray that wrote it (1.0), got {versions()['ray']}",
+        ),
+        (
+            json.dumps({"format": CHECKPOINT_FORMAT, "versions": {**versions(), "mermaide_ray": "0.0.1"}}),
+            f"with the mermaide_ray that wrote it (0.0.1), got {versions()['mermaide_ray']}",
         ),
     ],
 )
@@ -190,7 +198,7 @@ def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:
     provenance = json.loads((run.path / "provenance.json").read_text())
     assert provenance["versions"] == versions()
     assert {"commit", "command", "started", "machine"} <= provenance.keys()
-    with pytest.raises(InputError, match="must hold config.yaml"):
+    with pytest.raises(InputError, match=r"must hold config\.yaml"):
         RunDirectory.open(tmp_path)
 
 

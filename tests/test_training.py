@@ -121,7 +121,15 @@ def test_tensorboard_has_the_scalars_of_progress_over_env_steps(trained_run: Tra
 def test_table_is_printed_with_both_splits_and_every_method(trained_run: TrainedRun) -> None:
     printed = trained_run.printed
     assert f"results in {trained_run.path}" in printed
-    for expected in ("in distribution", "out of distribution", "mermaide", "rl2", "oracle", "first_n", "normalised score"):
+    for expected in (
+        "in distribution",
+        "out of distribution",
+        "mermaide",
+        "rl2",
+        "oracle",
+        "first_n",
+        "normalised score",
+    ):
         assert expected in printed
     assert "Warning" not in printed
     assert "Traceback" not in printed

@@ -22,8 +22,8 @@ from mermaide_ray.baselines.stock_ppo import stock_ppo
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import NetworkPrincipal
-from mermaide_ray.learners.maml import Method
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.trajectory import View
 

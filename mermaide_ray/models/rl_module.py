@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.learners.maml import RATE, Method, split_parameters
+from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.models.principal import Weights, choose, project, shared, step
 from mermaide_ray.noise import generator
 
