@@ -28,11 +28,12 @@ def meta_loss(
     for task in range(query.rewards.shape[0]):
         outputs = _episodes(method, weights, support, task)
         adapted = weights
+        old_log_p = _log_p(outputs, support, task).detach()
         for inner_step in range(method.meta.inner_steps):
             current = outputs if not inner_step else _episodes(method, adapted, support, task)
             advantages = _advantages(method, outputs["values"], support.rewards[task])[0]
             advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-6)
-            loss = _inner_loss(method, current, support, task, advantages)
+            loss = _inner_loss(method, current, support, task, advantages, old_log_p)
             names = method.adaptable()
             gradients = torch.autograd.grad(
                 loss, [adapted[name] for name in names], create_graph=method.meta.order == "second", retain_graph=True
@@ -94,12 +95,16 @@ def _advantages(method: Method, values: Tensor, rewards: Tensor) -> tuple[Tensor
     return advantages, advantages + values
 
 
+def _log_p(outputs: dict[str, Tensor], experience: Experience, task: int) -> Tensor:
+    actions = experience.history.actions[task]
+    return -F.cross_entropy(outputs["policy"].flatten(0, 1), actions.flatten(), reduction="none").view(actions.shape)
+
+
 def _inner_loss(
-    method: Method, outputs: dict[str, Tensor], support: Experience, task: int, advantages: Tensor
+    method: Method, outputs: dict[str, Tensor], support: Experience, task: int, advantages: Tensor, old_log_p: Tensor
 ) -> Tensor:
-    log_p = -F.cross_entropy(
-        outputs["policy"].flatten(0, 1), support.history.actions[task].flatten(), reduction="none"
-    ).view(advantages.shape)
+    log_p = _log_p(outputs, support, task)
+    advantages = advantages * (log_p.detach() - old_log_p).exp()
     if method.meta.estimator == "vanilla":
         surrogate = log_p
     elif method.meta.estimator == "lvc":

@@ -53,6 +53,16 @@ from mermaide_ray.trajectory import Trajectories, View
 # How long a driver waits for a sampling actor to come back, all of them being gone, before it gives up.
 REVIVAL_SECONDS = 45.0
 SYNC_SECONDS = 60.0
+_NOT_RLLIBS = {
+    "lr": "meta_lr",
+    "num_epochs": "epochs",
+    "minibatch_size": "minibatches",
+    "grad_clip": "max_grad_norm",
+    "train_batch_size": ".meta_learning(meta_batch_size=…)",
+    "train_batch_size_per_learner": ".meta_learning(meta_batch_size=…)",
+    "env_config": "the keys of the section `environment`",
+}
+"""RLlib settings that this algorithm would not heed, and what to set instead."""
 FLAT = "mermaide"
 """Key of the flat metrics in a training result."""
 
@@ -141,6 +151,10 @@ class MermaideConfig(AlgorithmConfig):
 
     def _take(self, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Puts the section's own keys into `settings`, and those that nobody knows, to be refused; returns the rest."""
+        for key in given.keys() & _NOT_RLLIBS.keys():
+            raise InputError(
+                f".{section}({key}=…) must be given as {_NOT_RLLIBS[key]}: RLlib's own would have no effect"
+            )
         own = type(getattr(Experiment(), section)).model_fields
         theirs = inspect.signature(getattr(AlgorithmConfig, section)).parameters
         mine = {key: value for key, value in given.items() if key in own or key not in theirs}

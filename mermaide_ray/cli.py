@@ -24,7 +24,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 1 for a fault of the run, 2 for bad input, 130 if interrupted."""
-    resume = "mermaide train --resume DIR"
+    # Without --out, the run has printed its folder.
+    resume, args = "mermaide train --resume DIR", argparse.Namespace(command=None)
     try:
         args = _parser().parse_args(argv)
         if args.command == "train" and (folder := args.resume or args.out):
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(str(error), RunFault.exit_code)
     except KeyboardInterrupt:
-        print(f"mermaide: interrupted; a training run goes on with: {resume}", file=sys.stderr)
+        training = f"; the run goes on with: {resume}" if args.command == "train" else ""
+        print(f"mermaide: interrupted{training}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

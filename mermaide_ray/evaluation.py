@@ -25,7 +25,7 @@ from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.principal import Weights, shared
 from mermaide_ray.noise import Key
 from mermaide_ray.report.statistics import interquartile_mean
-from mermaide_ray.trajectory import History, Trajectories, View
+from mermaide_ray.trajectory import Trajectories, View
 
 CALIBRATION_BINS = 15
 # Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
@@ -55,7 +55,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The two ends of the normalised scale, and what else the same agents did without a trained principal.
+    """The two ends of the normalised scale.
 
     Attributes:
         never, oracle: Return per episode of each task, float [B].
@@ -121,9 +121,11 @@ class Evaluation:
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
         played = self._play(name)
-        return Results(
-            self._rows(name, 0, 0, self.tasks, played, None, {}), pd.DataFrame(), self._profiles(name, 0, 0, played)
+        labels = View(self.experiment.environment).label(
+            played.arms.transpose(1, 2).long(), played.target[:, None, None]
         )
+        rows = self._rows(name, 0, 0, self.tasks, played, labels, {})
+        return Results(rows, pd.DataFrame(), self._profiles(name, 0, 0, played))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes."""
@@ -164,7 +166,7 @@ class Evaluation:
             calibration = _calibration(after.arm_logits, history.labels, tasks.family_names())
             calibration = calibration.assign(method=contender.name, seed=contender.seed, split=self.split, k=k)
         return Results(
-            self._rows(contender.name, contender.seed, k, tasks, meeting.query, history, extra, chunk),
+            self._rows(contender.name, contender.seed, k, tasks, meeting.query, history.labels, extra, chunk),
             calibration,
             self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
         )
@@ -187,12 +189,11 @@ class Evaluation:
         k: int,
         tasks: Tasks,
         played: Trajectories,
-        history: History | None,
+        labels: Tensor,
         extra: dict[str, Any],
         chunk: slice = slice(None),
     ) -> pd.DataFrame:
         horizon = played.arms.shape[2]
-        history = history or View(self.experiment.environment).history(played)
         bounds = Bounds(self.bounds.never[chunk], self.bounds.oracle[chunk])
         returns = self._returns(played)
         target = played.target[:, None, None]
@@ -214,7 +215,7 @@ class Evaluation:
                 "support_return": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
                 "wm_nll_uniform": float(np.log(self.experiment.environment.num_arms)),
-                "wm_nll_frequency": _frequency_nll(history.labels, self.experiment.environment.num_arms).numpy(),
+                "wm_nll_frequency": _frequency_nll(labels, self.experiment.environment.num_arms).numpy(),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )

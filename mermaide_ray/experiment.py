@@ -232,6 +232,13 @@ class Evaluation(Section):
     every: Number = Field(0.1, gt=0, le=1, description="validate each time this share of the budget is spent")
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
 
+    @field_validator("k")
+    @classmethod
+    def _each_once(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(k)) < len(k):
+            raise ValueError(f"must name each number once, got {one_line(k)}")
+        return k
+
 
 class Experiment(Section):
     """Everything that one training run depends on.
@@ -360,9 +367,15 @@ def validate(settings: Mapping[str, Any], where: str = "config") -> Experiment:
 
 
 def variant(experiment: Experiment, preset: str) -> Experiment:
-    """The experiment with a preset laid over it: same agents, game and budget, another method."""
+    """The experiment with a preset's method: same agents, game, budget and number of episodes per task."""
     layers = [("the experiment", experiment.to_dict()), (f"preset {preset}", load_preset(preset))]
-    return _validated(merge(layers[0][1], layers[1][1], whole=frozenset({"families"})), layers)
+    settings = merge(layers[0][1], layers[1][1], whole=frozenset({"families"}))
+    mine, theirs = experiment.meta_learning, settings["meta_learning"]
+    # Support episodes are of use only to a method that adapts or remembers.
+    support = max(1, mine.adaptation_episodes) if theirs["adaptation_episodes"] else 0
+    query = max(1, mine.adaptation_episodes + mine.query_episodes - support)
+    episodes = {"meta_learning": {"adaptation_episodes": support, "query_episodes": query}}
+    return _validated(merge(settings, episodes), layers)
 
 
 def _override_path(dotted: str) -> tuple[str, ...]:

@@ -5,11 +5,12 @@
     figures/, baselines/NAME/ (runs of the same shape)
 
 RLlib's checkpoints are pickles and serve to resume the run that wrote them. A principal to share is safetensors and
-JSON: loading one runs no code.
+JSON: loading one unpickles nothing. (Agent families that its settings name by a dotted path are imported.)
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ import yaml
 
 from mermaide_ray import __version__
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment, load_experiment, validate
 
 PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
@@ -111,7 +112,22 @@ class RunDirectory:
 
     def experiment(self) -> Experiment:
         """The settings that the run was started with."""
-        return validate(yaml.safe_load(self.config.read_text(encoding="utf-8")), where=str(self.config))
+        return load_experiment(self.config)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this process trains the run, no other may: two would write over each other's progress.
+
+        Raises:
+            InputError: Another one does.
+        """
+        with (self.path / ".lock").open("w", encoding="utf-8") as lock:
+            try:
+                # Freed by the kernel when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"a run must be trained by one process at a time, {self.path} already is") from None
+            yield
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -152,6 +168,8 @@ class RunDirectory:
                     f"a checkpoint must be resumed with the {package} that wrote it ({theirs}), got {mine} "
                     f"({checkpoint})"
                 )
+        if not isinstance(meta.get("iteration"), int):
+            raise InputError(f"a checkpoint's meta.json must hold its iteration, got none ({checkpoint})")
         return int(meta["iteration"])
 
     def read_progress(self) -> list[dict[str, Any]]:
@@ -159,7 +177,10 @@ class RunDirectory:
         if not self.progress.exists():
             return []
         lines = self.progress.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise InputError(f"progress must hold one JSON object per line, got {self.progress}: {error}") from None
 
     def rewind_progress(self, iteration: int) -> None:
         """Forgets what was told after a checkpoint: it will be told again."""
@@ -179,7 +200,7 @@ def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) 
     Args:
         folder: To be made; an older one there is replaced.
         experiment: Settings that it was trained with.
-        state: Weights by name, as `PrincipalModule.get_state()` returns them.
+        state: Parameters by name, as `PrincipalModule.arrays()` returns them.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -207,6 +228,8 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
 
     if not (folder / "principal.json").is_file() and (folder / _PRINCIPAL).is_dir():
         folder = folder / _PRINCIPAL
+    if not (folder / "principal.json").is_file() and (latest := RunDirectory(folder).latest_checkpoint()):
+        raise InputError(f"a run must be finished to be loaded, {folder} is not: resume it, or give {latest}")
     about = _read_json(folder / "principal.json", "a principal")
     if about.get("format") != PRINCIPAL_FORMAT:
         raise InputError(f"a principal must have format {PRINCIPAL_FORMAT}, got {about.get('format')} ({folder})")
@@ -214,6 +237,8 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         state = load_file(folder / "principal.safetensors")
     except (OSError, SafetensorError) as error:
         raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
+    if not isinstance(about.get("experiment"), dict):
+        raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
     return validate(about["experiment"], where=str(folder / "principal.json")), state
 
 

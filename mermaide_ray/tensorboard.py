@@ -21,13 +21,14 @@ class Board:
 
     Args:
         folder: Where to; a resumed run adds to it.
-        experiment: The settings.
         purge_step: Env steps from which an earlier attempt's values are void.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self._experiment = experiment
+
+    def begin(self, experiment: Experiment) -> None:
+        """Adds the settings as text, and the layout of the custom scalars."""
         # Indented: TensorBoard renders Markdown, and this is YAML.
         self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))
         layout = {
@@ -46,12 +47,12 @@ class Board:
             if "/" in key and key != "throughput/env_steps":
                 self._writer.add_scalar(key, value, env_steps)
 
-    def finish(self, scores: Mapping[str, float], figures: list[Path], env_steps: int) -> None:
+    def finish(self, experiment: Experiment, scores: Mapping[str, float], figures: list[Path], env_steps: int) -> None:
         """Adds final scores beside the settings, and the figures as images."""
         from matplotlib import image
 
-        settings = dict(_flat(self._experiment.to_dict()))
-        # Written into this run's own event file: add_hparams would open a second one.
+        settings = dict(_flat(experiment.to_dict()))
+        # Not by add_hparams, which would make a run of its own beside this one.
         for summary in hparams(settings, dict(scores)):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for key, value in scores.items():

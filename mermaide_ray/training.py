@@ -9,13 +9,15 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,16 +63,20 @@ def train(
     if resume:
         assert out is not None
         run = RunDirectory.open(out)
+        for name in baselines or ():
+            if not (run.baselines / name).is_dir():
+                raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
     else:
         others = {name: _beside(experiment, name) for name in baselines or ()}
+        _check_names([experiment.name, *(other.name for other in others.values())])
         run = RunDirectory.create(out, experiment)
         for name, other in others.items():
             RunDirectory.create(run.baselines / name, other)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
-    with _companions([RunDirectory.open(path) for path in beside]) as wait:
-        meta_train(run, console)
-        wait(console)
+    with run.alone(), _Companions([RunDirectory.open(path) for path in beside]) as companions:
+        meta_train(run, console, companions.check)
+        companions.wait(console)
     _score_and_report(run, [run, *(RunDirectory.open(path) for path in beside)], console)
 
 
@@ -94,12 +100,13 @@ def evaluate(
     """
     torch.set_num_threads(1)
     contender, experiment = contender_from(checkpoint)
+    _check_names([contender.name])
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out must be a new or empty folder, got {out}")
-    results = score(experiment, [contender], split, ks or experiment.evaluation.k, tasks, episodes)
+    results = score(experiment, [contender], split, list(dict.fromkeys(ks or experiment.evaluation.k)), tasks, episodes)
     if out is not None:
         _write(results, out)
-        write_figures(out)
+        write_figures(out, contender.name)
     render_terminal(summary(results.rows), _console())
 
 
@@ -148,8 +155,14 @@ def score(
     return Results.together([*parts, *(evaluation.baseline(name) for name in BASELINES)])
 
 
-def meta_train(run: RunDirectory, console: Console) -> None:
-    """Trains the principal of one run from its latest checkpoint (or from nothing) to the end of its budget."""
+def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = lambda: None) -> None:
+    """Trains the principal of one run from its latest checkpoint (or from nothing) to the end of its budget.
+
+    Args:
+        run: The run.
+        console: Where progress is told.
+        check: Called in each iteration; raises if going on is of no use.
+    """
     from mermaide_ray.tensorboard import Board
 
     experiment, checkpoint_every = run.experiment(), _checkpoint_every()
@@ -157,16 +170,19 @@ def meta_train(run: RunDirectory, console: Console) -> None:
         algorithm = _algorithm(run, experiment)
         total, steps = experiment.num_iterations, experiment.env_steps_per_iteration
         run.rewind_progress(algorithm.meta_iteration)
-        board = Board(run.path / "tensorboard", experiment, purge_step=algorithm.meta_iteration * steps + 1)
+        board = Board(run.path / "tensorboard", purge_step=algorithm.meta_iteration * steps + 1)
+        if not algorithm.meta_iteration:
+            board.begin(experiment)
         progress = Progress(console, experiment.name, total * steps, algorithm.meta_iteration * steps)
         every = max(1, math.ceil(experiment.evaluation.every * total))
         saved = time.monotonic()
         try:
             while algorithm.meta_iteration < total:
+                check()
                 told = _iterate(algorithm)
                 iteration = algorithm.meta_iteration
                 if iteration % every == 0 or iteration == total:
-                    told |= algorithm.evaluate()
+                    told |= {key: score for key, score in algorithm.evaluate().items() if math.isfinite(score)}
                 run.tell({"iteration": iteration, **told})
                 board.scalars(told, iteration * steps)
                 progress.update(iteration, iteration * steps, told)
@@ -174,7 +190,8 @@ def meta_train(run: RunDirectory, console: Console) -> None:
                     _save(run, algorithm)
                     board.flush()
                     saved = time.monotonic()
-            save_principal(run.principal, experiment, algorithm.principal().arrays())
+            if not run.principal.is_dir():
+                save_principal(run.principal, experiment, algorithm.principal().arrays())
         finally:
             progress.close()
             board.close()
@@ -185,11 +202,14 @@ def _checkpoint_every() -> float:
     """Seconds between checkpoints, which a crash can cost: MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
     given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
     try:
-        return float(given)
+        seconds = float(given)
     except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
         raise InputError(
-            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds, got {given!r} (environment variable)"
-        ) from None
+            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
+        )
+    return seconds
 
 
 def _iterate(algorithm: Mermaide) -> dict[str, float]:
@@ -221,6 +241,12 @@ def _algorithm(run: RunDirectory, experiment: Experiment) -> Mermaide:
             "delete it to go on from the one before"
         ) from None
     assert algorithm.meta_iteration == iteration
+    # Who does the work may change between the two halves of a run; what is done may not.
+    then, now = (e.model_dump(exclude={"env_runners"}) for e in (algorithm.experiment, experiment))
+    if then != now:
+        algorithm.stop()
+        section = next(key for key in now if now[key] != then[key])
+        raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
     return algorithm
 
 
@@ -240,11 +266,11 @@ def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: 
     figures = write_figures(run.path)
     from mermaide_ray.tensorboard import Board
 
-    board = Board(run.path / "tensorboard", experiment)
+    board = Board(run.path / "tensorboard")
     table = summary(results.rows)
     mine = table[(table["method"] == experiment.name) & (table["family"] == table["family"].iloc[0])]
     scores = {f"score/{split}_k{k}": score for split, k, score in mine[["split", "k", SCORE]].itertuples(index=False)}
-    board.finish(scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
+    board.finish(experiment, scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
     render_terminal(table, console)
     render_comparisons(comparisons(results.rows, experiment.name), experiment.name, console)
@@ -267,33 +293,44 @@ def _beside(experiment: Experiment, preset: str) -> Experiment:
     return baseline
 
 
-@contextlib.contextmanager
-def _companions(runs: Sequence[RunDirectory]) -> Iterator[Any]:
-    """Trains other runs in processes of their own; yields a function that waits for them."""
-    processes: list[tuple[RunDirectory, subprocess.Popen[bytes]]] = []
-    try:
-        for run in runs:
+class _Companions:
+    """Other runs, trained in processes of their own while this one trains its own; ended with the context."""
+
+    def __init__(self, runs: Sequence[RunDirectory]) -> None:
+        self._runs = runs
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> _Companions:
+        for run in self._runs:
             with (run.path / "log.txt").open("ab") as log:
                 command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), _COMPANION]
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-                processes.append((run, process))
+                self._processes.append(process)
+        return self
 
-        def wait(console: Console) -> None:
-            for run, process in processes:
-                if process.poll() is None:
-                    console.print(f"waiting for {run.path.name} …", highlight=False)
-                if process.wait():
-                    last = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
-                    raise RunFault(f"the baseline {run.path.name} failed: {last} (see {run.path / 'log.txt'})")
-
-        yield wait
-    finally:
-        for _, process in processes:
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
             assert process.stdin is not None
             process.stdin.close()
+
+    def check(self) -> None:
+        """Raises if one of them has failed: without it there is nothing to compare with in the end."""
+        for run, process in zip(self._runs, self._processes, strict=True):
+            if process.poll():
+                log = run.path / "log.txt"
+                last = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
+                raise RunFault(f"the baseline {run.path.name} failed: {last} (see {log})")
+
+    def wait(self, console: Console) -> None:
+        """Waits until all are done."""
+        for run, process in zip(self._runs, self._processes, strict=True):
+            if process.poll() is None:
+                console.print(f"waiting for {run.path.name} …", highlight=False)
+                process.wait()
+        self.check()
 
 
 @contextlib.contextmanager
@@ -306,18 +343,38 @@ def _ray(experiment: Experiment) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     mine = not ray.is_initialized()
-    if mine and "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.ERROR)
-    elif mine:
-        cpus = max(os.cpu_count() or 1, workers + 1)
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-        )
+    here: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, workers + 1),
+        "include_dashboard": False,
+        "log_to_driver": False,
+    }
+    try:
+        if mine:
+            ray.init(logging_level=logging.ERROR, **({} if "RAY_ADDRESS" in os.environ else here))
+    except Exception as error:
+        raise RunFault(f"Ray must start, got: {str(error).strip().splitlines()[0]}") from None
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    # Ray's own handler ends the process with a stack dump; a scheduler's SIGTERM is a Ctrl-C like any other.
+    before = signal.signal(signal.SIGTERM, _interrupt) if on_main_thread else None
     try:
         yield
     finally:
+        if on_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if mine:
             ray.shutdown()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuses names that the final table could not tell apart."""
+    for place, name in enumerate(names):
+        if name in BASELINES or name in names[:place]:
+            raise InputError(f"methods must have names of their own, got {name!r} twice (`name`, --baseline)")
 
 
 def _console() -> Console:
@@ -341,10 +398,15 @@ def _train_only(arguments: Sequence[str]) -> int:
     if _COMPANION in arguments[1:]:
         _end_with_parent()
     try:
-        meta_train(RunDirectory.open(Path(arguments[0])), Console(force_terminal=False))
+        run = RunDirectory.open(Path(arguments[0]))
+        with run.alone():
+            meta_train(run, Console(force_terminal=False))
     except (InputError, RunFault) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -152,7 +152,7 @@ def test_mistakes_end_with_exit_code_2_and_one_line(command: str, expected: str,
         (
             KeyboardInterrupt(),
             130,
-            "mermaide: interrupted; a training run goes on with: mermaide train --resume runs/x",
+            "mermaide: interrupted; the run goes on with: mermaide train --resume runs/x",
         ),
     ],
 )

@@ -319,3 +319,22 @@ def test_rounds_of_training_spend_the_budget() -> None:
     experiment = load_experiment(overrides={"training.env_steps": 480_000})
     assert experiment.env_steps_per_iteration == 48 * 5 * 100
     assert experiment.num_iterations == 20
+
+
+@pytest.mark.parametrize("main", [name for name in preset_names() if name != "paper"])
+@pytest.mark.parametrize("other", [name for name in preset_names() if name != "paper"])
+def test_a_baseline_is_the_method_that_its_name_says_with_as_many_episodes(main: str, other: str) -> None:
+    """Whatever it is laid over; the switches that tell the methods apart are its own preset's."""
+    experiment, alone = load_experiment(preset=main), load_experiment(preset=other)
+    beside = variant(experiment, other)
+    assert beside.name == other
+    assert beside.world_model == alone.world_model
+    for switch in ("inner_steps", "carry_state", "adapt", "support_weight"):
+        assert getattr(beside.meta_learning, switch) == getattr(alone.meta_learning, switch), switch
+    assert beside.env_steps_per_iteration == experiment.env_steps_per_iteration
+    assert (beside.meta_learning.adaptation_episodes > 0) == (alone.meta_learning.adaptation_episodes > 0)
+
+
+def test_k_names_each_number_once() -> None:
+    with pytest.raises(InputError, match=r"each number once, got \[1, 1\]"):
+        validate({"evaluation": {"k": [1, 1]}})

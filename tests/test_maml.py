@@ -11,7 +11,18 @@ import torch
 from conftest import tiny
 from torch import Tensor
 
-from mermaide_ray.learners.maml import Experience, MetaLoss, OldLogP, adapt, meta_loss, sampling_log_p, unroll
+from mermaide_ray.learners.losses import log_probability
+from mermaide_ray.learners.maml import (
+    Experience,
+    MetaLoss,
+    OldLogP,
+    adapt,
+    inner_loss,
+    meta_loss,
+    sampling_log_p,
+    trial_advantages,
+    unroll,
+)
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import CORE, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
 from mermaide_ray.trajectory import Trajectories, View
@@ -120,6 +131,13 @@ def _assert_slope(function: Any, parameters: dict[str, Tensor], gradients: dict[
             assert along == pytest.approx(slope, rel=1e-5, abs=1e-7), group
 
 
+def _old(
+    method: Method, weights: Weights, rates: dict[str, Tensor], support: Experience, query: Experience
+) -> OldLogP | None:
+    """The policy that sampled, held fixed where the estimator's ratio to it is differentiated."""
+    return sampling_log_p(method, weights, rates, support, query) if method.meta.estimator == "lvc" else None
+
+
 WORLD_MODEL_ONLY = {"meta_learning": {"adapt": "world_model", "inner_policy_weight": 0.0}}
 POLICY_ONLY = {"meta_learning": {"adapt": "policy"}, "world_model": {"loss_weight": 0.0}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -127,9 +145,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "world model": WORLD_MODEL_ONLY,
     "policy": POLICY_ONLY,
     "heads": {"meta_learning": {"adapt": "heads"}},
-    "three inner steps": {"meta_learning": {"inner_steps": 3}},
+    # Of the estimators, only this one's gradient field is that of a function once the policy has moved.
+    "three inner steps": {"meta_learning": {"inner_steps": 3, "estimator": "lvc"}},
     "carried state": {"meta_learning": {"carry_state": True}},
-    "carried state, two inner steps": {"meta_learning": {"carry_state": True, "inner_steps": 2}},
+    "carried state, two inner steps": {"meta_learning": {"carry_state": True, "inner_steps": 2, "estimator": "lvc"}},
     "no world model": {"world_model": {"enabled": False}},
     "heavy support": {"meta_learning": {"support_weight": 2.0}},
 }
@@ -141,8 +160,10 @@ def test_second_order_meta_gradient_equals_finite_differences(variant: str) -> N
     support, query = _experience(method, K, 0), _experience(method, E, 1)
     weights, rates = _weights(method), _rates(method)
 
+    old = _old(method, weights, rates, support, query)
+
     def loss(at: Weights) -> Tensor:
-        return _objective(method, at, rates, support, query).loss
+        return _objective(method, at, rates, support, query, old).loss
 
     _assert_slope(loss, weights, _gradients(loss(weights), weights))
 
@@ -153,8 +174,10 @@ def test_gradient_of_learned_inner_rates_equals_finite_differences(variant: str)
     support, query = _experience(method, K, 0), _experience(method, E, 1)
     weights, rates = _weights(method), _rates(method)
 
+    old = _old(method, weights, rates, support, query)
+
     def loss(at: dict[str, Tensor]) -> Tensor:
-        return _objective(method, weights, at, support, query).loss
+        return _objective(method, weights, at, support, query, old).loss
 
     gradients = _gradients(loss(rates), rates)
     assert all(value.abs() > 1e-6 for value in gradients.values())
@@ -282,6 +305,19 @@ def test_inner_step_is_the_gradient_of_the_inner_loss_times_the_rate() -> None:
     torch.testing.assert_close(adapted.gradient_norm[0], norm, rtol=1e-5, atol=1e-6)
 
 
+def test_several_inner_steps_are_one_after_another() -> None:
+    """Each from the weights that the one before left, on the same support."""
+    several, one = (_method(meta_learning={"inner_steps": steps}) for steps in (3, 1))
+    support, rates = _experience(one, K, 0), _rates(one)
+    weights = shared(_weights(one), B)
+    together = adapt(several, weights, rates, support, create_graph=False)
+    old = log_probability(unroll(one, weights, support.history).policy_logits, support.history.actions).detach()
+    for _ in range(3):
+        weights = adapt(one, weights, rates, support, create_graph=False, old_log_p=old).weights
+    for name, value in together.weights.items():
+        torch.testing.assert_close(value, weights[name], msg=name)
+
+
 def test_without_inner_steps_nothing_adapts() -> None:
     method = _method(meta_learning={"inner_steps": 0})
     weights = _weights(method)
@@ -321,6 +357,16 @@ def test_carried_state_enters_the_query() -> None:
         torch.testing.assert_close(resumed, through)
         afresh = unroll(method, weights, query.history).policy_logits[:, :, 1]
         assert (afresh - resumed).abs().max() > 1e-2
+
+
+def test_carried_state_is_where_the_adapted_core_ends_the_support() -> None:
+    method = _method(meta_learning={"carry_state": True})
+    support, weights = _experience(method, K, 0), shared(_weights(method), B)
+    adaptation = adapt(method, weights, _rates(method), support, create_graph=False)
+    assert adaptation.state is not None
+    expected = unroll(method, adaptation.weights, support.history).state
+    torch.testing.assert_close(adaptation.state, expected)
+    assert (adaptation.state - unroll(method, weights, support.history).state).abs().max() > 1e-3
 
 
 def test_first_epoch_of_the_clipped_objective_is_reinforce() -> None:
@@ -364,3 +410,41 @@ def test_advantages_are_standardised_over_the_moments_that_the_learner_gives() -
     torch.testing.assert_close(_flat(one), _flat(other), rtol=1e-4, atol=1e-6)
     raw = _gradients(_objective(method, weights, {}, None, scaled).loss, weights)
     assert (_flat(raw) - _flat(one)).norm() > 0.1 * _flat(one).norm()
+
+
+def test_an_inner_step_weighs_actions_by_the_policy_that_chose_them() -> None:
+    """Once the policy has moved, the gradient is that of the importance-weighted surrogate, whatever the estimator."""
+    for estimator in ("vanilla", "lvc", "dice"):
+        method = _method(meta_learning={"estimator": estimator, "adapt": "policy"}, world_model={"loss_weight": 0.0})
+        support, weights = _experience(method, K, 0), _weights(method)
+        chosen_by = torch.full_like(support.rewards, -0.5)
+        advantages = torch.randn(support.rewards.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        outputs = unroll(method, shared(weights, B), support.history)
+        found = _gradients(inner_loss(method, outputs, support.history, advantages, chosen_by).sum(), weights)
+        outputs = unroll(method, shared(weights, B), support.history)
+        log_p = log_probability(outputs.policy_logits, support.history.actions)
+        centred = advantages - advantages.mean((1, 2), keepdim=True)
+        scaled = centred / centred.square().mean((1, 2), keepdim=True).sqrt()
+        expected = _gradients(-((log_p - chosen_by).exp() * scaled).mean((1, 2)).sum(), weights)
+        torch.testing.assert_close(_flat(found), _flat(expected), rtol=1e-5, atol=1e-8)
+
+
+def test_support_actions_of_a_carried_trial_are_credited_with_the_query() -> None:
+    """Against the query's rewards moved up by one: advantages of the support rise by the discounted return's rise."""
+    method = _method(
+        meta_learning={"carry_state": True}, training={"baseline": "value", "gamma": 0.9, "gae_lambda": 1.0}
+    )
+    support, query = _experience(method, K, 0), _experience(method, E, 1)
+    weights = shared(_weights(method), B)
+    outputs, later = unroll(method, weights, support.history), unroll(method, weights, query.history)
+    before, _ = trial_advantages(method, outputs, support.rewards, later, query.rewards)
+    after, _ = trial_advantages(method, outputs, support.rewards, later, query.rewards + 1)
+    horizon = support.rewards.shape[1]
+    rise = (1 - 0.9**horizon) / (1 - 0.9)
+    pulls_left = torch.arange(K * horizon, 0, -1, dtype=torch.float64).view(K, horizon).T
+    torch.testing.assert_close(after - before, (rise * 0.9**pulls_left).expand(B, -1, -1))
+    # The first episode is credited with the second, too.
+    more = support.rewards.clone()
+    more[:, 0, 1] += 1
+    moved, _ = trial_advantages(method, outputs, more, later, query.rewards)
+    torch.testing.assert_close((moved - before)[:, 0, 0], torch.full((B,), 0.9**horizon, dtype=torch.float64))

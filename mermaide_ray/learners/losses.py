@@ -28,15 +28,28 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1).mean((1, 2))
 
 
-def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and value targets, both [B, T, E], for episodes that end after T pulls.
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, gamma: float, lam: float, after: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets, both [B, T, E].
 
     Source: Schulman et al., arXiv 1506.02438, Eq. 16; the sum over time is one product with a triangular matrix.
+
+    Args:
+        rewards: [B, T, E].
+        values: [B, T, E].
+        gamma: Discount per pull.
+        lam: Lambda.
+        after: Advantage and value of the first step after the last one, [B] each, where the principal's trial goes on;
+            without, nothing follows.
     """
     time = rewards.shape[1]
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    delta = rewards + gamma * following - values
-    advantages = torch.einsum("st,bte->bse", discount_matrix(time, gamma * lam, delta), delta)
+    last = torch.zeros_like(values[:, :1]) if after is None else after[1][:, None, None].expand_as(values[:, :1])
+    delta = rewards + gamma * torch.cat([values[:, 1:], last], dim=1) - values
+    decay = discount_matrix(time, gamma * lam, delta)
+    advantages = torch.einsum("st,bte->bse", decay, delta)
+    if after is not None:
+        advantages = advantages + gamma * lam * decay[:, -1, None] * after[0][:, None, None]
     return advantages, advantages + values
 
 

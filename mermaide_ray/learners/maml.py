@@ -108,11 +108,44 @@ def advantages_of(method: Method, outputs: Outputs, rewards: Tensor) -> tuple[Te
     return advantages, targets
 
 
-def inner_loss(method: Method, outputs: Outputs, history: History, advantages: Tensor) -> Tensor:
+def trial_advantages(
+    method: Method, outputs: Outputs, rewards: Tensor, query: Outputs, query_rewards: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets of support episodes [B, T, K] whose state is carried into the query.
+
+    What the principal does in a support episode is worth what comes of it in all later ones: the support episodes, in
+    order, and then the query (the mean over its episodes) are one long episode.
+    Source: Duan et al., arXiv 1611.02779 (RL squared), section 2.2.
+    """
+    training, (batch, time, episodes) = method.training, rewards.shape
+    query_advantages, _ = advantages_of(method, query, query_rewards)
+    after = (query_advantages[:, 0].mean(1), query.values[:, 0].detach().mean(1))
+
+    def in_a_row(x: Tensor) -> Tensor:
+        return x.detach().to(after[0].dtype).transpose(1, 2).reshape(batch, episodes * time, 1)
+
+    long = generalised_advantages(
+        in_a_row(rewards), in_a_row(outputs.values), training.gamma, training.gae_lambda, after
+    )
+    advantages, targets = (x.view(batch, episodes, time).transpose(1, 2) for x in long)
+    return advantages, targets
+
+
+def inner_loss(
+    method: Method, outputs: Outputs, history: History, advantages: Tensor, old_log_p: Tensor | None = None
+) -> Tensor:
     """The loss that adaptation descends, [B].
 
     Advantages are standardised within each task's own support: a runner that holds one task of the meta-batch must take
     the same step as one that holds them all.
+
+    Args:
+        method: The method.
+        outputs: Of the weights that are being adapted.
+        history: Support episodes [B, T, K].
+        advantages: Constants, [B, T, K].
+        old_log_p: Log-probabilities of the actions under the policy that chose them, [B, T, K]: after the first step
+            that is another policy, and its actions are weighted accordingly. None: this very policy.
     """
     loss = torch.zeros_like(outputs.values[:, 0, 0])
     if outputs.arm_logits is not None:
@@ -121,6 +154,8 @@ def inner_loss(method: Method, outputs: Outputs, history: History, advantages: T
         centred = advantages - advantages.mean((1, 2), keepdim=True)
         scaled = centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
         log_p = log_probability(outputs.policy_logits, history.actions)
+        if old_log_p is not None:
+            scaled = scaled * (log_p.detach() - old_log_p).exp()
         loss = loss + method.meta.inner_policy_weight * policy_gradient_loss(log_p, scaled, method.meta.estimator)
     return loss
 
@@ -132,6 +167,7 @@ def adapt(
     support: Experience,
     create_graph: bool,
     advantages: Tensor | None = None,
+    old_log_p: Tensor | None = None,
 ) -> Adaptation:
     """Takes the inner steps, for all tasks at once.
 
@@ -142,17 +178,21 @@ def adapt(
         support: Experience [B, T, K].
         create_graph: Whether the outcome is differentiable through the steps (second order).
         advantages: Fixed advantages instead of computed ones (for tests by finite differences).
+        old_log_p: Log-probabilities of the support actions under the policy that chose them, [B, T, K]; that of
+            `weights` if not given.
     """
     outputs = unroll(method, weights, support.history)
     computed, value_targets = advantages_of(method, outputs, support.rewards)
     advantages = computed if advantages is None else advantages
     names = method.adaptable()
+    if old_log_p is None:
+        old_log_p = log_probability(outputs.policy_logits, support.history.actions).detach()
     adapted, current = dict(weights), outputs
     norm = torch.zeros_like(outputs.values[:, 0, 0].detach())
     for inner_step in range(method.meta.inner_steps):
         if inner_step:
             current = unroll(method, adapted, support.history)
-        loss = inner_loss(method, current, support.history, advantages).sum()
+        loss = inner_loss(method, current, support.history, advantages, old_log_p).sum()
         gradients = torch.autograd.grad(
             loss, [adapted[name] for name in names], create_graph=create_graph, retain_graph=True, allow_unused=True
         )
@@ -225,28 +265,30 @@ def meta_loss(
             given.
         moments: How to standardise advantages.
     """
-    with_axis = shared(weights, query.rewards.shape[0])
-    metrics: dict[str, Tensor] = {}
-    total = torch.zeros((), dtype=weights["core_bias"].dtype)
-    adapted, state = with_axis, None
+    adapted, state = shared(weights, query.rewards.shape[0]), None
+    old_support = None if old_log_p is None else old_log_p.support
+    adaptation = None
     if support is not None:
-        adaptation = adapt(method, with_axis, inner_rates, support, create_graph=method.meta.order == "second")
+        second_order = method.meta.order == "second"
+        adaptation = adapt(method, adapted, inner_rates, support, second_order, old_log_p=old_support)
         adapted, state = adaptation.weights, adaptation.state
-        before = _Part(method, support, adaptation.outputs, adaptation.advantages, adaptation.value_targets)
-        support_loss = before.loss(entropy_weight, old_log_p.support if old_log_p else None, moments)
-        total = total + method.meta.support_weight * support_loss
+    outputs = unroll(method, adapted, query.history, state)
+    after = _Part(method, query, outputs, *advantages_of(method, outputs, query.rewards))
+    total = after.loss(entropy_weight, None if old_log_p is None else old_log_p.query, moments)
+    metrics = after.metrics()
+    if support is not None and adaptation is not None:
+        worth = adaptation.advantages, adaptation.value_targets
+        if method.meta.carry_state and method.training.baseline == "value":
+            worth = trial_advantages(method, adaptation.outputs, support.rewards, outputs, query.rewards)
+        before = _Part(method, support, adaptation.outputs, *worth)
+        total = total + method.meta.support_weight * before.loss(entropy_weight, old_support, moments)
         metrics |= {
             "adaptation/support_return": support.rewards.sum(1).mean(),
+            "adaptation/gain": metrics["principal/return"] - support.rewards.sum(1).mean(),
             "adaptation/inner_grad_norm": adaptation.gradient_norm.mean(),
         }
         if before.nll is not None:
             metrics["world_model/nll_before"] = before.nll.detach()
-    outputs = unroll(method, adapted, query.history, state)
-    after = _Part(method, query, outputs, *advantages_of(method, outputs, query.rewards))
-    total = total + after.loss(entropy_weight, old_log_p.query if old_log_p else None, moments)
-    metrics |= after.metrics()
-    if support is not None:
-        metrics["adaptation/gain"] = metrics["principal/return"] - metrics["adaptation/support_return"]
     return MetaLoss(total, metrics)
 
 

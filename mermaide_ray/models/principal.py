@@ -35,8 +35,7 @@ class Architecture:
         hidden_size: H.
         policy_hidden: P.
         world_model: Whether there is a world model: a head that predicts the agent's next arm from the core's state,
-        and
-            whose prediction the policy reads.
+            and whose prediction the policy reads.
         policy_gradient: Whether gradients of policy and value flow into the core.
         value_scale: Size of a typical return; the value head predicts in units of it.
     """

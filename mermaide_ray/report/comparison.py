@@ -41,7 +41,8 @@ def comparisons(rows: pd.DataFrame, method: str, *, seed: int = 0) -> pd.DataFra
                 probability = probability_of_improvement(one, other, seed=seed)
                 line = {"split": split, "k": k, "other": name, "other_k": other_k}
                 lines.append(line | _columns("difference", difference) | _columns("probability", probability))
-    return pd.DataFrame(lines)
+    # Without a scored task there are no lines, but still a table to ask for its splits.
+    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["split", "k", "other", "other_k"])
 
 
 def render_comparisons(compared: pd.DataFrame, method: str, console: Console) -> None:

@@ -195,11 +195,15 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return float((gaps * bins["count"]).sum() / bins["count"].sum())
 
 
-def write_figures(run_dir: Path) -> list[Path]:
+def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
     """Draws what the files in a run directory allow into its `figures/`; returns the pictures written.
 
     Learning curves need progress.jsonl (here, and in baselines/*), the K-shot curve rows.parquet, the heatmap
     profiles.parquet, the calibration calibration.parquet. Heatmap and calibration show the run's own principal.
+
+    Args:
+        run_dir: The run's folder, or that of an evaluation.
+        method: The principal's name; as in the run's config.yaml if not given.
 
     Raises:
         InputError: No run directory, or a file in it can't be read.
@@ -207,7 +211,7 @@ def write_figures(run_dir: Path) -> list[Path]:
     """
     if not run_dir.is_dir():
         raise InputError(f"the run directory must exist, got {run_dir}")
-    own, commit = method_name(run_dir), commit_of(run_dir)
+    own, commit = method or method_name(run_dir), commit_of(run_dir)
     source = f" Commit {commit[:10]}." if commit else ""
     figures: dict[str, Figure] = {}
 
