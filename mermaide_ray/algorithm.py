@@ -26,7 +26,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -50,8 +50,9 @@ from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, View
 
-# How long a driver waits for a sampling actor to come back, all of them being gone, before it gives up.
-REVIVAL_SECONDS = 45.0
+# How long a driver waits for sampling actors that Ray is starting again, none being left, before it gives up: on a
+# loaded machine the imports alone take most of a minute.
+REVIVAL_SECONDS = 120.0
 SYNC_SECONDS = 60.0
 _NOT_RLLIBS = {
     "lr": "meta_lr",
@@ -60,7 +61,6 @@ _NOT_RLLIBS = {
     "grad_clip": "max_grad_norm",
     "train_batch_size": ".meta_learning(meta_batch_size=…)",
     "train_batch_size_per_learner": ".meta_learning(meta_batch_size=…)",
-    "env_config": "the keys of the section `environment`",
 }
 """RLlib settings that this algorithm would not heed, and what to set instead."""
 FLAT = "mermaide"
@@ -279,10 +279,10 @@ class Mermaide(Algorithm):
             current = [sample for sample in fresh if sample.weights_version == self._weights_version]
             samples += current
             stuck_since = None if current else stuck_since or time.monotonic()
-            if stuck_since and time.monotonic() - stuck_since > REVIVAL_SECONDS:
+            if stuck_since and (time.monotonic() - stuck_since > REVIVAL_SECONDS or self._all_dead()):
                 raise RunFault(
                     f"one of {group.num_remote_env_runners()} sampling actors must bring what it sampled with the "
-                    f"current weights, but for {REVIVAL_SECONDS:.0f} s none did: {self._last_words()}"
+                    f"current weights, but for {time.monotonic() - stuck_since:.0f} s none did: {self._last_words()}"
                 )
             done = {task for sample in current for task in sample.tasks}
             missing = [task for task in missing if task not in done]
@@ -301,13 +301,24 @@ class Mermaide(Algorithm):
             self._sync_weights()
         return restored
 
+    def _all_dead(self) -> bool:
+        """Whether Ray will start none of the sampling actors again."""
+        errors = self._errors_of_runners()
+        return len(errors) == self.env_runner_group.num_remote_env_runners() and all(
+            isinstance(error, ActorDiedError) for error in errors
+        )
+
     def _last_words(self) -> str:
         """Why the first sampling actor that doesn't answer is gone, as far as Ray knows; with its traceback, if any."""
+        errors = self._errors_of_runners()
+        return str(errors[0]) if errors else "all of them answer, but keep to old weights"
+
+    def _errors_of_runners(self) -> list[Exception]:
+        """What asking each sampling actor for its health raises."""
         asked = self.env_runner_group._worker_manager.foreach_actor(
             "assert_healthy", healthy_only=False, timeout_seconds=5.0
         )
-        errors = [str(result.get()) for result in asked if not result.ok]
-        return errors[0] if errors else "all of them answer, but keep to old weights"
+        return [result.get() for result in asked if not result.ok]
 
     def _sync_weights(self) -> None:
         """Brings all runners to the learner's weights, and waits until they have them."""

@@ -121,13 +121,17 @@ class RunDirectory:
         Raises:
             InputError: Another one does.
         """
-        with (self.path / ".lock").open("w", encoding="utf-8") as lock:
-            try:
-                # Freed by the kernel when the process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"a run must be trained by one process at a time, {self.path} already is") from None
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            # Freed by the kernel when the process ends, however it ends.
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(folder)
+            raise InputError(f"a run must be trained by one process at a time, {self.path} already is") from None
+        try:
             yield
+        finally:
+            os.close(folder)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""

@@ -96,8 +96,8 @@ class MermaideLearner(TorchLearner):
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         if not torch.isfinite(norm):
             raise RunFault(
-                f"the meta-gradient must be finite, got {norm.item()} (loss {loss.item():g}); no step was taken: lower "
-                "training.meta_lr or meta_learning.inner_lr, and resume from the last checkpoint"
+                f"the meta-gradient must be finite, got {norm.item()} (loss {loss.item():g}); this step was not taken: "
+                "lower training.meta_lr or meta_learning.inner_lr, and resume from the last checkpoint"
             )
         optimizer.step()
         return norm
