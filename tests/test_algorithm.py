@@ -260,6 +260,7 @@ def test_fluent_sections_make_the_experiment() -> None:
             "`meta_learning.inner_lr` must be greater than or equal to 0",
         ),
         (lambda config: config.meta_learning(meta_batch_size=9).learners(num_learners=2), "must be a multiple of"),
+        (lambda config: config.training(lr=1e-3), ".training(lr=…) must be given as meta_lr"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_sentence_before_anything_starts(wrong: Any, expected: str) -> None:

@@ -73,3 +73,11 @@ def test_the_table_fits_a_terminal() -> None:
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert any("rl2" in line and "+0.300 [+0.300, +0.300]" in line and "1 / 1" in line for line in lines)
+
+
+def test_where_no_task_has_a_score_there_is_nothing_to_compare() -> None:
+    compared = comparisons(ROWS.assign(normalised_score=float("nan")), "mermaide")
+    assert compared.empty
+    out = io.StringIO()
+    render_comparisons(compared, "mermaide", Console(file=out, width=100))
+    assert out.getvalue() == ""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import TrainedRun, tiny
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -303,6 +304,12 @@ def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def _set(path: Path, section: str, key: str, value: Any) -> None:
+    settings = yaml.safe_load(path.read_text())
+    settings[section][key] = value
+    path.write_text(yaml.safe_dump(settings))
+
+
 def _latest(run: Path) -> Path:
     latest = RunDirectory(run).latest_checkpoint()
     assert latest is not None
@@ -326,6 +333,7 @@ LEARNER = "rllib/learner_group/learner"
         (lambda run: (_latest(run) / "meta.json").unlink(), "must hold meta.json"),
         (lambda run: _edit(_latest(run) / "meta.json", format=2), "must have format 1, got 2"),
         (lambda run: _edit(_latest(run) / "meta.json", versions={"ray": "1.0"}), "with the ray that wrote it (1.0)"),
+        (lambda run: _set(run / "config.yaml", "training", "gamma", 0.5), "must keep its settings, but `training` in"),
         (lambda run: (run / "config.yaml").write_text("seeed: 1"), "has no key 'seeed' (did you mean 'seed'?)"),
     ],
 )

@@ -190,6 +190,28 @@ def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
     assert RunDirectory.create(tmp_path / "empty", tiny()).config.is_file()
 
 
+def test_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run, same = RunDirectory.create(tmp_path, tiny()), RunDirectory.open(tmp_path)
+    with (
+        run.alone(),
+        pytest.raises(InputError, match=f"must be trained by one process at a time, {tmp_path} already is"),
+        same.alone(),
+    ):
+        pass
+    with same.alone():  # the first has let go
+        pass
+
+
+def test_unfinished_run_has_no_principal_and_names_its_checkpoint(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, tiny())
+    checkpoint = run.save_checkpoint(
+        3, lambda folder: save_principal(folder / "principal", tiny(), _principal().arrays())
+    )
+    with pytest.raises(InputError, match=f"must be finished to be loaded, {tmp_path} is not: .* give {checkpoint}"):
+        load_principal(tmp_path)
+    assert load_principal(checkpoint)[0] == tiny()
+
+
 def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:
     experiment = tiny(seed=3, environment={"delta": 0.5})
     run = RunDirectory.create(tmp_path / "run", experiment)
@@ -235,3 +257,10 @@ def test_broken_principal_is_refused(tmp_path: Path, name: str, content: bytes |
         load_principal(tmp_path)
     assert expected in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_broken_progress_is_one_sentence(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    run.progress.write_text('{"iteration": 1}\n{"itera\n{"iteration": 3}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="one JSON object per line"):
+        run.read_progress()

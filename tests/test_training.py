@@ -199,6 +199,17 @@ def test_baseline_that_changes_the_game_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--set", "name=never"], ["--set", "name=rl2", "--baseline", "rl2"], ["--baseline", "mermaide"]]
+)
+def test_methods_that_the_table_could_not_tell_apart_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), *arguments]) == 2
+    assert "methods must have names of their own, got" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_companion_ends_with_the_process_that_started_it(trained_run: TrainedRun, tmp_path: Path) -> None:
     """However that ended: a resumed run starts its own in the same folder."""
     run = RunDirectory.create(tmp_path / "run", trained_run.experiment)
@@ -208,3 +219,26 @@ def test_companion_ends_with_the_process_that_started_it(trained_run: TrainedRun
         process.stdin.close()
         assert process.wait(timeout=60) == 1
     assert run.read_progress() == []
+
+
+def test_resume_refuses_a_baseline_that_the_run_does_not_have(
+    trained_run: TrainedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(trained_run.path), "--baseline", "reinforce"]) == 2
+    assert "one that the resumed run already has, got 'reinforce'" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_settings_and_keeps_what_is_there(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run.path, run)
+    shutil.rmtree(run / "baselines")
+    before = {path.name: path.read_bytes() for path in (run / "principal").iterdir()}
+    config = run / "config.yaml"
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("entropy_weight: ", "entropy_weight: 1"), encoding="utf-8"
+    )
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "must keep its settings, but `training`" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (run / "principal").iterdir()} == before
