@@ -128,6 +128,9 @@ class RunDirectory:
         except OSError:
             os.close(folder)
             raise InputError(f"a run must be trained by one process at a time, {self.path} already is") from None
+        # What a killed process left half-written.
+        for left in self.checkpoints.glob(".iteration_*"):
+            shutil.rmtree(left)
         try:
             yield
         finally:

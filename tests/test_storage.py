@@ -264,3 +264,11 @@ def test_broken_progress_is_one_sentence(tmp_path: Path) -> None:
     run.progress.write_text('{"iteration": 1}\n{"itera\n{"iteration": 3}\n', encoding="utf-8")
     with pytest.raises(InputError, match="one JSON object per line"):
         run.read_progress()
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    whole = run.save_checkpoint(3, lambda folder: None)
+    (run.checkpoints / ".iteration_000004.x").mkdir()
+    with run.alone():
+        assert list(run.checkpoints.iterdir()) == [whole]

@@ -166,7 +166,6 @@ def adapt(
     inner_rates: Mapping[str, Tensor],
     support: Experience,
     create_graph: bool,
-    advantages: Tensor | None = None,
     old_log_p: Tensor | None = None,
 ) -> Adaptation:
     """Takes the inner steps, for all tasks at once.
@@ -177,13 +176,11 @@ def adapt(
         inner_rates: Inner learning rate by weight name, 0-dim.
         support: Experience [B, T, K].
         create_graph: Whether the outcome is differentiable through the steps (second order).
-        advantages: Fixed advantages instead of computed ones (for tests by finite differences).
         old_log_p: Log-probabilities of the support actions under the policy that chose them, [B, T, K]; that of
             `weights` if not given.
     """
     outputs = unroll(method, weights, support.history)
-    computed, value_targets = advantages_of(method, outputs, support.rewards)
-    advantages = computed if advantages is None else advantages
+    advantages, value_targets = advantages_of(method, outputs, support.rewards)
     names = method.adaptable()
     if old_log_p is None:
         old_log_p = log_probability(outputs.policy_logits, support.history.actions).detach()
