@@ -34,7 +34,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY) ## speed, in CPU seconds and as ratios of one run
-	@set -e; for script in benchmarks/[!_]*.py; do $(BIN)/python "$$script" $(ARGS); done
+	$(BIN)/python -W ignore -m benchmarks.speed $(ARGS)
 
 clean: ## remove the environment and caches, never results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,6 +1,6 @@
 """How fast it is, in CPU seconds of one process with one thread, and as ratios within this run.
 
-    python benchmarks/speed.py [sampling] [meta] [memory]        (all, if none is named)
+    python -m benchmarks.speed [sampling] [meta] [memory]        (all, if none is named)
 
 Rounds are interleaved and the median is quoted: the machine's speed drifts. What counts is the ratio.
 """
@@ -11,6 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import resource
 import statistics
 import subprocess
@@ -161,7 +162,9 @@ def _plain_rate() -> float:
 
 def memory() -> None:
     """Peak memory of a process that samples 4,096 episodes of 200 pulls with 100 arms."""
-    done = subprocess.run([sys.executable, __file__, "_sample_large"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", "_sample_large"], check=True, capture_output=True, text=True
+    )
     print(f"\nmemory, 4,096 episodes x 200 pulls, |A| = 100: peak {done.stdout.strip()} GB (limit 4)")
 
 
@@ -179,6 +182,7 @@ def _sample_large() -> None:
 
 def main(names: list[str]) -> None:
     """Runs the named sections, or all."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     sections = {"sampling": sampling, "meta": meta, "memory": memory}
     for name in names or sections:
