@@ -170,15 +170,8 @@ class Table:
         state, played = None, []
         for episode in range(episodes):
             rows = torch.arange(episode, len(tasks) * episodes, episodes)
-            alone = Dice(
-                dice.priority[rows],
-                dice.uniform[:, rows],
-                dice.normal[:, rows],
-                dice.reward_noise[:, rows],
-                dice.principal[:, rows],
-            )
             principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
-            played.append(play(self.environment, tasks, 1, alone, principal))
+            played.append(play(self.environment, tasks, 1, dice.rows(rows), principal))
             state = principal.state
         return Trajectories(
             arms=torch.cat([part.arms for part in played], dim=1),

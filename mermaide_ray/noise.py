@@ -47,6 +47,16 @@ class Dice:
     reward_noise: Tensor
     principal: Tensor
 
+    def rows(self, rows: Tensor) -> Dice:
+        """The dice of some episodes, int64 [N'], each as often as it is named."""
+        return Dice(
+            priority=self.priority[rows],
+            uniform=self.uniform[:, rows],
+            normal=self.normal[:, rows],
+            reward_noise=self.reward_noise[:, rows],
+            principal=self.principal[:, rows],
+        )
+
 
 def deal(
     key: Key,

@@ -97,6 +97,12 @@ def uniform_arm(draw: Tensor, num_arms: int) -> Tensor:
     return (draw * num_arms).long()
 
 
+def explore_or_best(mean: Tensor, epsilon: Tensor, draws: Draws) -> Tensor:
+    """With probability epsilon, float [N, 1], a uniform arm, else the arm with the best mean, [N, A]; int64 [N]."""
+    explore = draws.uniform[:, 0] < epsilon.squeeze(-1)
+    return uniform_arm(draws.uniform[:, 1], mean.shape[-1]).where(explore, mean.argmax(-1))
+
+
 def sampled_arm(probabilities: Tensor, draw: Tensor) -> Tensor:
     """An arm, int64 [N], from probabilities [N, A] by inversion of their running sum at `draw` [N]."""
     cumulative = probabilities.cumsum(-1)

@@ -15,9 +15,9 @@ from mermaide_ray.agents.base import (
     Hyperparameter,
     Params,
     State,
+    explore_or_best,
     sample_mean_init,
     sample_mean_learn,
-    uniform_arm,
 )
 
 if TYPE_CHECKING:
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 
 def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
     """With probability epsilon_n a uniform arm, else the arm with the best mean."""
-    mean = state["mean"]
     # Uniform draws are below 1, so the min(1, …) needs no doing.
-    epsilon = params["epsilon_scale"] / (step + 1)
-    explore = draws.uniform[:, 0] < epsilon.squeeze(-1)
-    return uniform_arm(draws.uniform[:, 1], mean.shape[-1]).where(explore, mean.argmax(-1))
+    return explore_or_best(state["mean"], params["epsilon_scale"] / (step + 1), draws)
 
 
 FAMILY = Family(

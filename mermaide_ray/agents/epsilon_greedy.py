@@ -13,9 +13,9 @@ from mermaide_ray.agents.base import (
     Hyperparameter,
     Params,
     State,
+    explore_or_best,
     sample_mean_init,
     sample_mean_learn,
-    uniform_arm,
 )
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
     """With probability epsilon a uniform arm, else the arm with the best mean."""
-    mean = state["mean"]
-    explore = draws.uniform[:, 0] < params["epsilon"].squeeze(-1)
-    return uniform_arm(draws.uniform[:, 1], mean.shape[-1]).where(explore, mean.argmax(-1))
+    return explore_or_best(state["mean"], params["epsilon"], draws)
 
 
 FAMILY = Family(

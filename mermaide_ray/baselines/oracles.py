@@ -21,7 +21,7 @@ from mermaide_ray.baselines.rules import shares_of, toward_target
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.lockstep import Hidden, Principal, Seen, play
-from mermaide_ray.noise import Dice, Key, deal
+from mermaide_ray.noise import Key, deal
 from mermaide_ray.trajectory import View
 
 _NEXT = ("any", "target", "other")
@@ -241,19 +241,7 @@ def returns_of(
         for pairs in torch.split(torch.arange(len(met)), fitting):
             rows = (met[pairs].unsqueeze(1) * episodes + torch.arange(episodes)).flatten()
             principal = PrivilegedRules(environment, [flat[pair] for pair in pairs.tolist()], episodes)
-            trajectories = play(environment, some.select(met[pairs]), episodes, _of_rows(dice, rows), principal)
+            trajectories = play(environment, some.select(met[pairs]), episodes, dice.rows(rows), principal)
             played.append(incentives.rewards_of(trajectories).sum(2))
         returns[block] = torch.cat(played).view(len(block), count, episodes)
     return returns
-
-
-def _of_rows(dice: Dice, rows: Tensor) -> Dice:
-    """The dice of some episodes, int64 [N'], each as often as it is named."""
-    return Dice(
-        priority=dice.priority[rows],
-        uniform=dice.uniform[:, rows],
-        normal=dice.normal[:, rows],
-        reward_noise=dice.reward_noise[:, rows],
-        # No rule here throws dice.
-        principal=dice.principal[:, :1].expand(-1, len(rows)),
-    )
