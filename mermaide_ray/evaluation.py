@@ -70,6 +70,10 @@ class Bounds:
         return ((returns - self.never) / span).where(span >= LEAST_SPAN, torch.full_like(span, float("nan")))
 
 
+_known_bounds: dict[tuple[str, Split, tuple[int, ...], int], Bounds] = {}
+"""By game and agents, split, task ids and episodes: the oracle takes longer than any method's evaluation."""
+
+
 @dataclass(frozen=True)
 class Results:
     """What an evaluation found. Columns: see `metrics.py` (rows), and the functions below."""
@@ -96,12 +100,18 @@ class Evaluation:
         split: Where the agents come from.
         num_tasks: Agents; `evaluation.tasks` if not given.
         episodes: Query episodes per task; `evaluation.episodes` if not given.
+        condition: What the rows call these agents and this game; the split's name if not given.
     """
 
     def __init__(
-        self, experiment: Experiment, split: Split, num_tasks: int | None = None, episodes: int | None = None
+        self,
+        experiment: Experiment,
+        split: Split,
+        num_tasks: int | None = None,
+        episodes: int | None = None,
+        condition: str | None = None,
     ) -> None:
-        self.experiment, self.split = experiment, split
+        self.experiment, self.split, self.condition = experiment, split, condition or split
         self.episodes = episodes or experiment.evaluation.episodes
         distribution = AgentDistribution(experiment)
         ids = distribution.held_out(split, num_tasks or experiment.evaluation.tasks)
@@ -109,14 +119,15 @@ class Evaluation:
         self.tasks = tasks.select(torch.argsort(tasks.family, stable=True))
         self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
         self._incentives = Incentives(experiment.environment)
-        self._bounds: Bounds | None = None
 
     @property
     def bounds(self) -> Bounds:
-        """Returns of no intervention and of the privileged oracle on the same luck, found once."""
-        if self._bounds is None:
-            self._bounds = Bounds(self._returns(self._play("never")), self._returns(self._play("oracle")))
-        return self._bounds
+        """Returns of no intervention and of the privileged oracle on the same luck, found once per process."""
+        game = self.experiment.model_dump_json(include={"environment", "agents"})
+        key = (game, self.split, self.tasks.ids, self.episodes)
+        if key not in _known_bounds:
+            _known_bounds[key] = Bounds(self._returns(self._play("never")), self._returns(self._play("oracle")))
+        return _known_bounds[key]
 
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
@@ -164,7 +175,9 @@ class Evaluation:
             for when, logits in (("before", before.arm_logits), ("after", after.arm_logits)):
                 extra |= {f"wm_{key}_{when}": value for key, value in _prediction(logits, history.labels).items()}
             calibration = _calibration(after.arm_logits, history.labels, tasks.family_names())
-            calibration = calibration.assign(method=contender.name, seed=contender.seed, split=self.split, k=k)
+            calibration = calibration.assign(
+                method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
+            )
         return Results(
             self._rows(contender.name, contender.seed, k, tasks, meeting.query, history.labels, extra, chunk),
             calibration,
@@ -202,6 +215,7 @@ class Evaluation:
                 "method": method,
                 "seed": seed,
                 "split": self.split,
+                "condition": self.condition,
                 "task": list(tasks.ids),
                 "family": tasks.family_names(),
                 "k": k,
@@ -235,6 +249,7 @@ class Evaluation:
                 "method": method,
                 "seed": seed,
                 "split": self.split,
+                "condition": self.condition,
                 "k": k,
                 "family": np.repeat(tasks.family_names(), horizon),
                 "task": np.repeat(list(tasks.ids), horizon),
@@ -301,7 +316,7 @@ def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
         return pd.DataFrame()
     stacked = pd.concat(filled, ignore_index=True)
     if "bin" in stacked:  # chunks of tasks share bins
-        keys = ["method", "seed", "split", "k", "family", "bin"]
+        keys = ["method", "seed", "split", "condition", "k", "family", "bin"]
         weighted = stacked.assign(
             confidence=stacked["confidence"] * stacked["count"], frequency=stacked["frequency"] * stacked["count"]
         )

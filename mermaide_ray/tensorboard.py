@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.config_file import explained_yaml, one_line
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import SCALAR_GROUPS, SCALARS
 
@@ -27,8 +27,10 @@ class Board:
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
-    def begin(self, experiment: Experiment) -> None:
-        """Adds the settings as text, and the layout of the custom scalars."""
+    def begin(self, experiment: Experiment, swept: Mapping[str, Any] | None = None) -> None:
+        """Adds the settings as text (those of a sweep first), and the layout of the custom scalars."""
+        if swept:
+            self._writer.add_text("swept", "\n".join(f"    {key}: {one_line(value)}" for key, value in swept.items()))
         # Indented: TensorBoard renders Markdown, and this is YAML.
         self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))
         layout = {
@@ -47,11 +49,13 @@ class Board:
             if "/" in key and key != "throughput/env_steps":
                 self._writer.add_scalar(key, value, env_steps)
 
-    def finish(self, experiment: Experiment, scores: Mapping[str, float], figures: list[Path], env_steps: int) -> None:
-        """Adds final scores beside the settings, and the figures as images."""
+    def finish(
+        self, settings: Mapping[str, Any], scores: Mapping[str, float], figures: Sequence[Path], env_steps: int
+    ) -> None:
+        """Adds final scores beside the settings (nested, or flat by dotted key), and the figures as images."""
         from matplotlib import image
 
-        settings = dict(_flat(experiment.to_dict()))
+        settings = dict(_flat(settings))
         # Not by add_hparams, which would make a run of its own beside this one.
         for summary in hparams(settings, dict(scores)):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]

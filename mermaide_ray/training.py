@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,9 +32,6 @@ from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.table import SCORE, render_terminal, summary
 from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
-
-if TYPE_CHECKING:
-    from mermaide_ray.algorithm import Mermaide
 
 _LOG_WIDTH = 100
 _COMPANION = "--companion"
@@ -163,99 +158,20 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
         console: Where progress is told.
         check: Called in each iteration; raises if going on is of no use.
     """
-    from mermaide_ray.tensorboard import Board
+    from mermaide_ray.session import Session, checkpoint_seconds
 
-    experiment, checkpoint_every = run.experiment(), _checkpoint_every()
-    with _ray(experiment):
-        algorithm = _algorithm(run, experiment)
-        total, steps = experiment.num_iterations, experiment.env_steps_per_iteration
-        run.rewind_progress(algorithm.meta_iteration)
-        board = Board(run.path / "tensorboard", purge_step=algorithm.meta_iteration * steps + 1)
-        if not algorithm.meta_iteration:
-            board.begin(experiment)
-        progress = Progress(console, experiment.name, total * steps, algorithm.meta_iteration * steps)
-        every = max(1, math.ceil(experiment.evaluation.every * total))
-        saved = time.monotonic()
+    checkpoint_every = checkpoint_seconds()
+    with _ray(run.experiment()), Session(run, checkpoint_every) as session:
+        total = session.total * session.experiment.env_steps_per_iteration
+        progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
-            while algorithm.meta_iteration < total:
+            while not session.is_done:
                 check()
-                told = _iterate(algorithm)
-                iteration = algorithm.meta_iteration
-                if iteration % every == 0 or iteration == total:
-                    told |= {key: score for key, score in algorithm.evaluate().items() if math.isfinite(score)}
-                run.tell({"iteration": iteration, **told})
-                board.scalars(told, iteration * steps)
-                progress.update(iteration, iteration * steps, told)
-                if iteration == total or time.monotonic() - saved > checkpoint_every:
-                    _save(run, algorithm)
-                    board.flush()
-                    saved = time.monotonic()
-            if not run.principal.is_dir():
-                save_principal(run.principal, experiment, algorithm.principal().arrays())
+                told = session.iterate()
+                progress.update(session.iteration, session.env_steps, told)
+            session.export()
         finally:
             progress.close()
-            board.close()
-            algorithm.stop()
-
-
-def _checkpoint_every() -> float:
-    """Seconds between checkpoints, which a crash can cost: MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
-    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise InputError(
-            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
-        )
-    return seconds
-
-
-def _iterate(algorithm: Mermaide) -> dict[str, float]:
-    from mermaide_ray.algorithm import flat_metrics
-
-    told = flat_metrics(algorithm.train())
-    wrong = [key for key, value in told.items() if not math.isfinite(value)]
-    if wrong:
-        raise RunFault(
-            f"every metric must be finite, got {wrong[0]} = {told[wrong[0]]} at iteration {algorithm.meta_iteration}: "
-            "lower training.meta_lr or meta_learning.inner_lr"
-        )
-    return told
-
-
-def _algorithm(run: RunDirectory, experiment: Experiment) -> Mermaide:
-    from mermaide_ray.algorithm import Mermaide, MermaideConfig
-
-    latest = run.latest_checkpoint()
-    if latest is None:
-        algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
-        return algorithm
-    iteration = run.check_checkpoint(latest)
-    try:
-        algorithm = Mermaide.from_checkpoint(str((latest / "rllib").absolute()))
-    except Exception as error:
-        raise InputError(
-            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
-            "delete it to go on from the one before"
-        ) from None
-    assert algorithm.meta_iteration == iteration
-    # Who does the work may change between the two halves of a run; what is done may not.
-    then, now = (e.model_dump(exclude={"env_runners"}) for e in (algorithm.experiment, experiment))
-    if then != now:
-        algorithm.stop()
-        section = next(key for key in now if now[key] != then[key])
-        raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
-    return algorithm
-
-
-def _save(run: RunDirectory, algorithm: Mermaide) -> None:
-    def write(folder: Path) -> None:
-        algorithm.save_to_path(str((folder / "rllib").absolute()))
-        save_principal(folder / "principal", algorithm.experiment, algorithm.principal().arrays())
-
-    run.save_checkpoint(algorithm.meta_iteration, write)
 
 
 def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: Console) -> None:
@@ -270,7 +186,7 @@ def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: 
     table = summary(results.rows)
     mine = table[(table["method"] == experiment.name) & (table["family"] == table["family"].iloc[0])]
     scores = {f"score/{split}_k{k}": score for split, k, score in mine[["split", "k", SCORE]].itertuples(index=False)}
-    board.finish(experiment, scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
+    board.finish(experiment.to_dict(), scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
     render_terminal(table, console)
     render_comparisons(comparisons(results.rows, experiment.name), experiment.name, console)

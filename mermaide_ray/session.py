@@ -1,0 +1,152 @@
+"""One training run under way: iterates, validates at milestones, tells of it, checkpoints. Knows no console, no Tune.
+
+`training.py` runs one to its end; a trial of a sweep runs several side by side.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.storage import RunDirectory, save_principal
+from mermaide_ray.tensorboard import Board
+
+
+class Session:
+    """A run that goes on from its latest checkpoint, or from nothing. Ray must be up.
+
+    Args:
+        run: The run's folder.
+        checkpoint_every: Seconds between checkpoints, which a crash can cost.
+        board: Folder of the TensorBoard events; the run's own if not given.
+        swept: The settings that tell this run from others beside it, for TensorBoard's HParams; all if not given.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        checkpoint_every: float,
+        board: Path | None = None,
+        swept: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run = run
+        self.experiment = run.experiment()
+        self._checkpoint_every = checkpoint_every
+        self._algorithm = _algorithm(run)
+        self.total = self.experiment.num_iterations
+        self._milestone = max(1, math.ceil(self.experiment.evaluation.every * self.total))
+        run.rewind_progress(self.iteration)
+        self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
+        if not self.iteration:
+            self.board.begin(self.experiment, swept)
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def iteration(self) -> int:
+        """Meta-iterations done."""
+        return self._algorithm.meta_iteration
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps done."""
+        return self.iteration * self.experiment.env_steps_per_iteration
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.iteration >= self.total
+
+    @property
+    def at_milestone(self) -> bool:
+        """Whether the iteration just done was validated: each `evaluation.every` of the budget, and the last."""
+        return self.is_done or self.iteration % self._milestone == 0
+
+    def iterate(self) -> dict[str, float]:
+        """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""
+        told = flat_metrics(self._algorithm.train())
+        wrong = [key for key, value in told.items() if not math.isfinite(value)]
+        if wrong:
+            raise RunFault(
+                f"every metric must be finite, got {wrong[0]} = {told[wrong[0]]} at iteration {self.iteration}: "
+                "lower training.meta_lr or meta_learning.inner_lr"
+            )
+        if self.at_milestone:
+            told |= {key: score for key, score in self._algorithm.evaluate().items() if math.isfinite(score)}
+        self.run.tell({"iteration": self.iteration, **told})
+        self.board.scalars(told, self.env_steps)
+        if self.is_done or time.monotonic() - self._saved > self._checkpoint_every:
+            self.save()
+        return told
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+
+        def write(folder: Path) -> None:
+            self._algorithm.save_to_path(str((folder / "rllib").absolute()))
+            save_principal(folder / "principal", self.experiment, self._algorithm.principal().arrays())
+
+        self.run.save_checkpoint(self.iteration, write)
+        self.board.flush()
+        self._saved = time.monotonic()
+
+    def export(self) -> None:
+        """Writes the trained principal, unless an earlier attempt has."""
+        if not self.run.principal.is_dir():
+            save_principal(self.run.principal, self.experiment, self._algorithm.principal().arrays())
+
+    def close(self) -> None:
+        """Frees what the run holds; nothing is saved."""
+        self.board.close()
+        self._algorithm.stop()
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
+    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InputError(
+            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
+        )
+    return seconds
+
+
+def _algorithm(run: RunDirectory) -> Mermaide:
+    experiment, latest = run.experiment(), run.latest_checkpoint()
+    if latest is None:
+        algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
+        return algorithm
+    iteration = run.check_checkpoint(latest)
+    try:
+        algorithm = Mermaide.from_checkpoint(str((latest / "rllib").absolute()))
+    except Exception as error:
+        raise InputError(
+            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
+            "delete it to go on from the one before"
+        ) from None
+    assert algorithm.meta_iteration == iteration
+    # Who does the work may change between the two halves of a run; what is done may not.
+    then, now = (e.model_dump(exclude={"env_runners"}) for e in (algorithm.experiment, experiment))
+    if then != now:
+        algorithm.stop()
+        section = next(key for key in now if now[key] != then[key])
+        raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
+    return algorithm
