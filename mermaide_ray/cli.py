@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(config)
     config.set_defaults(call=_config)
 
+    cluster = commands.add_parser("cluster", help="check a cluster's file before it starts machines")
+    checks = cluster.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=_Parser)
+    check = checks.add_parser("check", help="find what is wrong with FILE, offline; exit code 2 if anything is")
+    check.add_argument("file", type=Path, metavar="FILE", help="YAML for `ray up` or KubeRay, such as cluster/aws.yaml")
+    check.set_defaults(call=_cluster_check)
+
     for name, what in (
         ("agents", "agent families and their hyperparameters"),
         ("envs", "environments"),
@@ -176,6 +182,17 @@ def _config(args: argparse.Namespace) -> None:
     from mermaide_ray.experiment import load_experiment
 
     print(explained_yaml(load_experiment(args.config, args.preset, _overrides(args))), end="")
+
+
+def _cluster_check(args: argparse.Namespace) -> None:
+    from mermaide_ray.cluster_check import check
+
+    findings = check(args.file)
+    for finding in findings:
+        print(finding)
+    if findings:
+        raise InputError(f"{args.file} must be right in every point, got {len(findings)} that are not (above)")
+    print(f"{args.file}: nothing to find fault with")
 
 
 def _list(args: argparse.Namespace) -> None:

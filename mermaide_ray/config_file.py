@@ -23,18 +23,20 @@ from mermaide_ray.errors import InputError
 LINE = 120
 
 
-class _Loader(yaml.SafeLoader):
+class ConfigLoader(yaml.SafeLoader):
     """Safe YAML, but 1e-3 is a number (YAML 1.1 wants 1.0e-3), and a key given twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        """See base."""
+        named = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
+        keys = [self.construct_object(key, deep=True) for key in named]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+.0123456789"),
@@ -70,7 +72,7 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is none.
     """
-    return yaml.load(text, _Loader)
+    return yaml.load(text, ConfigLoader)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -158,6 +158,7 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": usage.ru_utime + usage.ru
         (["train", "--config", "none.yaml"], 2),
         (["train", "--baseline", "none"], 2),
         (["evaluate", "none"], 2),
+        (["cluster", "check", "none.yaml"], 2),
     ],
 )
 def test_help_lists_and_config_errors_answer_within_a_second_without_ray_or_torch(

@@ -1,0 +1,75 @@
+"""Runs `mermaide` on a cluster's head: the same subcommands and flags, with Ray's address and the results' place added.
+
+    ray submit cluster/X.yaml cluster/submit.py -- train --set env_runners.num_env_runners=8
+
+`ray submit` joins arguments by spaces, without quotes, and hands them to a shell on the head. What that tears apart is
+put together again here; what a shell would take for its own (`$`, `;`, `(`, `{a,b}`) belongs in a config file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+HOME = Path("~/mermaide_ray").expanduser()
+# What the YAML that made this cluster says, as Ray leaves it on the head.
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()
+# These leave results, and only they take --out as the place of new ones.
+_LEAVE_RESULTS = ("train", "sweep")
+
+
+def together(arguments: Sequence[str]) -> list[str]:
+    """Arguments as they were before spaces tore `--set KEY=VALUE` apart: all up to the next option is the value."""
+    whole: list[str] = []
+    in_value = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            in_value = argument == "--set"
+            whole.append(argument)
+        elif in_value and whole[-1] != "--set":
+            whole[-1] += f" {argument}"
+        else:
+            whole.append(argument)
+    return whole
+
+
+def with_results(arguments: Sequence[str], results: str | None, stamp: str) -> list[str]:
+    """Arguments with an --out below the cluster's results, where the command leaves some and names no place itself."""
+    command = arguments[0] if arguments else ""
+    named = any(argument.partition("=")[0] in ("--out", "--resume") for argument in arguments)
+    if results is None or command not in _LEAVE_RESULTS or named:
+        return list(arguments)
+    if "://" in results and command == "train":
+        return list(arguments)  # a single run writes to the head's own disk: `ray rsync-down` fetches it
+    subject = [Path(argument).stem for argument in arguments[1:2] if not argument.startswith("-")]
+    return [*arguments, "--out", "/".join([results.rstrip("/"), "-".join([command, *subject, stamp])])]
+
+
+def results_of(bootstrap: Path) -> str | None:
+    """`metadata.results` of the YAML that made this cluster."""
+    from mermaide_ray.config_file import load_yaml
+
+    if not bootstrap.is_file():
+        return None
+    said = (load_yaml(bootstrap.read_text(encoding="utf-8")) or {}).get("metadata") or {}
+    found = said.get("results")
+    return None if found is None else str(found)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command from where the sweeps are, in the cluster that this head leads."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    if HOME.is_dir():
+        os.chdir(HOME)
+    from mermaide_ray.cli import main as mermaide
+
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return mermaide(with_results(together(arguments), results_of(BOOTSTRAP), stamp))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
