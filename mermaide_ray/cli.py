@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
     train.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="with --resume: unpickle checkpoints that others may have written, which runs their code",
+    )
+    train.add_argument(
         "--baseline",
         action="append",
         metavar="PRESET",
@@ -158,7 +163,13 @@ def _train(args: argparse.Namespace) -> None:
         experiment = load_experiment(args.resume / "config.yaml")
     from mermaide_ray.training import train
 
-    train(experiment, out=args.resume or args.out, baselines=args.baseline, resume=args.resume is not None)
+    train(
+        experiment,
+        out=args.resume or args.out,
+        baselines=args.baseline,
+        resume=args.resume is not None,
+        trusted=args.trust_checkpoint,
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:

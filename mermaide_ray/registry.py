@@ -46,6 +46,9 @@ def _import_dotted(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise InputError(f"{what} must be a dotted path `package.module:NAME`, got {path!r}")
+    if module_name not in sys.modules and module_name.partition(".")[0] != __name__.partition(".")[0]:
+        # A config that somebody else wrote runs code from here on: say which.
+        print(f"importing {path} ({what})", file=sys.stderr)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

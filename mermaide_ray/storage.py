@@ -4,8 +4,9 @@
     meta.json}, principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet,
     figures/, baselines/NAME/ (runs of the same shape)
 
-RLlib's checkpoints are pickles and serve to resume the run that wrote them. A principal to share is safetensors and
-JSON: loading one unpickles nothing. (Agent families that its settings name by a dotted path are imported.)
+RLlib's checkpoints are pickles, which run code when they are loaded: they serve to resume the run that wrote them, and
+are taken only from its own folder and from its own user. A principal to share is safetensors and JSON: loading one
+unpickles nothing. (Agent families that its settings name by a dotted path are imported, and named before.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -42,10 +45,11 @@ class RunDirectory:
 
     Args:
         path: The folder.
+        trusted: Whether checkpoints that others wrote may be unpickled.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, trusted: bool = False) -> None:
+        self.path, self.trusted = path, trusted
 
     @classmethod
     def create(cls, path: Path | None, experiment: Experiment) -> RunDirectory:
@@ -74,13 +78,13 @@ class RunDirectory:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path, trusted: bool = False) -> RunDirectory:
         """The folder of an earlier run.
 
         Raises:
             InputError: It is none.
         """
-        run = cls(path)
+        run = cls(path, trusted)
         if not run.config.is_file():
             raise InputError(f"a run's folder must hold config.yaml, got {path}")
         return run
@@ -158,11 +162,17 @@ class RunDirectory:
         return target
 
     def check_checkpoint(self, checkpoint: Path) -> int:
-        """The iteration of a checkpoint that this version can read.
+        """The iteration of a checkpoint that this version can read, and that may be unpickled.
 
         Raises:
-            InputError: It is incomplete, of another format, or of another version of Ray or of this package.
+            InputError: It is somebody else's, incomplete, of another format, or of another version of Ray or of this
+                package.
         """
+        if not self.trusted and (foreign := self._foreign(checkpoint)):
+            raise InputError(
+                "a checkpoint holds pickles, which run code when they are loaded: it must lie in its run's own folder "
+                f"and be yours alone to write, but {foreign} (--trust-checkpoint loads it all the same)"
+            )
         meta = _read_json(checkpoint / "meta.json", "a checkpoint")
         if meta.get("format") != CHECKPOINT_FORMAT:
             raise InputError(
@@ -178,6 +188,20 @@ class RunDirectory:
         if not isinstance(meta.get("iteration"), int):
             raise InputError(f"a checkpoint's meta.json must hold its iteration, got none ({checkpoint})")
         return int(meta["iteration"])
+
+    def _foreign(self, checkpoint: Path) -> str | None:
+        """Why somebody else may have written a checkpoint, if so."""
+        home = self.path.resolve()
+        for path in (checkpoint, *sorted(checkpoint.rglob("*"))):
+            if not path.resolve().is_relative_to(home):
+                return f"{path} leads to {path.resolve()}"
+            about = path.lstat()
+            # Root could replace this very program: its files are as good as one's own.
+            if about.st_uid not in (os.geteuid(), 0):
+                return f"{path} belongs to user {about.st_uid}"
+            if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
+                return f"everybody may write to {path}"
+        return None
 
     def read_progress(self) -> list[dict[str, Any]]:
         """All iterations told so far; an unfinished last line is ignored."""
@@ -273,12 +297,17 @@ def provenance() -> dict[str, Any]:
 
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [without_credentials(argument) for argument in sys.argv],
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }
+
+
+def without_credentials(text: str) -> str:
+    """A text with what stands before the @ of an address, and in its query, left out: provenance is shared."""
+    return re.sub(r"(\w+://)([^/\s@]+@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text)
 
 
 @contextmanager

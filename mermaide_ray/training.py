@@ -34,12 +34,16 @@ from mermaide_ray.report.table import SCORE, render_terminal, summary
 from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
 
 _LOG_WIDTH = 100
-_COMPANION = "--companion"
+_COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def train(
-    experiment: Experiment, out: Path | None = None, baselines: Sequence[str] | None = None, resume: bool = False
+    experiment: Experiment,
+    out: Path | None = None,
+    baselines: Sequence[str] | None = None,
+    resume: bool = False,
+    trusted: bool = False,
 ) -> None:
     """Meta-trains a principal and the learned baselines beside it, scores all on held-out agents, reports.
 
@@ -48,6 +52,7 @@ def train(
         out: The run's folder: a new one, or with `resume` that of the run.
         baselines: Presets, trained with the same agents, luck and budget, each in a process of its own.
         resume: Go on with the run in `out`.
+        trusted: Resume from checkpoints, which are pickles, that others may have written.
 
     Raises:
         InputError: The folder or a checkpoint can't be used.
@@ -57,7 +62,7 @@ def train(
     console = _console()
     if resume:
         assert out is not None
-        run = RunDirectory.open(out)
+        run = RunDirectory.open(out, trusted)
         for name in baselines or ():
             if not (run.baselines / name).is_dir():
                 raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
@@ -69,7 +74,7 @@ def train(
             RunDirectory.create(run.baselines / name, other)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
-    with run.alone(), _Companions([RunDirectory.open(path) for path in beside]) as companions:
+    with run.alone(), _Companions([RunDirectory.open(path, trusted) for path in beside]) as companions:
         meta_train(run, console, companions.check)
         companions.wait(console)
     _score_and_report(run, [run, *(RunDirectory.open(path) for path in beside)], console)
@@ -220,6 +225,7 @@ class _Companions:
         for run in self._runs:
             with (run.path / "log.txt").open("ab") as log:
                 command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), _COMPANION]
+                command += [_TRUSTED] if run.trusted else []
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
                 self._processes.append(process)
         return self
@@ -314,7 +320,7 @@ def _train_only(arguments: Sequence[str]) -> int:
     if _COMPANION in arguments[1:]:
         _end_with_parent()
     try:
-        run = RunDirectory.open(Path(arguments[0]))
+        run = RunDirectory.open(Path(arguments[0]), trusted=_TRUSTED in arguments[1:])
         with run.alone():
             meta_train(run, Console(force_terminal=False))
     except (InputError, RunFault) as error:

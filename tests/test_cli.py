@@ -63,7 +63,9 @@ def refused(calls: Calls, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 def test_train_hands_over_defaults(calls: Calls) -> None:
     assert main(["train"]) == 0
-    assert calls.seen == [("train", (load_experiment(),), {"out": None, "baselines": None, "resume": False})]
+    assert calls.seen == [
+        ("train", (load_experiment(),), {"out": None, "baselines": None, "resume": False, "trusted": False})
+    ]
 
 
 def test_train_hands_over_every_option(calls: Calls, tmp_path: Path) -> None:
@@ -74,14 +76,16 @@ def test_train_hands_over_every_option(calls: Calls, tmp_path: Path) -> None:
     [(_, (experiment,), options)] = calls.seen
     assert (experiment.training.gamma, experiment.environment.horizon) == (0.9, 7)
     assert (experiment.name, experiment.seed, experiment.world_model.enabled) == ("mine", 3, False)
-    assert options == {"out": Path("runs/x"), "baselines": ["rl2", "maml"], "resume": False}
+    assert options == {"out": Path("runs/x"), "baselines": ["rl2", "maml"], "resume": False, "trusted": False}
 
 
 def test_resume_takes_the_settings_of_the_run(calls: Calls, tmp_path: Path) -> None:
     experiment = load_experiment(preset="rl2", overrides={"seed": 5})
     (tmp_path / "config.yaml").write_text(explained_yaml(experiment))
     assert main(["train", "--resume", str(tmp_path)]) == 0
-    assert calls.seen == [("train", (experiment,), {"out": tmp_path, "baselines": None, "resume": True})]
+    assert main(["train", "--resume", str(tmp_path), "--trust-checkpoint"]) == 0
+    options = {"out": tmp_path, "baselines": None, "resume": True}
+    assert calls.seen == [("train", (experiment,), {**options, "trusted": trusted}) for trusted in (False, True)]
 
 
 def test_resume_with_other_settings_or_without_a_run_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ def test_dotted_path_gives_the_object_in_a_file_of_the_current_folder(here: Path
     assert lookup("registry_mine:NINE", REGISTERED, int, "number") == 9
 
 
+def test_dotted_path_is_printed_before_it_is_imported_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "registry_printed.py").write_text("import sys\nprint('imported', file=sys.stderr)\nNINE = 9\n")
+    for _ in range(2):
+        lookup("registry_printed:NINE", REGISTERED, int, "number")
+    assert capsys.readouterr().err == "importing registry_printed:NINE (number)\nimported\n"
+    # The package's own modules, which registries name in the same way, run nobody else's code.
+    lookup("mermaide_ray.baselines.stock_ppo:__name__", REGISTERED, str, "number")
+    assert capsys.readouterr().err == ""
+
+
 def test_file_in_the_current_folder_does_not_hide_an_installed_module(here: Path) -> None:
     (here / "colorsys.py").write_text("rgb_to_hsv = 5\n")
     with pytest.raises(InputError, match="must be of type int, got function"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -272,3 +274,69 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path)
     (run.checkpoints / ".iteration_000004.x").mkdir()
     with run.alone():
         assert list(run.checkpoints.iterdir()) == [whole]
+
+
+def _checkpoint(run: RunDirectory) -> Path:
+    def write(folder: Path) -> None:
+        (folder / "rllib").mkdir()
+        (folder / "rllib" / "state.pkl").write_text("x")
+
+    return run.save_checkpoint(1, write)
+
+
+def _linked(checkpoint: Path, elsewhere: Path) -> str:
+    (elsewhere / "evil.pkl").write_text("x")
+    (checkpoint / "rllib" / "state.pkl").unlink()
+    (checkpoint / "rllib" / "state.pkl").symlink_to(elsewhere / "evil.pkl")
+    return f"leads to {elsewhere / 'evil.pkl'}"
+
+
+def _linked_whole(checkpoint: Path, elsewhere: Path) -> str:
+    checkpoint.rename(elsewhere / "theirs")
+    checkpoint.symlink_to(elsewhere / "theirs")
+    return f"{checkpoint} leads to {elsewhere / 'theirs'}"
+
+
+def _open_to_all(checkpoint: Path, elsewhere: Path) -> str:
+    (checkpoint / "rllib").chmod(0o777)
+    return f"everybody may write to {checkpoint / 'rllib'}"
+
+
+def _of_another_user(checkpoint: Path, elsewhere: Path) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(checkpoint / "rllib" / "state.pkl", 12345, -1)
+    return "belongs to user 12345"
+
+
+@pytest.mark.parametrize("spoil", [_linked, _linked_whole, _open_to_all, _of_another_user])
+def test_checkpoint_that_others_may_have_written_needs_a_flag(
+    tmp_path: Path, spoil: Callable[[Path, Path], str]
+) -> None:
+    """It is a pickle: whoever wrote it runs code in the process that loads it."""
+    run, elsewhere = RunDirectory.create(tmp_path / "run", tiny()), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    checkpoint = _checkpoint(run)
+    assert run.check_checkpoint(checkpoint) == 1
+    expected = spoil(checkpoint, elsewhere)
+    with pytest.raises(InputError) as refused:
+        run.check_checkpoint(checkpoint)
+    assert expected in str(refused.value)
+    assert "(--trust-checkpoint loads it all the same)" in str(refused.value)
+    assert RunDirectory.open(run.path, trusted=True).check_checkpoint(checkpoint) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("--out=s3://KEY:SECRET@bucket/x?secret_key=SECRET&region=y", "--out=s3://bucket/x"),
+        ("https://user@host/x and gs://bucket/y", "https://host/x and gs://bucket/y"),
+        ("runs/mine@home?x", "runs/mine@home?x"),
+    ],
+)
+def test_provenance_holds_no_credentials(
+    given: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mermaide", given])
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    assert json.loads((run.path / "provenance.json").read_text())["command"] == ["mermaide", kept]
