@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(str(error), RunFault.exit_code)
     except KeyboardInterrupt:
-        training = f"; the run goes on with: {resume}" if args.command == "train" else ""
-        print(f"mermaide: interrupted{training}", file=sys.stderr)
+        how = {"train": f"; the run goes on with: {resume}", "sweep": "; the same command goes on with it"}
+        print(f"mermaide: interrupted{how.get(args.command, '')}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -98,6 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.set_defaults(call=_export)
 
+    sweep = commands.add_parser("sweep", help="answer a question: train and score all that a sweep file asks for")
+    sweep.add_argument("config", type=Path, metavar="FILE", help="the sweep, such as tune_configs/cost.yaml")
+    sweep.add_argument("--scale", choices=("smoke", "laptop", "full"), help="size of the sweep; default: laptop")
+    _add_overrides(sweep)
+    sweep.add_argument("--out", metavar="DIR", help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE")
+    sweep.add_argument("--storage", metavar="DIR", help="folder or URI in which to make NAME-SCALE, in place of runs")
+    sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
+    sweep.set_defaults(call=_sweep)
+
+    commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors").set_defaults(call=_schema)
+
     config = commands.add_parser("config", help="print the whole effective config, each setting explained")
     _add_settings(config)
     config.set_defaults(call=_config)
@@ -120,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--preset", metavar="NAME", help="start from a preset (`mermaide baselines` lists them)")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -186,6 +201,30 @@ def _export(args: argparse.Namespace) -> None:
     from mermaide_ray.training import export
 
     export(args.checkpoint, out=args.out)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from mermaide_ray.sweep.file import DEFAULT_SCALE, load_sweep
+
+    sweep = load_sweep(args.config, args.scale, _overrides(args))
+    from mermaide_ray.sweep.job import dry_run, run_sweep
+    from mermaide_ray.sweep.store import below
+
+    if args.dry_run:
+        dry_run(sweep, str(args.config))
+        return
+    if args.out and args.storage:
+        raise InputError("--storage must stand without --out, which names the folder itself")
+    name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
+    run_sweep(sweep, str(args.config), args.out or below(args.storage or "runs", name))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    import json
+
+    from mermaide_ray.sweep.file import schema
+
+    print(json.dumps(schema(), indent=1))
 
 
 def _config(args: argparse.Namespace) -> None:

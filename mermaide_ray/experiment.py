@@ -353,7 +353,7 @@ def load_experiment(
     # A file's `agents.families` replaces the mixture whole; an override changes one setting of it.
     settings = merge(layers[0][1], given, whole=frozenset({"families"}))
     for dotted, value in (overrides or {}).items():
-        path = _override_path(dotted)
+        path = override_path(dotted)
         if path[:2] == ("agents", "families") and len(path) > 2:
             settings = merge({"agents": {"families": DEFAULT_FAMILIES}}, settings, whole=frozenset({"families"}))
         layers.append((f"--set {dotted}", nested(path, value)))
@@ -378,7 +378,7 @@ def variant(experiment: Experiment, preset: str) -> Experiment:
     return _validated(merge(settings, episodes), layers)
 
 
-def _override_path(dotted: str) -> tuple[str, ...]:
+def override_path(dotted: str) -> tuple[str, ...]:
     """`a.b` as ("a", "b"); the user's own family, `agents.families.my_lab.agents:Softmax`, is one key."""
     parts = dotted.split(".")
     if parts[:2] == ["agents", "families"]:

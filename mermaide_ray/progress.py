@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 # Seconds between lines where the output is no terminal.
-_LOG_EVERY = 15.0
+LOG_EVERY = 15.0
 
 
 class Progress:
@@ -39,7 +39,7 @@ class Progress:
         line = self._line(iteration, env_steps, told, now)
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif scored or now - self._last > _LOG_EVERY:
+        elif scored or now - self._last > LOG_EVERY:
             self._last = now
             self._console.print(line, soft_wrap=True, highlight=False)
 
@@ -55,11 +55,19 @@ class Progress:
         return (
             f"{self._name}  iteration {iteration}  {env_steps / 1e6:.2f}M of {self._total / 1e6:.1f}M env steps  "
             f"{rate / 1e3:.1f}k/s  return {told.get('principal/return', float('nan')):.1f}  "
-            f"{f'validation score {scores}  ' if scores else ''}{_clock(left)} left"
+            f"{f'validation score {scores}  ' if scores else ''}{clock(left)} left"
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def count(number: float) -> str:
+    """A large number as people say it: 950, 1.9k, 2.50M."""
+    if number < 1e3:
+        return f"{number:.0f}"
+    return f"{number / 1e3:.1f}k" if number < 1e6 else f"{number / 1e6:.2f}M"

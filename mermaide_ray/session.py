@@ -27,6 +27,7 @@ class Session:
         checkpoint_every: Seconds between checkpoints, which a crash can cost.
         board: Folder of the TensorBoard events; the run's own if not given.
         swept: The settings that tell this run from others beside it, for TensorBoard's HParams; all if not given.
+        changed: Whether the settings may differ from the checkpoint's, which then only lends weights and optimiser.
     """
 
     def __init__(
@@ -35,18 +36,19 @@ class Session:
         checkpoint_every: float,
         board: Path | None = None,
         swept: Mapping[str, Any] | None = None,
+        changed: bool = False,
     ) -> None:
         self.run = run
         self.experiment = run.experiment()
         self._checkpoint_every = checkpoint_every
-        self._algorithm = _algorithm(run)
+        self._algorithm = _algorithm(run, changed)
         self.total = self.experiment.num_iterations
         self._milestone = max(1, math.ceil(self.experiment.evaluation.every * self.total))
         run.rewind_progress(self.iteration)
         self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
         if not self.iteration:
             self.board.begin(self.experiment, swept)
-        self._saved = time.monotonic()
+        self._saved, self.saved_at = time.monotonic(), self.iteration
 
     def __enter__(self) -> Session:
         return self
@@ -71,10 +73,9 @@ class Session:
         """Whether the budget is spent."""
         return self.iteration >= self.total
 
-    @property
-    def at_milestone(self) -> bool:
-        """Whether the iteration just done was validated: each `evaluation.every` of the budget, and the last."""
-        return self.is_done or self.iteration % self._milestone == 0
+    def is_milestone(self, iteration: int) -> bool:
+        """Whether an iteration is validated: each `evaluation.every` of the budget, and the last."""
+        return iteration >= self.total or iteration % self._milestone == 0
 
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""
@@ -85,7 +86,7 @@ class Session:
                 f"every metric must be finite, got {wrong[0]} = {told[wrong[0]]} at iteration {self.iteration}: "
                 "lower training.meta_lr or meta_learning.inner_lr"
             )
-        if self.at_milestone:
+        if self.is_milestone(self.iteration):
             told |= {key: score for key, score in self._algorithm.evaluate().items() if math.isfinite(score)}
         self.run.tell({"iteration": self.iteration, **told})
         self.board.scalars(told, self.env_steps)
@@ -102,7 +103,7 @@ class Session:
 
         self.run.save_checkpoint(self.iteration, write)
         self.board.flush()
-        self._saved = time.monotonic()
+        self._saved, self.saved_at = time.monotonic(), self.iteration
 
     def export(self) -> None:
         """Writes the trained principal, unless an earlier attempt has."""
@@ -129,14 +130,19 @@ def checkpoint_seconds() -> float:
     return seconds
 
 
-def _algorithm(run: RunDirectory) -> Mermaide:
+def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     experiment, latest = run.experiment(), run.latest_checkpoint()
     if latest is None:
         algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
         return algorithm
     iteration = run.check_checkpoint(latest)
+    folder = str((latest / "rllib").absolute())
     try:
-        algorithm = Mermaide.from_checkpoint(str((latest / "rllib").absolute()))
+        if changed:
+            algorithm = MermaideConfig.of(experiment).build_algo()
+            algorithm.restore_from_path(folder)
+        else:
+            algorithm = Mermaide.from_checkpoint(folder)
     except Exception as error:
         raise InputError(
             f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "

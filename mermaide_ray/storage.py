@@ -52,8 +52,13 @@ class RunDirectory:
         self.path, self.trusted = path, trusted
 
     @classmethod
-    def create(cls, path: Path | None, experiment: Experiment) -> RunDirectory:
-        """A new folder with the config and where it came from; named after method, seed and time if not given.
+    def create(cls, path: Path | None, experiment: Experiment, origin: dict[str, Any] | None = None) -> RunDirectory:
+        """A new folder with the config and where it came from.
+
+        Args:
+            path: The folder; named after method, seed and time if not given.
+            experiment: The settings.
+            origin: What `provenance` said where the run was started, if that was elsewhere.
 
         Raises:
             InputError: The folder exists and is not empty.
@@ -74,7 +79,7 @@ class RunDirectory:
         with whole_file(run.config) as file:
             file.write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False), encoding="utf-8")
         with whole_file(path / "provenance.json") as file:
-            file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
+            file.write_text(json.dumps(origin or provenance(), indent=1), encoding="utf-8")
         return run
 
     @classmethod

@@ -166,7 +166,7 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
     from mermaide_ray.session import Session, checkpoint_seconds
 
     checkpoint_every = checkpoint_seconds()
-    with _ray(run.experiment()), Session(run, checkpoint_every) as session:
+    with ray_running(_num_workers(run.experiment())), Session(run, checkpoint_every) as session:
         total = session.total * session.experiment.env_steps_per_iteration
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
@@ -256,18 +256,21 @@ class _Companions:
 
 
 @contextlib.contextmanager
-def _ray(experiment: Experiment) -> Iterator[None]:
-    """Ray, quiet: joined where RAY_ADDRESS says so, else started on this machine and stopped afterwards."""
+def ray_running(workers: int) -> Iterator[None]:
+    """Ray, quiet: joined where RAY_ADDRESS says so, else started on this machine and stopped afterwards.
+
+    Args:
+        workers: Processes that must find a CPU each.
+    """
     import ray
 
-    workers = experiment.env_runners.num_env_runners + experiment.env_runners.num_learners
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     mine = not ray.is_initialized()
     here: dict[str, Any] = {
         "address": "local",
-        "num_cpus": max(os.cpu_count() or 1, workers + 1),
+        "num_cpus": max(os.cpu_count() or 1, workers),
         "include_dashboard": False,
         "log_to_driver": False,
     }
@@ -286,6 +289,11 @@ def _ray(experiment: Experiment) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if mine:
             ray.shutdown()
+
+
+def _num_workers(experiment: Experiment) -> int:
+    """Sampling actors, learners and the driver."""
+    return experiment.env_runners.num_env_runners + experiment.env_runners.num_learners + 1
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -100,7 +100,7 @@ def test_what_is_trained_cannot_name_what_it_must_generalise_to(module: str) -> 
 
 
 def test_only_the_sweep_imports_tune() -> None:
-    assert {module for module, _ in uses(set(MODULES), "ray.tune")} <= {f"{PACKAGE}.sweep"}
+    assert {module for module, _ in uses(set(MODULES), "ray.tune")} == {f"{PACKAGE}.sweep.tuning"}
 
 
 @pytest.mark.parametrize("module", rooms("report"))
@@ -159,11 +159,18 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": usage.ru_utime + usage.ru
         (["train", "--baseline", "none"], 2),
         (["evaluate", "none"], 2),
         (["cluster", "check", "none.yaml"], 2),
+        (["sweep", "--help"], 0),
+        (["sweep", "none.yaml"], 2),
+        (["sweep", "sweep.yaml", "--dry-run"], 0),
+        (["sweep", "sweep.yaml", "--set", "training.meta_rl=1"], 2),
+        (["schema"], 0),
     ],
 )
 def test_help_lists_and_config_errors_answer_within_a_second_without_ray_or_torch(
     arguments: list[str], code: int, tmp_path: Path
 ) -> None:
+    search = "search: {environment.cost_weight: {grid: [0.1, 1]}}"
+    (tmp_path / "sweep.yaml").write_text(f"question: Which alpha?\n{search}\n", encoding="utf-8")
     command = [sys.executable, "-c", LIGHT, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(

@@ -1,0 +1,7 @@
+"""Sweeps: one YAML, one scientific question, many training runs.
+
+In data-flow order: `file.py` what the user writes; `plan.py` the trials that follow from it; `store.py` where results
+live; `run.py` one training run of a sweep, from its settings to its rows; `tuning.py` Tune, which schedules trials (the
+only importer of `ray.tune`); `panel.py` what a person sees meanwhile; `results.py` the files of all runs as one set of
+tables; `job.py` all of it behind `mermaide sweep`. Importing this package imports neither Ray nor Torch.
+"""

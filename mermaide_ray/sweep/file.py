@@ -1,0 +1,364 @@
+"""A sweep as the user writes it: one scientific question in one YAML file, validated before anything starts.
+
+Imports neither Ray nor Torch, so that every mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from mermaide_ray.config_file import merge, nested, one_line, read_yaml
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.registry import near
+from mermaide_ray.settings import Number, Range, Section, Whole, sentence
+
+Scale = Literal["smoke", "laptop", "full"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+DEFAULT_SCALE: Scale = "laptop"
+
+# A label names a folder and a curve.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Sections of the settings that decide how a principal is trained; the others may differ where it is scored.
+_SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
+_REPLACED_WHOLE = frozenset({"families", "grid", "choice"})
+
+
+def _seeds(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"must be a number of seeds >= 1 or a list of seeds, got {value}")
+        return tuple(range(value))
+    return value
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values) or not values:
+        raise ValueError(f"must name each value once, at least one, got {one_line(values)}")
+    return values
+
+
+def _label(name: str) -> str:
+    if not _LABEL.fullmatch(name):
+        raise ValueError(f"must be made of letters, digits and . _ + - (it names folders), got {one_line(name)}")
+    return name
+
+
+Label = Annotated[str, AfterValidator(_label)]
+Seeds = Annotated[
+    tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds), AfterValidator(_each_once)
+]
+Scalar = bool | int | float | str
+Alternatives = dict[Label, Any] | tuple[Scalar, ...]
+
+
+class Dimension(Section):
+    """What one setting is varied over: exactly one of these."""
+
+    grid: Alternatives | None = Field(
+        None, description="every value; a mapping gives values that are no scalars labels"
+    )
+    choice: Alternatives | None = Field(None, description="one of these at random per sample")
+    uniform: Range | None = Field(None, description="[low, high], drawn uniformly per sample")
+    loguniform: Range | None = Field(None, description="[low, high], drawn uniformly in the logarithm per sample")
+    randint: tuple[Whole, Whole] | None = Field(None, description="[low, high], a whole number, both ends included")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Dimension:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            kinds = ", ".join(type(self).model_fields)
+            raise ValueError(f"must have exactly one of {kinds}, got {', '.join(given) or 'none'}")
+        alternatives = self.alternatives
+        if alternatives is not None:
+            _each_once(tuple(alternatives))
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform must be above 0, got {one_line(self.loguniform)}")
+        if self.randint is not None and self.randint[0] > self.randint[1]:
+            raise ValueError(f"randint must be [low, high] with low <= high, got {one_line(self.randint)}")
+        return self
+
+    @property
+    def is_random(self) -> bool:
+        """Whether values are drawn rather than gone through."""
+        return self.grid is None
+
+    @property
+    def alternatives(self) -> dict[str, Any] | None:
+        """Label to value of a grid or a choice."""
+        values = self.grid if self.grid is not None else self.choice
+        if values is None or isinstance(values, dict):
+            return values
+        return {label_of(value): value for value in values}
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Ends of a numeric range."""
+        return self.uniform or self.loguniform or self.randint
+
+
+def label_of(value: Any) -> str:
+    """A scalar as it stands in names and tables: numbers with four significant digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bool | int):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return _label(str(value))
+
+
+class Condition(Section):
+    """Where trained principals are scored. Costs no retraining."""
+
+    split: Split = Field("test", description="whose agents (and ranges)")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(_SCORED_ELSEWHERE)}"
+    )
+    k: tuple[Annotated[Whole, Field(ge=0)], ...] | None = Field(None, description="as evaluation.k if not given")
+
+    @model_validator(mode="after")
+    def _only_where_it_is_scored(self) -> Condition:
+        for section in self.settings:
+            if section not in _SCORED_ELSEWHERE:
+                raise ValueError(
+                    f"settings must be of {', '.join(_SCORED_ELSEWHERE)} (a condition does not train), got {section!r}"
+                )
+        return self
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al., arXiv 1810.05934)."""
+
+    reduction_factor: Whole = Field(3, ge=2, description="of the trials at a rung, one in so many goes on")
+    grace: Number = Field(0.1, gt=0, le=1, description="share of the budget that every trial may spend")
+
+
+class Pbt(Section):
+    """Population based training (Jaderberg et al., arXiv 1711.09846)."""
+
+    interval: Number = Field(0.2, gt=0, le=1, description="share of the budget between two perturbations")
+    quantile: Number = Field(0.25, gt=0, le=0.5, description="the worst share copies from the best share")
+
+
+class Tuning(Section):
+    """How trials are chosen and stopped."""
+
+    samples: Whole = Field(1, ge=1, description="draws of the random dimensions (of the population, for pbt)")
+    seed: Whole = Field(0, ge=0, lt=2**32, description="of the draws")
+    searcher: Literal["random", "optuna"] = Field("random", description="optuna: models what was found (TPE)")
+    scheduler: Literal["none", "asha", "pbt"] = Field("none", description="stops bad trials early, or breeds good ones")
+    metric: str | None = Field(
+        None, description="what search and scheduler maximise, mean over seeds; validation/score_k<largest K>"
+    )
+    stop: dict[str, Number] = Field(
+        default_factory=dict, description="metric: value at which a run is good enough and is scored at once"
+    )
+    env_steps: Whole | None = Field(None, ge=1, description="budget of the whole sweep; running trials then stop")
+    max_failures: Whole = Field(3, ge=0, description="times that a trial whose process died is started again")
+    asha: Asha = Field(default_factory=Asha)
+    pbt: Pbt = Field(default_factory=Pbt)
+
+
+class Resources(Section):
+    """What a trial takes; env runners and learners that its settings ask for come on top. Changes no result."""
+
+    cpus: Number = Field(1, gt=0, description="of the trial's own process, which samples and learns")
+    gpus: Number = Field(0, ge=0, description="likewise")
+    seeds_per_trial: Whole = Field(
+        1, ge=1, description="training seeds of one setting that share a process (all of them under a scheduler)"
+    )
+
+
+class Answer(Section):
+    """The claim that the report answers with a verdict."""
+
+    compare: str = Field("method", description="method, k, condition, or a search key: what the claim is about")
+    value: Scalar | None = Field(None, description="the one claimed to be better; the first if not given")
+    against: tuple[Scalar, ...] | None = Field(None, description="all others that are not privileged, if not given")
+    measure: str = Field("normalised_score", description="a row metric")
+    better: Literal["higher", "lower"] = Field("higher", description="which of the measure's values is better")
+    conditions: tuple[str, ...] | None = Field(None, description="all if not given")
+    k: Whole | None = Field(None, ge=0, description="the largest if not given")
+
+    @model_validator(mode="after")
+    def _measure_is_known(self) -> Answer:
+        known = [metric.key for metric in ROW_METRICS]
+        if self.measure not in known:
+            raise ValueError(
+                f"measure must be one of {', '.join(known)}, got {self.measure!r}{near(self.measure, known)}"
+            )
+        return self
+
+
+class Sweep(Section):
+    """One scientific question: what is varied, on which seeds, where it is scored, what is claimed."""
+
+    question: str = Field(min_length=1, description="in one sentence")
+    name: Label = Field(description="the file's stem if not given")
+    preset: str | None = Field(None, description="as in a train config")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="what differs from the defaults, as in a train config"
+    )
+    methods: tuple[Label, ...] = Field((), description="presets as a dimension: same game, agents and budget for each")
+    search: dict[str, Dimension] = Field(
+        default_factory=dict, description="dotted key of a setting: what it is varied over"
+    )
+    seeds: Seeds = Field((0,), description="training seeds: how many, or which")
+    conditions: dict[Label, Condition] = Field(
+        default_factory=lambda: {"validation": Condition(split="validation"), "test": Condition(split="test")},
+        min_length=1,
+        description="name: where trained principals are scored",
+    )
+    baselines: tuple[str, ...] | None = Field(
+        None, description="fixed rules and oracles scored beside; all if not given"
+    )
+    tune: Tuning = Field(default_factory=Tuning)
+    resources: Resources = Field(default_factory=Resources)
+    answer: Answer | None = None
+    rows: Whole | None = Field(None, ge=1, description="rows that the sweep must yield, as a check")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Sweep:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"`methods` must name each method once, got {one_line(self.methods)}")
+        drawn = [key for key, dimension in self.search.items() if dimension.is_random]
+        if self.tune.samples > 1 and not drawn:
+            raise ValueError(
+                f"`tune.samples` must be 1 where no dimension of `search` is drawn, got {self.tune.samples} "
+                "(seeds are given by `seeds`)"
+            )
+        for adaptive in ("searcher", "scheduler"):
+            kind = getattr(self.tune, adaptive)
+            if kind in ("optuna", "pbt") and (self.methods or len(drawn) < len(self.search) or not drawn):
+                raise ValueError(
+                    f"`tune.{adaptive}` = {kind} needs `search` dimensions that are all drawn, and no methods"
+                )
+        if self.tune.searcher == "optuna" and self.tune.scheduler == "pbt":
+            raise ValueError("`tune.searcher` must be random for tune.scheduler = pbt, got optuna")
+        if self.answer is not None:
+            _check_answer(self, self.answer)
+        return self
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all trials are known beforehand (Optuna finds them as it goes)."""
+        return self.tune.searcher == "random"
+
+
+def _check_answer(sweep: Sweep, answer: Answer) -> None:
+    known = ["method", "k", "condition", *sweep.search]
+    if answer.compare not in known:
+        raise ValueError(
+            f"`answer.compare` must be one of {', '.join(known)}, got {answer.compare!r}{near(answer.compare, known)}"
+        )
+    for name in answer.conditions or ():
+        if name not in sweep.conditions:
+            raise ValueError(f"`answer.conditions` must be among {', '.join(sweep.conditions)}, got {name!r}")
+
+
+def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, Any] | None = None) -> Sweep:
+    """A sweep file with what it extends, at one scale.
+
+    Args:
+        path: The YAML file.
+        scale: One of its `scales`; `laptop` if it has that, else the file as it stands.
+        overrides: Dotted keys of *settings* (`training.env_steps`) and their values, laid over all.
+
+    Raises:
+        InputError: With one sentence for the first thing that is wrong.
+    """
+    given = _extended(path, ())
+    scales = given.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not all(isinstance(part, dict) for part in scales.values()):
+        raise InputError(f"`scales` must map {', '.join(SCALES)} to partial sweeps, got {one_line(scales)} ({path})")
+    for name in scales:
+        if name not in SCALES:
+            raise InputError(
+                f"`scales` must be among {', '.join(SCALES)}, got {name!r}{near(str(name), list(SCALES))} ({path})"
+            )
+    if scale is not None and scale not in scales:
+        raise InputError(
+            f"--scale must be one that the sweep has ({', '.join(scales) or 'none'}), got {scale!r} ({path})"
+        )
+    given = _laid_over(given, scales.get(scale or DEFAULT_SCALE, {}))
+    for dotted, value in (overrides or {}).items():
+        given = _laid_over(given, {"settings": nested(tuple(dotted.split(".")), value)})
+    given.setdefault("name", path.stem)
+    return validate_sweep(given, str(path))
+
+
+def read_sweep(text: str, where: str) -> Sweep:
+    """A resolved sweep, as `dump_sweep` wrote it."""
+    return validate_sweep(yaml.safe_load(text), where)
+
+
+def dump_sweep(sweep: Sweep) -> str:
+    """The resolved sweep as YAML, nothing inherited and no scales."""
+    return yaml.safe_dump(sweep.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+
+def validate_sweep(settings: Mapping[str, Any], where: str) -> Sweep:
+    """A validated sweep, or one sentence (an InputError) that says what is wrong and where."""
+    try:
+        return Sweep.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(sentence(Sweep, error, [(where, settings)])) from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a sweep file, for editors."""
+    whole = Sweep.model_json_schema()
+    experiment = Experiment.model_json_schema(ref_template="#/$defs/{model}")
+    whole["$defs"] |= experiment.pop("$defs")
+    whole["$defs"]["Experiment"] = experiment
+    properties = whole["properties"]
+    properties["settings"] = {"$ref": "#/$defs/Experiment", "description": properties["settings"]["description"]}
+    properties["seeds"] = {"anyOf": [{"type": "integer", "minimum": 1}, properties["seeds"]]}
+    properties["extends"] = {"type": "string", "description": "a sweep file that this one is laid over"}
+    whole["required"] = []  # `extends` and scales may give what is missing here
+    partial = {"type": "object", "properties": dict(properties), "additionalProperties": False}
+    properties["scales"] = {
+        "type": "object",
+        "description": "--scale: partial sweeps laid over the rest",
+        "properties": {key: {"$ref": "#/$defs/PartialSweep"} for key in SCALES},
+        "additionalProperties": False,
+    }
+    whole["$defs"]["PartialSweep"] = partial
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
+
+
+def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    given = read_yaml(path)
+    base = given.pop("extends", None)
+    if base is None:
+        return given
+    if not isinstance(base, str):
+        raise InputError(f"`extends` must be a path relative to the file, got {one_line(base)} ({path})")
+    below = (path.parent / base).resolve()
+    if below in (*seen, path.resolve()):
+        raise InputError(f"`extends` must not lead back to the file itself, got {base} ({path})")
+    return _laid_over(_extended(below, (*seen, path.resolve())), given)
+
+
+def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """A partial sweep over another. Dimensions and conditions are replaced whole; null takes one away."""
+    result = merge(base, top, whole=_REPLACED_WHOLE)
+    for section in ("search", "conditions"):
+        above = top.get(section)
+        if isinstance(above, Mapping) and isinstance(result.get(section), Mapping):
+            result[section] = {
+                key: above.get(key, value)
+                for key, value in result[section].items()
+                if above.get(key, value) is not None
+            }
+    for key, part in (top.get("scales") or {}).items() if isinstance(top.get("scales"), Mapping) else ():
+        below = (base.get("scales") or {}).get(key)
+        if isinstance(below, Mapping) and isinstance(part, Mapping):
+            result["scales"][key] = _laid_over(below, part)
+    return result

@@ -1,0 +1,165 @@
+"""The job behind `mermaide sweep`: lists the trials, or runs them, assembles the results and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.progress import clock, count
+from mermaide_ray.sweep.file import Sweep, dump_sweep, read_sweep
+from mermaide_ray.sweep.plan import TYPICAL_ENV_STEPS_PER_CPU_SECOND, Plan, budget_of
+from mermaide_ray.sweep.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Trials listed one by one; of more, the first and the last.
+_MOST_LISTED = 40
+_BEST = 5
+_WIDTH = 100
+
+
+def dry_run(sweep: Sweep, where: str) -> None:
+    """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
+    plan, console = Plan(sweep, where), _console()
+    console.print(Text(sweep.question, style="bold"))
+    if sweep.is_planned:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading in ("trial", "method", "env steps", "CPU time"):
+            table.add_column(heading, justify="left" if heading in ("trial", "method") else "right")
+        trials = plan.trials
+        shown = trials if len(trials) <= _MOST_LISTED else [*trials[: _MOST_LISTED // 2], *trials[-_MOST_LISTED // 2 :]]
+        for place, trial in enumerate(shown):
+            if len(trials) > len(shown) and place == _MOST_LISTED // 2:
+                table.add_row(f"… {len(trials) - len(shown)} more …", "", "", "")
+            steps = budget_of(trial.setting.experiment) * len(trial.seeds)
+            seconds = steps / TYPICAL_ENV_STEPS_PER_CPU_SECOND
+            table.add_row(*map(Text, (trial.name, trial.setting.experiment.name, count(steps), clock(seconds))))
+        console.print(table)
+    else:
+        ranges = ", ".join(plan.dimensions)
+        console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
+    rate = f"{TYPICAL_ENV_STEPS_PER_CPU_SECOND / 1e3:.0f}k env steps per CPU second"
+    cpus = max(1, (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + plan.num_workers))
+    rows = plan.num_rows()
+    console.print(
+        f"{plan.num_runs} runs, {count(plan.env_steps)} env steps, about {clock(plan.cpu_seconds())} of CPU time, "
+        f"{clock(plan.cpu_seconds() / cpus)} here with {cpus} at a time "
+        f"(at {rate}; scoring not counted); rows: {'as the search goes' if rows is None else rows}",
+        highlight=False,
+    )
+    _check_rows(plan, rows)
+
+
+def run_sweep(sweep: Sweep, where: str, root: str) -> None:
+    """Runs a sweep, or goes on with it where it was interrupted.
+
+    Args:
+        sweep: The resolved sweep.
+        where: The file it is from, for messages.
+        root: Folder or URI of the results.
+
+    Raises:
+        InputError: The sweep is not valid, or the folder holds another one.
+        RunFault: Some runs failed; all others are done and on record.
+    """
+    plan, console, store = Plan(sweep, where), _console(), Store(root)
+    _check_rows(plan, plan.num_rows())
+    _check_names(plan)
+    _begin(store, sweep)
+    console.print(f"results in {root}", soft_wrap=True, highlight=False)
+    from mermaide_ray.sweep.panel import Panel
+    from mermaide_ray.sweep.tuning import fit
+    from mermaide_ray.training import ray_running
+
+    num_trials = len(plan.trials) if sweep.is_planned else sweep.tune.samples
+    if sweep.tune.scheduler == "pbt":
+        num_trials = sweep.tune.samples
+    workers = plan.num_workers + max(1, round(sweep.resources.cpus))
+    with ray_running(workers), Panel(console, sweep.name, num_trials, plan.env_steps, plan.metric) as panel:
+        fit(plan, store, panel)
+    report(plan, store, console)
+
+
+def report(plan: Plan, store: Store, console: Console) -> None:
+    """Assembles the results and tells what came of the sweep."""
+    from mermaide_ray.sweep.results import assemble
+
+    outcome = assemble(plan, store)
+    done, failed, stopped = (outcome.count(status) for status in ("done", "failed", "stopped"))
+    _print_best(plan, outcome.trials, console)
+    expected = plan.num_rows()
+    console.print(
+        f"{done} runs done, {failed} failed, {stopped} stopped; {outcome.num_rows} rows in {store.uri('rows.parquet')}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if failed:
+        first = outcome.trials[outcome.trials["status"] == "failed"].iloc[0]
+        raise RunFault(
+            f"{failed} of {len(outcome.trials)} runs failed, the first with: {first['error']} (settings and tracebacks "
+            f"in {store.uri('failures')}; the same command tries them again)"
+        )
+    if expected is not None and done == plan.num_runs and outcome.num_rows != expected:
+        raise RunFault(f"the sweep must yield {expected} rows, got {outcome.num_rows} ({store.uri('rows.parquet')})")
+
+
+def _begin(store: Store, sweep: Sweep) -> None:
+    """Writes the sweep, or makes sure that the one already there is the same."""
+    known = store.read("sweep.yaml")
+    if known is None:
+        if store.is_folder and store.path.exists() and (not store.path.is_dir() or any(store.path.iterdir())):
+            raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
+        from mermaide_ray.storage import provenance
+
+        store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
+        store.write("sweep.yaml", dump_sweep(sweep).encode())
+        return
+    theirs = read_sweep(known.decode(), store.uri("sweep.yaml"))
+    # What a trial takes may change between the two halves of a sweep; what is done may not.
+    for key in type(sweep).model_fields.keys() - {"resources", "answer", "question"}:
+        if getattr(theirs, key) != getattr(sweep, key):
+            raise InputError(
+                f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri('sweep.yaml')} "
+                "(give another --out)"
+            )
+    store.write("sweep.yaml", dump_sweep(sweep).encode())
+
+
+def _check_rows(plan: Plan, rows: int | None) -> None:
+    if plan.sweep.rows is not None and rows is not None and rows != plan.sweep.rows:
+        raise InputError(f"`rows` must be what the sweep yields at this scale, {rows}, got {plan.sweep.rows}")
+
+
+def _check_names(plan: Plan) -> None:
+    for setting in plan.settings:
+        if setting.experiment.name in plan.baselines:
+            raise InputError(f"methods must have names of their own, got {setting.experiment.name!r}, a baseline's")
+
+
+def _print_best(plan: Plan, trials: pd.DataFrame, console: Console) -> None:
+    """The best settings by the metric, where there was anything to search."""
+    if not plan.dimensions or plan.metric not in trials:
+        return
+    done = trials[trials["status"] == "done"]
+    if done.empty:
+        return
+    means = done.groupby("trial", sort=False)[plan.metric].agg(["mean", "count"]).sort_values("mean", ascending=False)
+    table = Table(title=f"best of {len(means)} by {plan.metric}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("trial", plan.metric, "seeds"):
+        table.add_column(heading, justify="left" if heading == "trial" else "right")
+    for trial, line in means.head(_BEST).iterrows():
+        table.add_row(*map(Text, (str(trial), f"{line['mean']:.3f}", f"{int(line['count'])}")))
+    console.print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)

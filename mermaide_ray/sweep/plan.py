@@ -1,0 +1,307 @@
+"""From a sweep to its trials: which settings are trained, under which names, and what they will cost.
+
+Imports neither Ray nor Torch: `--dry-run` is this module alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+from mermaide_ray.config_file import merge, nested, one_line
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, Split, load_preset, override_path, validate, variant
+from mermaide_ray.metrics import validation_key
+from mermaide_ray.noise import generator
+from mermaide_ray.sweep.file import Dimension, Sweep, label_of
+
+Values = dict[str, str]
+"""Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
+
+# `evaluation.k` as a dimension multiplies nothing: every K is scored from the same checkpoint.
+K_KEY = "evaluation.k"
+# Env steps per CPU second with the default networks and arms (`make bench`): for estimates only.
+TYPICAL_ENV_STEPS_PER_CPU_SECOND = 45_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of what is swept.
+
+    Attributes:
+        trial: Readable name, without the seed.
+        values: Label of each searched setting.
+        experiment: All settings; its seed is the sweep's first.
+        method: The preset that it was made of, where methods are a dimension.
+    """
+
+    trial: str
+    values: Values
+    experiment: Experiment
+    method: str | None = None
+
+    def run_name(self, seed: int) -> str:
+        """Name of the run with one training seed."""
+        return f"{self.trial},seed={seed}" if self.trial else f"seed={seed}"
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The settings of one run."""
+        return self.experiment.model_copy(update={"seed": seed})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one process trains: a setting with some of the seeds."""
+
+    setting: Setting
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Readable, and different for every trial."""
+        seeds = f"{self.seeds[0]}" if len(self.seeds) == 1 else f"{self.seeds[0]}-{self.seeds[-1]}"
+        return f"{self.setting.trial},seed={seeds}" if self.setting.trial else f"seed={seeds}"
+
+
+class Plan:
+    """What a sweep will do.
+
+    Args:
+        sweep: The resolved sweep.
+        where: The sweep as the user knows it, for error messages.
+
+    Raises:
+        InputError: A combination is no valid experiment, or a condition none that its principals can be scored in.
+    """
+
+    def __init__(self, sweep: Sweep, where: str) -> None:
+        self.sweep, self._where = sweep, where
+        self.dimensions = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
+        self._short = _short_names(list(self.dimensions))
+        if not sweep.is_planned:
+            # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
+            for end in (0, 1):
+                self.setting({key: _end(dimension, end) for key, dimension in self.dimensions.items()})
+        for setting in self.settings:
+            self._check_conditions(setting)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """Every setting, in order; empty where a searcher finds them as it goes."""
+        if not self.sweep.is_planned:
+            return []
+        found: dict[str, Setting] = {}
+        for values in self._combinations():
+            for method in self.sweep.methods or (None,):
+                setting = self.setting(values, method)
+                # Two draws may round to the same label: one run, counted once.
+                found.setdefault(setting.trial, setting)
+        return list(found.values())
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """Every trial, in order."""
+        seeds, together = self.sweep.seeds, self.seeds_per_trial
+        parts = [seeds[start : start + together] for start in range(0, len(seeds), together)]
+        return [Trial(setting, part) for setting in self.settings for part in parts]
+
+    @property
+    def seeds_per_trial(self) -> int:
+        """Training seeds that share a trial: all where their mean decides on it."""
+        tune = self.sweep.tune
+        judged = tune.scheduler != "none" or not self.sweep.is_planned
+        return len(self.sweep.seeds) if judged else self.sweep.resources.seeds_per_trial
+
+    def setting(self, values: Mapping[str, str], method: str | None = None) -> Setting:
+        """The setting with these labels.
+
+        Raises:
+            InputError: It is no valid experiment.
+        """
+        sweep = self.sweep
+        parts = [f"method={method}"] if method else []
+        parts += [f"{self._short[key]}={label}" for key, label in values.items()]
+        trial = ",".join(parts)
+        where = f"{self._where}, trial {trial}" if trial else self._where
+        base = load_preset(sweep.preset, where) if sweep.preset else {}
+        settings = merge(base, sweep.settings, whole=frozenset({"families"}))
+        for key, label in values.items():
+            value = self.drawn_value(key, label)
+            settings = merge(settings, nested(override_path(key), value), whole=frozenset({"families"}))
+        if K_KEY in sweep.search:
+            ks = list((sweep.search[K_KEY].alternatives or {}).values())
+            flat = sorted({k for value in ks for k in (value if isinstance(value, list | tuple) else [value])})
+            settings = merge(settings, {"evaluation": {"k": flat}})
+        experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
+        if method:
+            asked, experiment = experiment, variant(experiment, method)
+            for key in values:
+                before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
+                if before != after:
+                    raise InputError(
+                        f"`search` must vary what all methods leave open, but method {method} sets {key} to "
+                        f"{one_line(after)} ({where})"
+                    )
+        return Setting(trial, dict(values), experiment, method)
+
+    def drawn_value(self, key: str, label: str) -> Any:
+        """The value of a searched setting that goes by a label."""
+        dimension = self.dimensions[key]
+        if dimension.alternatives is not None:
+            return dimension.alternatives[label]
+        return int(label) if dimension.randint is not None else float(label)
+
+    def scored_in(self, setting: Setting) -> Iterator[tuple[str, Experiment, tuple[int, ...]]]:
+        """Each condition of a setting: its name, the settings to score in, the numbers of support episodes."""
+        for name, condition in self.sweep.conditions.items():
+            settings = merge(setting.experiment.to_dict(), condition.settings, whole=frozenset({"families"}))
+            experiment = validate(settings, f"{self._where}, condition {name}")
+            yield name, experiment, condition.k or experiment.evaluation.k
+
+    @property
+    def metric(self) -> str:
+        """What search and scheduler maximise."""
+        ks = self.settings[0].experiment.evaluation.k if self.settings else self._some_setting().experiment.evaluation.k
+        return self.sweep.tune.metric or validation_key(max(ks))
+
+    @property
+    def num_workers(self) -> int:
+        """Env runners and learners of the trial that has most."""
+        settings = self.settings or [self._some_setting()]
+        return max(s.experiment.env_runners.num_env_runners + s.experiment.env_runners.num_learners for s in settings)
+
+    @property
+    def num_runs(self) -> int:
+        """Training runs: settings x seeds."""
+        count = len(self.settings) if self.sweep.is_planned else self.sweep.tune.samples
+        return count * len(self.sweep.seeds)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all runs, if none is stopped early."""
+        if not self.sweep.is_planned:
+            return self.num_runs * budget_of(self._some_setting().experiment)
+        return sum(budget_of(setting.experiment) for setting in self.settings) * len(self.sweep.seeds)
+
+    def cpu_seconds(self) -> float:
+        """A rough estimate of the time of training, all runs together."""
+        return self.env_steps / TYPICAL_ENV_STEPS_PER_CPU_SECOND
+
+    def num_rows(self) -> int | None:
+        """Rows that the sweep will yield; None where that depends on what the search finds."""
+        if not self.sweep.is_planned or self.sweep.tune.scheduler != "none":
+            return None
+        trained, games = 0, dict[str, int]()
+        for setting in self.settings:
+            for condition, experiment, ks in self.scored_in(setting):
+                tasks = num_tasks(experiment, self.split(condition))
+                trained += len(ks) * tasks
+                games[self.game_key(condition, experiment)] = tasks
+        return trained * len(self.sweep.seeds) + sum(games.values()) * len(self.baselines)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Fixed rules and oracles that are scored beside."""
+        from mermaide_ray.baselines import BASELINES
+
+        return tuple(BASELINES) if self.sweep.baselines is None else self.sweep.baselines
+
+    def game_key(self, condition: str, experiment: Experiment) -> str:
+        """What the scores of fixed rules depend on, as a short name: agents, game, split, protocol."""
+        game = experiment.model_dump(mode="json", include={"environment", "agents", "evaluation"})
+        evaluation = {key: game["evaluation"][key] for key in ("tasks", "episodes")}
+        text = json.dumps([game["environment"], game["agents"], evaluation, self.split(condition)], sort_keys=True)
+        return f"{condition}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    def split(self, condition: str) -> Split:
+        """Whose agents a condition scores on."""
+        return self.sweep.conditions[condition].split
+
+    def _combinations(self) -> Iterator[Values]:
+        """Labels of every combination: the grid, once for each draw of the random dimensions."""
+        fixed = {key: list(d.alternatives or {}) for key, d in self.dimensions.items() if not d.is_random}
+        for draw in range(self.sweep.tune.samples):
+            drawn = {
+                key: _drawn(dimension, self.sweep.tune.seed, key, draw)
+                for key, dimension in self.dimensions.items()
+                if dimension.is_random
+            }
+            for labels in itertools.product(*fixed.values()):
+                chosen = dict(zip(fixed, labels, strict=True)) | drawn
+                yield {key: chosen[key] for key in self.dimensions}
+
+    def _some_setting(self) -> Setting:
+        return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
+
+    def _check_conditions(self, setting: Setting) -> None:
+        trained = setting.experiment.environment
+        for name, experiment, _ in self.scored_in(setting):
+            for key in ("num_arms", "num_interventions", "arm_labels"):
+                if getattr(experiment.environment, key) != getattr(trained, key):
+                    raise InputError(
+                        f"`conditions.{name}` must keep the {key} that the principal was trained with "
+                        f"({getattr(trained, key)}), got {getattr(experiment.environment, key)} ({self._where})"
+                    )
+
+
+def budget_of(experiment: Experiment) -> int:
+    """Environment steps of a whole run."""
+    return experiment.num_iterations * experiment.env_steps_per_iteration
+
+
+def num_tasks(experiment: Experiment, split: str) -> int:
+    """Agents that a principal is scored on."""
+    population = experiment.agents.population
+    tasks = experiment.evaluation.tasks
+    return tasks if population is None else min(tasks, int(getattr(population, split)))
+
+
+def typed(label: str) -> Any:
+    """A label as a number where it is one: what a column of numbers is sorted and plotted by."""
+    for kind in (int, float):
+        try:
+            return kind(label)
+        except ValueError:
+            continue
+    return label
+
+
+def _at(path: Sequence[str], settings: Any) -> Any:
+    """The value at a path of nested mappings, None where there is none."""
+    for part in path:
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted key, or the whole where two would be the same."""
+    lasts = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
+def _drawn(dimension: Dimension, seed: int, key: str, draw: int) -> str:
+    """The label of one draw, by dice of its own: more samples leave the earlier ones as they were."""
+    dice = generator(seed, "train", f"sweep/{key}", 0, draw)
+    alternatives = dimension.alternatives
+    if alternatives is not None:
+        return list(alternatives)[int(dice.integers(len(alternatives)))]
+    if dimension.randint is not None:
+        return str(int(dice.integers(dimension.randint[0], dimension.randint[1], endpoint=True)))
+    if dimension.loguniform is not None:
+        low, high = map(math.log, dimension.loguniform)
+        return label_of(math.exp(dice.uniform(low, high)))
+    assert dimension.uniform is not None
+    return label_of(float(dice.uniform(*dimension.uniform)))
+
+
+def _end(dimension: Dimension, end: int) -> str:
+    """The label at one end of a dimension."""
+    if dimension.bounds is not None:
+        return label_of(dimension.bounds[end])
+    return list(dimension.alternatives or {})[-end]

@@ -1,0 +1,168 @@
+"""The files of all runs of a sweep as one set of tables. Reads the store alone: no Ray, no Torch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mermaide_ray.sweep.plan import Plan, Values, typed
+from mermaide_ray.sweep.store import Store
+
+STATUS = "status.json"
+TABLES = ("rows", "calibration", "profiles")
+SETTING = "setting."
+_STATES = ("done", "failed", "stopped")
+# Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.
+_MOST_PROFILE_ROWS = 30_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep.
+
+    Attributes:
+        trials: A row per run (trial x seed), columns as in trials.parquet.
+        num_rows: Rows in rows.parquet.
+    """
+
+    trials: pd.DataFrame
+    num_rows: int
+
+    def count(self, status: str) -> int:
+        """Runs with a status."""
+        return int((self.trials["status"] == status).sum()) if len(self.trials) else 0
+
+
+def read_status(store: Store, run_name: str) -> dict[str, Any] | None:
+    """What is on record of a run that has ended, well or not."""
+    content = store.read(f"runs/{run_name}/{STATUS}")
+    status: dict[str, Any] | None = json.loads(content) if content else None
+    return status
+
+
+def assemble(plan: Plan, store: Store) -> Outcome:
+    """Writes rows, calibration, profiles, progress and trials of the whole sweep, each once however often it is asked.
+
+    A run without a status was under way or never begun: `stopped`.
+    """
+    runs = dict(_runs(plan, store))
+    done = {name: status for name, status in runs.items() if status["status"] == "done"}
+    keys = list(plan.dimensions)
+    tables = {
+        name: [_table(store, f"runs/{run}/{name}.parquet", status) for run, status in done.items()]
+        for name in ("rows", "calibration")
+    }
+    profiles = [_profiles(store, run, status) for run, status in done.items()]
+    for key, (values, played) in _baselines(plan, store, list(done.values())).items():
+        tables["rows"].append(_labelled(played, "", values))
+        rates = _read(store, f"baselines/{key}.profiles.parquet")
+        if rates is not None:
+            profiles.append(_labelled(rates, "", values))
+    whole = {name: _together(parts, keys) for name, parts in tables.items()}
+    whole["profiles"] = _together(profiles, keys) if sum(map(len, profiles)) <= _MOST_PROFILE_ROWS else pd.DataFrame()
+    whole["progress"] = _together([_progress(store, run, status) for run, status in runs.items()], keys)
+    whole["trials"] = _together([_line(status) for status in runs.values()], keys)
+    for name, table in whole.items():
+        store.write(f"{name}.parquet", to_parquet(table))
+    return Outcome(whole["trials"], len(whole["rows"]))
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """A table as the content of a Parquet file."""
+    file = io.BytesIO()
+    table.to_parquet(file, index=False)
+    return file.getvalue()
+
+
+def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each run of the sweep with its status, in the order of the plan (or by name, where a search found them)."""
+    if plan.sweep.is_planned and plan.sweep.tune.scheduler != "pbt":
+        for setting in plan.settings:
+            for seed in plan.sweep.seeds:
+                name = setting.run_name(seed)
+                begun = {
+                    "trial": setting.trial,
+                    "method": setting.experiment.name,
+                    "seed": seed,
+                    "values": setting.values,
+                }
+                yield name, read_status(store, name) or {**begun, "status": "stopped"}
+        return
+    for name in store.names("runs"):
+        if (status := read_status(store, name)) is not None:
+            yield name, status
+
+
+def _read(store: Store, name: str) -> pd.DataFrame | None:
+    content = store.read(name)
+    return None if content is None else pd.read_parquet(io.BytesIO(content))
+
+
+def _table(store: Store, name: str, status: dict[str, Any]) -> pd.DataFrame:
+    table = _read(store, name)
+    return pd.DataFrame() if table is None else _labelled(table, status["trial"], status["values"])
+
+
+def _profiles(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
+    """Profiles at the largest K only: that is what is drawn."""
+    table = _table(store, f"runs/{run}/profiles.parquet", status)
+    return table[table["k"] == table["k"].max()] if len(table) else table
+
+
+def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
+    content = store.read(f"runs/{run}/progress.jsonl")
+    lines = (content or b"").decode().split("\n")[:-1]
+    table = pd.DataFrame([json.loads(line) for line in lines])
+    if table.empty:
+        return table
+    return _labelled(table.assign(method=status["method"], seed=status["seed"]), status["trial"], status["values"])
+
+
+def _line(status: dict[str, Any]) -> pd.DataFrame:
+    shown = ("method", "seed", "status", "error", "env_steps", "wall_s", "cpu_s", "hostname")
+    metrics = {
+        key: value for key, value in status.get("metrics", {}).items() if key.startswith(("score/", "validation/"))
+    }
+    line = pd.DataFrame([{key: status.get(key) for key in shown} | metrics])
+    return _labelled(line, status["trial"], status["values"])
+
+
+def _baselines(plan: Plan, store: Store, done: Sequence[dict[str, Any]]) -> dict[str, tuple[Values, pd.DataFrame]]:
+    """Rows of fixed rules and oracles: each game once, with the searched values that all its settings share."""
+    shared: dict[str, Values] = {}
+    for values, method in {(tuple(s["values"].items()), s["method"]) for s in done}:
+        setting = next(
+            (s for s in plan.settings if (tuple(s.values.items()), s.experiment.name) == (values, method)), None
+        )
+        setting = setting or plan.setting(dict(values))
+        for condition, experiment, _ in plan.scored_in(setting):
+            key = plan.game_key(condition, experiment)
+            known = shared.setdefault(key, dict(values))
+            shared[key] = {name: label for name, label in known.items() if dict(values).get(name) == label}
+    found = {key: (values, _read(store, f"baselines/{key}.rows.parquet")) for key, values in sorted(shared.items())}
+    return {key: (values, rows) for key, (values, rows) in found.items() if rows is not None}
+
+
+def _labelled(table: pd.DataFrame, trial: str, values: Values) -> pd.DataFrame:
+    return table.assign(trial=trial, **{f"{SETTING}{key}": label for key, label in values.items()})
+
+
+def _together(parts: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
+    """One table; searched settings become numbers where all their labels are."""
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return pd.DataFrame()
+    table = pd.concat(filled, ignore_index=True)
+    for column in (f"{SETTING}{key}" for key in keys):
+        if column not in table:
+            continue
+        numbers = {label: typed(label) for label in table[column].dropna().unique()}
+        if all(isinstance(number, int | float) for number in numbers.values()):
+            table[column] = table[column].map(numbers).astype(np.float64)
+    return table

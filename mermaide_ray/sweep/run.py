@@ -1,0 +1,256 @@
+"""One training run of a sweep, from its settings to its rows: trained in the store, scored in every condition.
+
+A run's outcome is a pure function of its settings, and the store remembers it. So a sweep that is started again asks
+every run again: a finished one answers at once from `status.json`, one that was under way tells its milestones again
+and goes on from its checkpoint, and nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.errors import InputError
+from mermaide_ray.evaluation import Evaluation, Results
+from mermaide_ray.kshot import Table
+from mermaide_ray.metrics import MOST_SCALARS, SCALARS
+from mermaide_ray.report.figures import write_figures
+from mermaide_ray.report.statistics import interquartile_mean
+from mermaide_ray.report.table import SCORE
+from mermaide_ray.session import Session, checkpoint_seconds
+from mermaide_ray.storage import RunDirectory, whole_file
+from mermaide_ray.sweep.plan import Plan, Setting, budget_of
+from mermaide_ray.sweep.results import STATUS, TABLES, read_status, to_parquet
+from mermaide_ray.sweep.store import Store
+from mermaide_ray.training import contender_from
+
+CLOCK = "clock.json"
+# Drawing takes seconds per run: in a larger sweep nobody looks at every run's figures, and the report has them.
+MOST_RUNS_WITH_FIGURES = 50
+# A killed sweep's processes may outlive it by seconds, and hold their runs.
+_WAIT_FOR_LOCK = 60.0
+
+Told = dict[str, float]
+
+
+class SweepRun:
+    """A run, told and gone on with from milestone to milestone.
+
+    Args:
+        plan: The sweep's.
+        setting: What is trained.
+        seed: Training seed.
+        store: The sweep's.
+        changed: Whether the settings may differ from those of its checkpoint (population based training).
+    """
+
+    def __init__(self, plan: Plan, setting: Setting, seed: int, store: Store, changed: bool = False) -> None:
+        self._plan, self._setting, self.seed, self._store, self._changed = plan, setting, seed, store, changed
+        self.name = setting.run_name(seed)
+        self._folder = f"runs/{self.name}"
+        self._experiment = setting.with_seed(seed)
+        self._held = ExitStack()
+        self._session: Session | None = None
+        self._told_before: list[Told] = []
+        self._clock = {"wall_s": 0.0, "cpu_s": 0.0}
+        status = read_status(store, self.name)
+        self._outcome: Told | None = status["metrics"] if status and status["status"] == "done" else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its rows are in the store."""
+        return self._outcome is not None
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps done."""
+        if self._outcome is not None:
+            return int(self._outcome["throughput/env_steps"])
+        return 0 if self._session is None else self._session.env_steps
+
+    def advance(self) -> Told:
+        """Goes on to the next milestone and returns its metrics; scores the run where that is its last."""
+        if self._outcome is not None:
+            return self._outcome
+        wall, cpu = time.monotonic(), time.process_time()
+        session = self._open()
+        if self._told_before:
+            told = self._told_before.pop(0)
+        else:
+            told = session.iterate()
+            while not session.is_milestone(session.iteration):
+                if session.saved_at == session.iteration:
+                    self._keep()
+                told = session.iterate()
+            session.save()
+        self._clock["wall_s"] += time.monotonic() - wall
+        self._clock["cpu_s"] += time.process_time() - cpu
+        self._keep()
+        stop = self._plan.sweep.tune.stop
+        good_enough = any(told.get(metric, float("-inf")) >= value for metric, value in stop.items())
+        if not self._told_before and (session.is_done or good_enough):
+            self._finish(session, told)
+        return told
+
+    def fail(self, error: Exception) -> str:
+        """Puts the failure on record, with settings and traceback; returns one line."""
+        self.close()
+        line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        trace = "".join(traceback.format_exception(error))
+        report = f"{self.name}: {line}\n\n{trace}\n{explained_yaml(self._experiment)}"
+        self._store.write(f"failures/{self.name}.txt", report.encode())
+        self._write_status("failed", {}, line)
+        return line
+
+    def close(self) -> None:
+        """Frees what it holds; it can be gone on with."""
+        self._session = None
+        self._held.close()
+
+    def save_to(self, folder: Path) -> None:
+        """Copies what the run would go on from."""
+        run = self._open().run
+        latest = run.latest_checkpoint()
+        assert latest is not None, "every milestone is saved"
+        shutil.copytree(latest, folder / latest.name)
+        shutil.copy(run.progress, folder)
+
+    def load_from(self, folder: Path) -> None:
+        """Goes on from a copy that `save_to` made of any run of the same architecture, with this run's settings."""
+        self.close()
+        local = self._store.open_run(self._folder)
+        shutil.rmtree(local, ignore_errors=True)
+        run = RunDirectory.create(local, self._experiment, self._origin())
+        for checkpoint in folder.glob("iteration_*"):
+            shutil.copytree(checkpoint, run.checkpoints / checkpoint.name)
+        shutil.copy(folder / run.progress.name, run.progress)
+        self._store.keep_run(self._folder, local)
+        self._store.close_run(local)
+        self._told_before = []
+
+    def _open(self) -> Session:
+        if self._session is not None:
+            return self._session
+        local = self._store.open_run(self._folder)
+        self._held.callback(self._store.close_run, local)
+        if (local / "config.yaml").is_file():
+            run = RunDirectory.open(local)
+            if run.experiment() != self._experiment and not self._changed:
+                raise InputError(
+                    f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others"
+                )
+        else:
+            shutil.rmtree(local, ignore_errors=True)  # what a kill left before the first file was whole
+            run = RunDirectory.create(local, self._experiment, self._origin())
+        self._hold(run)
+        if (local / CLOCK).is_file():
+            self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
+        self._session = self._held.enter_context(
+            Session(run, checkpoint_seconds(), board=run.path, swept=self._swept(), changed=self._changed)
+        )
+        session = self._session
+        self._told_before = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
+        return session
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the sweep was started: a worker knows no command, and its own arguments are Ray's."""
+        origin: dict[str, Any] = json.loads(self._store.read("provenance.json") or b"{}")
+        return origin
+
+    def _hold(self, run: RunDirectory) -> None:
+        """Keeps others from the run. The last holder may be a process that is still dying."""
+        until = time.monotonic() + _WAIT_FOR_LOCK
+        while True:
+            try:
+                self._held.enter_context(run.alone())
+                return
+            except InputError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+
+    def _keep(self) -> None:
+        if self._session is not None:
+            local = self._session.run.path
+            with whole_file(local / CLOCK) as file:
+                file.write_text(json.dumps(self._clock), encoding="utf-8")
+            self._store.keep_run(self._folder, local)
+
+    def _swept(self) -> dict[str, Any]:
+        """What tells this run from the others of the sweep."""
+        return {"method": self._experiment.name, **self._setting.values, "seed": self.seed}
+
+    def _finish(self, session: Session, told: Told) -> None:
+        """Scores the run and makes its files the store's, the status last."""
+        session.export()
+        run = session.run
+        results = self._score(run)
+        for name in TABLES:
+            with whole_file(run.path / f"{name}.parquet") as file:
+                getattr(results, name).to_parquet(file, index=False)
+        scores = _scores(results.rows)
+        shown = dict(list(scores.items())[: MOST_SCALARS - len(SCALARS)])
+        figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
+        session.board.finish(self._swept(), shown, figures, session.env_steps)
+        outcome = {**told, **scores, "throughput/env_steps": float(session.env_steps)}
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        self._store.finish_run(self._folder, run.path)
+        self._write_status("done", outcome, None)
+        self._store.delete(f"failures/{self.name}.txt")
+        self._outcome = outcome
+        self.close()
+
+    def _score(self, run: RunDirectory) -> Results:
+        """Rows of the run in every condition; those of the fixed rules too, where nobody has made them yet."""
+        contender, _ = contender_from(run.principal)
+        parts = []
+        for condition, experiment, ks in self._plan.scored_in(self._setting):
+            evaluation = Evaluation(experiment, self._plan.split(condition), condition=condition)
+            table = Table(experiment.environment, contender.table.method)
+            parts.append(evaluation.contender(replace(contender, table=table), ks))
+            self._score_baselines(evaluation, self._plan.game_key(condition, experiment))
+        return Results.together(parts)
+
+    def _score_baselines(self, evaluation: Evaluation, key: str) -> None:
+        names = self._plan.baselines
+        if not names or f"{key}.rows.parquet" in self._store.names("baselines"):
+            return
+        results = Results.together([evaluation.baseline(name) for name in names])
+        # Rows last: they say that all is there.
+        self._store.write(f"baselines/{key}.profiles.parquet", to_parquet(results.profiles))
+        self._store.write(f"baselines/{key}.rows.parquet", to_parquet(results.rows))
+
+    def _write_status(self, status: str, metrics: Told, error: str | None) -> None:
+        told = {
+            "trial": self._setting.trial,
+            "method": self._experiment.name,
+            "seed": self.seed,
+            "values": self._setting.values,
+            "status": status,
+            "error": error,
+            "env_steps": int(metrics.get("throughput/env_steps", 0)),
+            "budget": budget_of(self._experiment),
+            **self._clock,
+            "hostname": platform.node(),
+            "metrics": metrics,
+        }
+        self._store.write(f"{self._folder}/{STATUS}", json.dumps(told, indent=1).encode())
+
+
+def _scores(rows: pd.DataFrame) -> Told:
+    """Normalised score (interquartile mean over tasks) by condition and K, as flat metrics."""
+    scored = rows.dropna(subset=SCORE)
+    return {
+        f"score/{condition}_k{k}": interquartile_mean(of_one[SCORE].to_numpy()[None])
+        for (condition, k), of_one in scored.groupby(["condition", "k"], sort=False)
+    }

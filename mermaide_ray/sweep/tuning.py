@@ -1,0 +1,334 @@
+"""A sweep under Ray Tune: what a trial is, and how trials are scheduled, searched, stopped. The only importer of Tune.
+
+Importing this module also makes the algorithm known to Tune by name:
+
+    >>> import mermaide_ray.sweep.tuning  # doctest: +SKIP
+    >>> tuner = tune.Tuner("MERMAIDE", param_space=MermaideConfig().training(meta_lr=tune.grid_search([1e-3, 3e-3])))
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from mermaide_ray.algorithm import Mermaide
+from mermaide_ray.noise import generator
+from mermaide_ray.sweep.file import Dimension, label_of, read_sweep
+from mermaide_ray.sweep.panel import Panel
+from mermaide_ray.sweep.plan import Plan, Trial, budget_of
+from mermaide_ray.sweep.results import read_status
+from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.store import Store, below
+
+NAME = "MERMAIDE"
+TUNE_FOLDER = "tune"
+# What a failed trial reports to search and scheduler: worse than any score, and finite, which both need.
+WORST = -1e6
+# Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
+SPENT = "budget_spent"
+_MEMBERS_CHECKPOINTS = 3
+
+tune.register_trainable(NAME, Mermaide)
+
+
+class SweepTrial(tune.Trainable):
+    """One setting with some training seeds, each step to the next milestone of all of them.
+
+    `config`: `root` (the sweep's folder), `path` (where the driver finds modules) and either `trial` (a planned one) or
+    `drawn` (what Tune draws: dotted key to number or label), and `member` under population based training.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """See base."""
+        torch.set_num_threads(1)
+        for name in ("ray", "ray.rllib", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        sys.path += [place for place in config["path"] if place not in sys.path]
+        self._store = Store(config["root"])
+        self._plan = plan_of(self._store)
+        self._breeds = self._plan.sweep.tune.scheduler == "pbt"
+        self._trial = trial_of(self._plan, config)
+        self._runs = [
+            SweepRun(self._plan, self._trial.setting, seed, self._store, changed=self._breeds)
+            for seed in self._trial.seeds
+        ]
+
+    def step(self) -> dict[str, Any]:
+        """Every run on to its next milestone. A run that fails ends the trial: trying again would fail again."""
+        told = []
+        for run in self._runs:
+            try:
+                told.append(run.advance())
+            except Exception as error:
+                # Not raised: Tune would take it for a crash, and start the trial again and again.
+                failed = {"failed": run.fail(error), self._plan.metric: WORST, "done": True}
+                return {**failed, SPENT: 1.0, "env_steps": sum(run.env_steps for run in self._runs)}
+        env_steps = sum(run.env_steps for run in self._runs)
+        shared = [key for key in told[0] if all(key in part for part in told)]
+        return {
+            **{key: float(np.mean([part[key] for part in told])) for key in shared},
+            self._plan.metric: float(np.mean([part.get(self._plan.metric, WORST) for part in told])),
+            "env_steps": env_steps,
+            SPENT: min(1.0, env_steps / (budget_of(self._trial.setting.experiment) * len(self._runs))),
+            "done": all(run.is_done for run in self._runs),
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For population based training: what another member may go on from."""
+        for run in self._runs:
+            run.save_to(Path(checkpoint_dir) / str(run.seed))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Goes on from another member's weights with settings of its own."""
+        for run in self._runs:
+            run.load_from(Path(checkpoint) / str(run.seed))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serves another trial: starting a process takes longer than many a trial."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """See base."""
+        for run in self._runs:
+            run.close()
+
+
+class _Watch(tune.Callback):
+    """Tells the panel what happens to trials. Tune pickles callbacks, so it holds nothing itself."""
+
+    panel: ClassVar[Panel]
+    plan: ClassVar[Plan]
+
+    def _name(self, trial: Any) -> str:
+        return trial_of(self.plan, trial.config).name
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        self.panel.started(self._name(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See base."""
+        self.panel.told(self._name(trial), result["env_steps"], result.get(self.plan.metric), result.get("failed"))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        self.panel.ended(self._name(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        self.panel.died(self._name(trial))
+
+
+class _Budget(tune.Stopper):
+    """Ends the sweep when its environment steps are spent."""
+
+    def __init__(self, env_steps: int) -> None:
+        self._budget = env_steps
+        self._spent: dict[str, int] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """See base."""
+        self._spent[trial_id] = int(result["env_steps"])
+        return self.stop_all()
+
+    def stop_all(self) -> bool:
+        """See base."""
+        return sum(self._spent.values()) >= self._budget
+
+
+def fit(plan: Plan, store: Store, panel: Panel) -> None:
+    """Runs every trial that the plan asks for and the store does not know. Ray must be up.
+
+    A planned sweep starts afresh each time: its runs know what they have done. What Tune draws goes on from the runs
+    that are finished (Optuna) or from Tune's own state (population based training).
+    """
+    _Watch.panel, _Watch.plan = panel, plan
+    # The panel tells what Tune would print; its loggers would write TensorBoard events of their own.
+    os.environ |= {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    }
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tuning = plan.sweep.tune
+    run_config = tune.RunConfig(
+        name=TUNE_FOLDER,
+        storage_path=_root(store),
+        callbacks=[_Watch()],
+        stop=_Budget(tuning.env_steps) if tuning.env_steps else None,
+        failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
+        checkpoint_config=tune.CheckpointConfig(
+            checkpoint_frequency=int(tuning.scheduler == "pbt"),
+            checkpoint_at_end=False,
+            num_to_keep=_MEMBERS_CHECKPOINTS,
+        ),
+        verbose=0,
+    )
+    tuner: tune.Tuner | None = None
+    trainable = tune.with_resources(SweepTrial, _resources(plan))
+    if tuning.scheduler == "pbt":
+        tuner = _restored(store, trainable)
+    if tuner is None:
+        store.delete(TUNE_FOLDER)
+        tuner = _fresh(plan, store, trainable, run_config)
+    if tuner is not None:
+        tuner.fit()
+
+
+def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
+    """A tuner from the start, or None where nothing is left to do."""
+    tuning = plan.sweep.tune
+    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
+    search, scheduler, samples = None, _scheduler(plan), 1
+    if not plan.sweep.is_planned:
+        search, samples = _optuna(plan, store)
+        if not samples:
+            return None
+    elif tuning.scheduler == "pbt":
+        drawn = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
+        space |= {"member": tune.grid_search(list(range(tuning.samples))), "drawn": drawn}
+        search = BasicVariantGenerator(random_state=tuning.seed)
+    else:
+        trials = [
+            {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
+            for trial in plan.trials
+        ]
+        space["trial"] = tune.grid_search(trials)
+    config = tune.TuneConfig(
+        search_alg=search,
+        scheduler=scheduler,
+        num_samples=samples,
+        metric=None if scheduler is None and search is None else plan.metric,
+        mode=None if scheduler is None and search is None else "max",
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )
+    return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
+
+
+def _root(store: Store) -> str:
+    """The store as any node finds it."""
+    return str(store.path) if store.is_folder else store.root
+
+
+def _restored(store: Store, trainable: Any) -> tune.Tuner | None:
+    """The tuner of an interrupted sweep, as far as Tune has kept it."""
+    path = below(_root(store), TUNE_FOLDER)
+    if not tune.Tuner.can_restore(path):
+        return None
+    return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+
+
+def _scheduler(plan: Plan) -> TrialScheduler | None:
+    tuning = plan.sweep.tune
+    if tuning.scheduler == "asha":
+        # Metric and mode are TuneConfig's.
+        return ASHAScheduler(
+            time_attr=SPENT, max_t=1.0, grace_period=tuning.asha.grace, reduction_factor=tuning.asha.reduction_factor
+        )
+    if tuning.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr=SPENT,
+            perturbation_interval=tuning.pbt.interval,
+            quantile_fraction=tuning.pbt.quantile,
+            hyperparam_mutations={"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
+            custom_explore_fn=partial(_within_bounds, plan.dimensions),
+            log_config=False,
+        )
+    return None
+
+
+def _within_bounds(dimensions: Mapping[str, Dimension], config: dict[str, Any]) -> dict[str, Any]:
+    """Perturbed settings, brought back to where they are defined: Tune multiplies by 0.8 or 1.2 whatever comes out."""
+    for key, dimension in dimensions.items():
+        if dimension.bounds is not None:
+            low, high = dimension.bounds
+            config["drawn"][key] = min(max(config["drawn"][key], low), high)
+    return config
+
+
+def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
+    """The searcher, told of all finished runs, and how many samples are left."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tuning, metric = plan.sweep.tune, plan.metric
+    scores: dict[str, list[float]] = {}
+    values: dict[str, dict[str, str]] = {}
+    for name in store.names("runs"):
+        status = read_status(store, name)
+        if status is None or status["status"] != "done":
+            continue
+        scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
+        values[status["trial"]] = status["values"]
+    known = [trial for trial, found in scores.items() if len(found) == len(plan.sweep.seeds)]
+    # Seeded by what is known: a sampler that starts over would draw the same again.
+    dice = generator(tuning.seed, "train", "sweep/optuna", 0, len(known))
+    search = OptunaSearch(
+        {"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
+        metric=metric,
+        mode="max",
+        seed=int(dice.integers(2**31)),
+    )
+    for trial in known:
+        point = {f"drawn/{key}": plan.drawn_value(key, label) for key, label in values[trial].items()}
+        search.add_evaluated_point(point, float(np.mean(scores[trial])))
+    return search, max(0, tuning.samples - len(known))
+
+
+def _domain(dimension: Dimension) -> Any:
+    """A drawn dimension as Tune's. Alternatives go by their labels."""
+    if dimension.alternatives is not None:
+        return tune.choice(list(dimension.alternatives))
+    if dimension.randint is not None:
+        return tune.randint(dimension.randint[0], dimension.randint[1] + 1)
+    if dimension.loguniform is not None:
+        return tune.loguniform(*dimension.loguniform)
+    assert dimension.uniform is not None
+    return tune.uniform(*dimension.uniform)
+
+
+def _resources(plan: Plan) -> tune.PlacementGroupFactory:
+    """A trial's own process, and beside it the runners and learners that its settings ask for."""
+    own: dict[str, float] = {"CPU": plan.sweep.resources.cpus}
+    if plan.sweep.resources.gpus:
+        own["GPU"] = plan.sweep.resources.gpus
+    return tune.PlacementGroupFactory([own, *({"CPU": 1.0} for _ in range(plan.num_workers))])
+
+
+def trial_of(plan: Plan, config: Mapping[str, Any]) -> Trial:
+    """The trial that a configuration of Tune's means."""
+    if "trial" in config:
+        planned = config["trial"]
+        return Trial(plan.setting(planned["values"], planned["method"]), tuple(planned["seeds"]))
+    labels = {key: label_of(value) for key, value in config["drawn"].items()}
+    setting = plan.setting(labels)
+    if "member" in config:
+        setting = replace(setting, trial=f"member={config['member']}")
+    return Trial(setting, plan.sweep.seeds)
+
+
+def plan_of(store: Store) -> Plan:
+    """The plan of the sweep in a store."""
+    content = store.read("sweep.yaml")
+    assert content is not None, "the driver writes it first"
+    where = store.uri("sweep.yaml")
+    return Plan(read_sweep(content.decode(), where), where)
