@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import yaml
+import pyarrow.parquet as pq
 
+from mermaide_ray.config_file import read_yaml
 from mermaide_ray.errors import InputError
 
 STEPS = "throughput/env_steps"
@@ -41,8 +43,22 @@ def read_progress(path: Path) -> pd.DataFrame:
     return frame.drop_duplicates(STEPS, keep="last").sort_values(STEPS, ignore_index=True)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    optional: Callable[[str], bool] = lambda column: False,
+    where: Sequence[tuple[str, str, Any]] | None = None,
+    categorical: bool = False,
+) -> pd.DataFrame | None:
     """Some columns of a Parquet file; None where there is no such file, or nothing in it (no world model, say).
+
+    Args:
+        path: The file.
+        columns: Columns that it must have.
+        optional: Which further columns are wanted, where there are any.
+        where: Which rows, as pyarrow's filters: [(column, operator, value), …], all of which must hold.
+        categorical: Text as categories: a tenth of the memory in millions of rows.
 
     Raises:
         InputError: The file is no Parquet, or lacks one of the columns.
@@ -50,41 +66,48 @@ def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        frame = pd.read_parquet(path)
+        found = pq.read_metadata(path)
+        names = found.schema.to_arrow_schema().names
+        missing = [column for column in columns if column not in names]
+        if found.num_rows == 0:
+            return None
+        if not missing:
+            wanted = [*columns, *(name for name in names if name not in columns and optional(name))]
+            table = pq.read_table(path, columns=wanted, filters=where)
+            frame: pd.DataFrame = table.to_pandas(strings_to_categorical=categorical, self_destruct=True)
+            return frame[wanted] if len(frame) else None
     # pyarrow raises its own errors, OSError and ValueError among their bases, for every kind of damage.
     except (OSError, ValueError) as error:
         raise InputError(f"{path} must be a readable Parquet file, got: {' '.join(str(error).split())}") from None
-    if frame.empty:
-        return None
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise InputError(f"{path} must have the columns {', '.join(columns)}, got none named {', '.join(missing)}")
-    return frame[list(columns)]
+    raise InputError(f"{path} must have the columns {', '.join(columns)}, got none named {', '.join(missing)}")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that a run or a sweep left; empty where there is no such file."""
+    return read_yaml(path) if path.is_file() else {}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What provenance.json tells; empty where there is none."""
+    provenance = folder / "provenance.json"
+    if not provenance.is_file():
+        return {}
+    try:
+        told = json.loads(_text(provenance))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{provenance} must be JSON, got: {error}") from None
+    return told if isinstance(told, dict) else {}
 
 
 def method_name(run_dir: Path) -> str:
     """The method's name: `name` of config.yaml, else the directory's own."""
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        return run_dir.resolve().name
-    try:
-        settings = yaml.safe_load(_text(config))
-    except yaml.YAMLError as error:
-        raise InputError(f"{config} must be YAML, got: {' '.join(str(error).split())}") from None
-    name = settings.get("name") if isinstance(settings, dict) else None
+    name = read_settings(run_dir / "config.yaml").get("name")
     return str(name) if name else run_dir.resolve().name
 
 
 def commit_of(run_dir: Path) -> str | None:
     """The commit that a run was made with, as provenance.json tells it."""
-    provenance = run_dir / "provenance.json"
-    if not provenance.is_file():
-        return None
-    try:
-        told = json.loads(_text(provenance))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{provenance} must be JSON, got: {error}") from None
-    commit = told.get("commit") if isinstance(told, dict) else None
+    commit = read_provenance(run_dir).get("commit")
     return str(commit) if commit else None
 
 

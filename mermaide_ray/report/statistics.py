@@ -187,6 +187,61 @@ def paired_difference(
     return bootstrap_interval(x - y, seed=seed, trim=trim, resamples=resamples, level=level)
 
 
+def unpaired_difference(
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    seed: int,
+    trim: float = QUARTILE,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Aggregate of X minus aggregate of Y, for scores on different tasks; seeds and tasks of either are drawn alone.
+
+    Args:
+        one: float [S, T], scores X.
+        other: float [S', T'], scores Y.
+        seed: Seed of the resampling.
+        trim: Share cut off at each end, of X and of Y.
+        resamples: Number of resamples.
+        level: Coverage aimed at.
+    """
+    x, y = _checked(one), _checked(other)
+    of_x, of_y = (_trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix) for matrix in (x, y))
+    draws = _resample(np.random.default_rng(seed), resamples, (*x.shape, *y.shape), max(x.size, y.size))
+    estimates = [of_x(seeds, tasks) - of_y(others, drawn) for seeds, tasks, others, drawn in draws]
+    return _interval(trimmed_mean(x, trim) - trimmed_mean(y, trim), estimates, level)
+
+
+def performance_profile(
+    scores: ArrayLike, thresholds: ArrayLike, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[Array, Array, Array]:
+    """Share of runs x tasks that score above each threshold, with pointwise intervals as in `bootstrap_interval`.
+
+    Source: [1], section 4.2 (score distributions).
+
+    Args:
+        scores: float [S, T].
+        thresholds: float [N], tau.
+        seed: Seed of the resampling.
+        resamples: Number of resamples.
+        level: Coverage aimed at.
+
+    Returns:
+        Share, lower and upper end, float [N] each.
+    """
+    matrix = _checked(scores)
+    above = (matrix[:, :, None] > np.asarray(thresholds, dtype=np.float64)).astype(np.float64)
+    flat = above.reshape(len(matrix), -1)
+    draws = _resample(np.random.default_rng(seed), resamples, matrix.shape, above[0].size)
+    estimates = [
+        np.einsum("rtn,rt->rn", (seeds @ flat).reshape(len(seeds), *above.shape[1:]), tasks) / matrix.size
+        for seeds, tasks in draws
+    ]
+    low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return above.mean(axis=(0, 1)), low, high
+
+
 def _mean_estimate(matrix: Array) -> Estimate:
     """Mean of resamples, from how often each seed, float [R, S], and task, float [R, T], was drawn."""
 

@@ -1,0 +1,198 @@
+"""Scores by cell: (method, setting, condition, K) -> training seeds x tasks. Sorted once; a cell is then a slice.
+
+Sweeps leave hundreds of thousands of rows, and every table, figure and diagnostic asks for the same few matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.statistics import Interval, bootstrap_interval
+from mermaide_ray.report.table import SCORE
+
+# Two directories that ran the same game on other machines may differ in the last digits of a float32.
+DIGITS = 3
+
+
+class Cell(NamedTuple):
+    """What the seeds x tasks of one matrix have in common."""
+
+    method: str
+    setting: str
+    condition: str
+    k: int
+
+
+class Cells:
+    """The matrices of a study.
+
+    A fixed rule plays each distinct game once, whatever else a sweep searched. `find` looks it up by the game that a
+    setting plays, which the returns of the two bounds identify.
+
+    Args:
+        rows: Columns method, setting, condition, k, seed, family, task, and measures.
+        resamples: Bootstrap resamples of `interval`.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        InputError: Two rows have the same method, setting, condition, K, seed and task.
+    """
+
+    def __init__(self, rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> None:
+        self._resamples, self._seed = resamples, seed
+        labels = {name: rows[name].astype("category") for name in ("method", "setting", "condition", "family")}
+        codes = {name: column.cat.codes.to_numpy().astype(np.int64) for name, column in labels.items()}
+        categories = {name: [str(value) for value in column.cat.categories] for name, column in labels.items()}
+        k, seeds, task = (rows[name].to_numpy(np.int64) for name in ("k", "seed", "task"))
+        # One number per task of a condition, the same for all methods and settings.
+        tasks = (codes["condition"] * len(categories["family"]) + codes["family"]) * (task.max() + 1) + task
+        cell_of = (codes["method"] * len(categories["setting"]) + codes["setting"]) * len(categories["condition"])
+        cell_of = (cell_of + codes["condition"]) * (k.max() + 1) + k
+        order = np.lexsort((tasks, seeds, cell_of))
+        self._rows, self._seeds, self._tasks = rows, seeds[order], tasks[order]
+        self._order, self._values = order, dict[str, NDArray[np.float32]]()
+        cells = cell_of[order]
+        same = (np.diff(cells) == 0) & (np.diff(self._seeds) == 0) & (np.diff(self._tasks) == 0)
+        if same.any():
+            twice = rows.iloc[order[int(np.argmax(same))]]
+            raise InputError(
+                "rows must be one per method, setting, condition, K, training seed and task, but "
+                f"{twice['method']} (seed {twice['seed']}, K = {twice['k']}, {twice['condition']}, "
+                f"setting {twice['setting']!r}) has task {twice['task']} of {twice['family']} twice"
+            )
+        starts = np.flatnonzero(np.r_[True, np.diff(cells) != 0])
+        stops = np.r_[starts[1:], len(cells)]
+        self._slices = {
+            Cell(
+                categories["method"][codes["method"][row]],
+                categories["setting"][codes["setting"][row]],
+                categories["condition"][codes["condition"][row]],
+                int(k[row]),
+            ): slice(start, stop)
+            for row, start, stop in zip(order[starts], starts, stops, strict=True)
+        }
+        self._matrices: dict[Hashable, pd.DataFrame] = {}
+        self._intervals: dict[Hashable, Interval] = {}
+        self._games: dict[tuple[str, str], bytes] = {}
+        self._played: dict[tuple[str, str, int, bytes], Cell] = {}
+        for cell in self._slices:
+            game = self._game(cell)
+            self._games.setdefault((cell.setting, cell.condition), game)
+            self._played.setdefault((cell.method, cell.condition, cell.k, game), cell)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self._slices)
+
+    @property
+    def measures(self) -> set[str]:
+        """Measures that there are."""
+        return set(self._rows.columns)
+
+    def ks(self, method: str) -> list[int]:
+        """The K at which a method is scored."""
+        return sorted({cell.k for cell in self._slices if cell.method == method})
+
+    def find(self, method: str, setting: str, condition: str, k: int) -> Cell | None:
+        """The method's cell in this setting, or the one where it played the same game."""
+        cell = Cell(method, setting, condition, k)
+        if cell in self._slices:
+            return cell
+        game = self._games.get((setting, condition))
+        return None if game is None else self._played.get((method, condition, k, game))
+
+    def seeds(self, cell: Cell) -> list[int]:
+        """Training seeds of a cell."""
+        return [int(seed) for seed in np.unique(self._seeds[self._slices[cell]])]
+
+    def matrix(self, cell: Cell, measure: str = SCORE) -> pd.DataFrame:
+        """Values [S, T] of one cell, seeds as index, tasks as columns; only seeds that have all tasks of the cell.
+
+        Tasks without any value (no normalised score where the oracle gains nothing) are left out.
+        """
+        key = (cell, measure)
+        if key not in self._matrices:
+            chosen = self._slices[cell]
+            seeds, tasks = self._seeds[chosen], self._tasks[chosen]
+            values = self._column(measure)[chosen]
+            names, counts = np.unique(seeds, return_counts=True)
+            wide = tasks.reshape(len(names), -1) if (counts == counts[0]).all() else None
+            if wide is not None and (wide == wide[0]).all():
+                matrix = pd.DataFrame(values.reshape(wide.shape), index=names, columns=wide[0], dtype=np.float64)
+            else:
+                long = pd.DataFrame({"seed": seeds, "task": tasks, "value": values.astype(np.float64)})
+                matrix = long.pivot(index="seed", columns="task", values="value")
+                told = long.assign(value=1.0).pivot(index="seed", columns="task", values="value")
+                matrix = matrix[told.notna().all(axis=1)]
+            self._matrices[key] = matrix.dropna(axis=1, how="all")
+        return self._matrices[key]
+
+    def pooled(self, cells: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
+        """Values [S, T] of one method over several settings and conditions.
+
+        Tasks of several conditions stand side by side. Over settings a task's values are averaged, seed by seed, so
+        that each setting weighs the same and the same agent is not counted as several. Only seeds that have all of it
+        count; where settings have no seed in common, each training run is a seed of its own.
+        """
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for cell in dict.fromkeys(cells):
+            matrix = self.matrix(cell, measure)
+            if matrix.size:
+                parts.setdefault(cell.condition, []).append(matrix)
+        conditions = [_over_settings(matrices) for matrices in parts.values()]
+        if not conditions:
+            return pd.DataFrame()
+        return pd.concat(conditions, axis="columns").dropna(axis="index").sort_index(axis="columns")
+
+    def interval(self, cells: Sequence[Cell], measure: str, trim: float) -> Interval | None:
+        """Trimmed mean with its 95% interval over the seeds and tasks of `pooled`; None without any value."""
+        key = (tuple(cells), measure, trim)
+        if key not in self._intervals:
+            matrix = self.pooled(cells, measure)
+            if not matrix.size:
+                return None
+            self._intervals[key] = bootstrap_interval(
+                matrix.to_numpy(), seed=self._seed, trim=trim, resamples=self._resamples
+            )
+        return self._intervals[key]
+
+    def same_tasks(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
+        """Whether both sides met the same agents with the same luck, so that their scores may be paired."""
+        return {self._game(cell) for cell in one} == {self._game(cell) for cell in other}
+
+    def _column(self, measure: str) -> NDArray[np.float32]:
+        if measure not in self._values:
+            self._values[measure] = self._rows[measure].to_numpy(np.float32)[self._order]
+        return self._values[measure]
+
+    def _game(self, cell: Cell) -> bytes:
+        """What tells one game from another: its tasks, and what never intervening and the oracle get out of each."""
+        chosen = self._slices[cell]
+        first = slice(chosen.start, chosen.start + int((self._seeds[chosen] == self._seeds[chosen.start]).sum()))
+        found = [self._tasks[first].tobytes()]
+        for bound in ("never_return", "oracle_return"):
+            if bound in self._rows:
+                # Adding zero makes -0 a 0.
+                found.append((self._column(bound)[first].round(DIGITS) + 0).tobytes())
+        return b"".join(found)
+
+
+def _over_settings(matrices: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    if len(matrices) == 1:
+        return matrices[0]
+    stacked = pd.concat(matrices)
+    settings_of = stacked.index.value_counts()
+    whole = settings_of[settings_of == len(matrices)].index
+    if len(whole):
+        return stacked[stacked.index.isin(whole)].groupby(level=0).mean().dropna(axis="index")
+    every = stacked.dropna(axis="index")
+    return (
+        every.set_axis(pd.RangeIndex(len(every)), axis="index")
+        if settings_of.max() == 1
+        else every.groupby(level=0).mean()
+    )

@@ -1,0 +1,193 @@
+"""The report's tables: methods x conditions x K, scores by swept setting, the main method against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mermaide_ray.report.answer import Answer, Contrast
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.statistics import QUARTILE, Interval
+from mermaide_ray.report.study import Study, short, shown
+from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
+from mermaide_ray.report.tabular import Table
+
+# Longer tables are read by nobody; the rows hold everything.
+MOST_LINES = 40
+# A setting with more values than this was drawn at random: its values are not listed one by one.
+MOST_VALUES = 12
+MEANS = {
+    "return": ("return", "{:.1f}"),
+    "success_rate": ("success rate", "{:.2f}"),
+    "interventions": ("interventions", "{:.1f}"),
+    "cost": ("cost", "{:.1f}"),
+    "support_return": ("support return", "{:.1f}"),
+}
+NONE = "–"
+
+
+def score_tables(study: Study) -> list[Table]:
+    """One table per condition: every method at every K."""
+    return [_of_condition(study, condition) for condition in study.conditions]
+
+
+def setting_tables(study: Study) -> list[Table]:
+    """One table per swept setting, or the best ones where the values were drawn at random."""
+    listed = [key for key in study.dimensions if len(study.values_of(key)) <= MOST_VALUES]
+    tables = [_of_setting(study, key) for key in listed]
+    if len(study.dimensions) > len(listed) or len(listed) > 1:
+        tables.append(_best_settings(study))
+    return tables
+
+
+def contrast_table(answer: Answer) -> Table | None:
+    """The side that the claim is about against each of the others; None without any other."""
+    if not answer.contrasts:
+        return None
+    contrasts = [*answer.contrasts, *answer.by_condition]
+    rows = tuple(_contrast_line(contrast) for contrast in contrasts)
+    measure = answer.measure.replace("_", " ")
+    return Table(
+        "comparison",
+        f"{answer.name} against the others",
+        ("other", "condition", "difference [95%]", "P(improvement) [95%]", "seeds × tasks"),
+        rows[:MOST_LINES],
+        text=2,
+        caption=f"Difference in {measure}, paired by training seed and task where both sides met the same agents: "
+        "an interquartile mean of differences is not the difference of interquartile means. "
+        "P(improvement): that it does better on a random task." + _cut(len(rows)),
+        rules=frozenset({len(answer.contrasts)} if answer.by_condition else ()),
+    )
+
+
+def interval_text(interval: Interval | None, form: str = "{:.2f}") -> str:
+    """`0.93 [0.91, 0.95]`."""
+    if interval is None:
+        return NONE
+    return f"{form.format(interval.value)} [{form.format(interval.low)}, {form.format(interval.high)}]"
+
+
+def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str:
+    """`10 × 100`: training seeds x tasks behind a figure."""
+    matrix = study.cells.pooled(cells, measure)
+    return f"{len(matrix)} × {matrix.shape[1]}"
+
+
+def condition_title(condition: str) -> str:
+    """What a condition is called in headings."""
+    return SPLIT_TITLES.get(condition, condition)
+
+
+def best_settings(study: Study) -> list[str]:
+    """Settings of the main method by its score, best first, on a condition that is no test as far as there is one."""
+    condition = next(iter([name for name in study.conditions if name == "validation"] or study.conditions))
+    k = max(study.cells.ks(study.main))
+    means = {}
+    for setting in map(str, study.settings.index):
+        cell = study.cells.find(study.main, setting, condition, k)
+        matrix = study.cells.matrix(cell) if cell else None
+        if matrix is not None and matrix.size:
+            means[setting] = float(matrix.to_numpy().mean())
+    return sorted(means, key=lambda setting: -means[setting])
+
+
+def _of_condition(study: Study, condition: str) -> Table:
+    rows: list[tuple[str, ...]] = []
+    rules, before = set(), 0
+    for method in study.methods:
+        group = 2 * is_privileged(method) + (not study.is_trained(method))
+        if rows and group != before:
+            rules.add(len(rows))
+        before = group
+        for k in study.cells.ks(method):
+            cells = study.cells_of(method, k, [condition])
+            if cells:
+                rows.append((label(method), str(k), *_figures(study, cells)))
+    several = len(study.settings) > 1
+    over = f", over {len(study.settings)} settings" if several else ""
+    caption = (
+        "Score: normalised, 0 never intervening and 1 the privileged oracle; interquartile mean [95% bootstrap "
+        "interval over training seeds and tasks]. The other columns are means per episode."
+    )
+    if several:
+        caption += " A task's figures are averaged over the settings first."
+    return Table(
+        f"scores_{_file_name(condition)}",
+        f"Scores, {condition_title(condition)}{over}",
+        ("method", "K", "score [95%]", *(heading for heading, _ in MEANS.values()), "seeds × tasks"),
+        tuple(rows[:MOST_LINES]),
+        caption=caption + _cut(len(rows)),
+        rules=frozenset(rules),
+    )
+
+
+def _figures(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
+    yield interval_text(study.cells.interval(cells, SCORE, QUARTILE))
+    for measure, (_, form) in MEANS.items():
+        values = study.cells.pooled(cells, measure) if measure in study.cells.measures else None
+        yield NONE if values is None or not values.size else form.format(values.to_numpy().mean())
+    yield basis_text(study, cells, "return" if "return" in study.cells.measures else SCORE)
+
+
+def _of_setting(study: Study, key: str) -> Table:
+    rows: list[tuple[str, ...]] = []
+    rules = set()
+    methods = [method for method in study.methods if study.is_trained(method)]
+    for value in study.values_of(key):
+        settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
+        if rows:
+            rules.add(len(rows))
+        for method in methods:
+            k = max(study.cells.ks(method))
+            columns = [study.cells_of(method, k, [condition], settings) for condition in study.conditions]
+            if any(columns):
+                figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
+                most = max(columns, key=len)
+                rows.append((shown(value), label(method), str(k), *figures, basis_text(study, most)))
+    others = [short(other) for other in study.dimensions if other != key]
+    caption = "Normalised score at the largest K: interquartile mean [95% bootstrap interval]."
+    if others:
+        caption += f" Averaged over {', '.join(others)}."
+    return Table(
+        f"by_{_file_name(short(key))}",
+        f"Scores by {key}",
+        (short(key), "method", "K", *study.conditions, "seeds × tasks"),
+        tuple(rows[:MOST_LINES]),
+        text=2,
+        caption=caption + _cut(len(rows)),
+        rules=frozenset(rules),
+    )
+
+
+def _best_settings(study: Study) -> Table:
+    ranked, k = best_settings(study), max(study.cells.ks(study.main))
+    most = MOST_LINES // 2
+    rows = []
+    for setting in ranked[:most]:
+        columns = [study.cells_of(study.main, k, [condition], [setting]) for condition in study.conditions]
+        values = [shown(study.settings.loc[setting, key]) for key in study.dimensions]
+        figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
+        rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
+    chosen = "validation" if "validation" in study.conditions else study.conditions[0]
+    caption = f"{label(study.main)}, K = {k}; normalised score [95%], in the order of the score on {chosen}."
+    if len(ranked) > most:
+        caption += f" The best {most} of {len(ranked)} settings; rows.parquet holds all."
+    head = (*map(short, study.dimensions), *study.conditions, "seeds × tasks")
+    return Table("settings", "Settings, best first", head, tuple(rows), text=len(study.dimensions), caption=caption)
+
+
+def _contrast_line(contrast: Contrast) -> tuple[str, ...]:
+    return (
+        contrast.other,
+        " + ".join(contrast.conditions),
+        interval_text(contrast.difference, "{:+.3f}"),
+        interval_text(contrast.probability),
+        f"{contrast.seeds} × {contrast.tasks}",
+    )
+
+
+def _cut(lines: int) -> str:
+    return f" The first {MOST_LINES} of {lines} lines; rows.parquet holds all." if lines > MOST_LINES else ""
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in text)

@@ -1,0 +1,240 @@
+"""What one folder holds for a report: a sweep's files, or a single run's with the baselines trained beside it.
+
+Reads a sweep that is still running as well: what is missing then is said in `notes`, never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mermaide_ray.config_file import one_line
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.files import STEPS, read_progress, read_provenance, read_rows, read_settings
+from mermaide_ray.report.table import SCORE
+
+KEYS = ("method", "seed", "split", "task", "family", "k")
+MEASURES = (
+    SCORE,
+    "return",
+    "success_rate",
+    "interventions",
+    "cost",
+    "never_return",
+    "oracle_return",
+    "support_return",
+    "wm_nll_before",
+    "wm_nll_after",
+    "wm_nll_uniform",
+    "wm_nll_frequency",
+)
+# Columns of settings that a sweep searched, and of the agents' hyperparameters.
+SETTING, PARAM = "setting.", "param."
+FAILED, DONE = "failed", "done"
+LABELS = ("method", "split", "condition", "family", "trial")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder, read.
+
+    Attributes:
+        folder: Where.
+        rows: Evaluation rows: KEYS, `condition`, the MEASURES that there are, setting.* and param.* columns.
+        settings: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
+        provenance: provenance.json.
+        is_sweep: Whether it is a sweep's folder.
+        trials: A row per trial x seed of a sweep; None where it has not been written.
+        configs: Method -> settings of a plain run and of the baselines beside it.
+        notes: Sentences on what is missing.
+    """
+
+    folder: Path
+    rows: pd.DataFrame
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    is_sweep: bool
+    trials: pd.DataFrame | None = None
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the report calls the folder."""
+        return self.folder.resolve().name
+
+
+def read_source(folder: Path) -> Source:
+    """Reads a sweep's or a run's folder.
+
+    Raises:
+        InputError: No such folder, nothing to report in it, or a file in it can't be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"mermaide report needs the folder of a sweep or a run, got {folder}, which is none")
+    return _read_sweep(folder) if (folder / "sweep.yaml").is_file() else _read_run(folder)
+
+
+def _read_run(folder: Path) -> Source:
+    rows = _rows(folder / "rows.parquet")
+    if rows is None:
+        unfinished = (folder / "progress.jsonl").is_file()
+        hint = f": the run is not finished (mermaide train --resume {folder})" if unfinished else ""
+        raise InputError(
+            f"a report needs rows.parquet (a run's) or sweep.yaml (a sweep's), got neither in {folder}{hint}"
+        )
+    configs = {}
+    for run in (folder, *sorted(folder.glob("baselines/*/"))):
+        config = read_settings(run / "config.yaml")
+        if config:
+            configs[str(config.get("name", run.name))] = config
+    settings = read_settings(folder / "config.yaml")
+    return Source(folder, rows, settings, read_provenance(folder), is_sweep=False, configs=configs)
+
+
+def _read_sweep(folder: Path) -> Source:
+    settings = read_settings(folder / "sweep.yaml")
+    rows, notes = _rows(folder / "rows.parquet"), []
+    if rows is None:
+        parts = [part for run in sorted(folder.glob("runs/*/")) if (part := _rows_of_trial(run, settings)) is not None]
+        if not parts:
+            raise InputError(f"a report needs at least one finished trial, got none yet in {folder}")
+        rows = _categories(pd.concat(parts, ignore_index=True))
+        notes.append(
+            f"{folder.name}: the sweep has not ended (no rows.parquet); this report covers the {len(parts)} training "
+            "runs that are finished, and no fixed rules unless they are among them."
+        )
+    trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
+    notes += _gaps(settings, rows, trials, folder.name)
+    provenance = read_provenance(folder)
+    return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
+
+
+def _rows(path: Path) -> pd.DataFrame | None:
+    def optional(column: str) -> bool:
+        return column in MEASURES or column == "condition" or column.startswith((SETTING, PARAM))
+
+    rows = read_rows(path, [*KEYS, SCORE], optional=optional, categorical=True)
+    if rows is None:
+        return None
+    if "condition" not in rows:
+        rows = rows.assign(condition=rows["split"])
+    # A metric needs no sixteen digits, and in millions of rows they cost.
+    wide = [column for column in rows.columns if column in MEASURES and rows[column].dtype != np.float32]
+    return rows.astype(dict.fromkeys(wide, np.float32))
+
+
+def _categories(rows: pd.DataFrame) -> pd.DataFrame:
+    """Text as categories again: stacking frames with different ones gives text."""
+    return rows.astype(dict.fromkeys([column for column in LABELS if column in rows], "category"))
+
+
+def _rows_of_trial(run: Path, sweep: Mapping[str, Any]) -> pd.DataFrame | None:
+    """Rows of one training run of an unfinished sweep; the settings as its folder's name tells them."""
+    rows = _rows(run / "rows.parquet")
+    if rows is None or any(column.startswith(SETTING) for column in rows.columns):
+        return rows
+    told = dict(part.split("=", 1) for part in run.name.split(",") if "=" in part)
+    for key in _search(sweep):
+        value = told.get(key, told.get(key.rpartition(".")[2]))
+        if value is not None:
+            rows[SETTING + key] = number(value)
+    return rows
+
+
+def number(value: Any) -> Any:
+    """A number where the value is one or reads like one, else the value as text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value if isinstance(value, str) else one_line(value)
+
+
+def _search(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    search = sweep.get("search")
+    return dict(search) if isinstance(search, Mapping) else {}
+
+
+def planned_runs(sweep: Mapping[str, Any]) -> int | None:
+    """Training runs (trials x seeds) that a resolved sweep.yaml asks for; None where a searcher decides."""
+    trials = 1
+    for key, dimension in _search(sweep).items():
+        grid = dimension.get("grid") if isinstance(dimension, Mapping) else dimension
+        if not isinstance(grid, list | Mapping):
+            return None
+        trials *= 1 if key == "evaluation.k" else len(grid)
+    tune, methods, seeds = sweep.get("tune"), sweep.get("methods"), sweep.get("seeds", 1)
+    samples = tune.get("samples") if isinstance(tune, Mapping) else None
+    trials *= samples if isinstance(samples, int) else 1
+    trials *= len(methods) if isinstance(methods, list) and methods else 1
+    return trials * (len(seeds) if isinstance(seeds, list) else int(seeds))
+
+
+def _gaps(sweep: Mapping[str, Any], rows: pd.DataFrame, trials: pd.DataFrame | None, name: str) -> Iterator[str]:
+    """What a sweep has not, or not yet, delivered."""
+    planned = planned_runs(sweep)
+    if trials is not None:
+        status = trials["status"].astype(str)
+        counts = status.value_counts()
+        if counts.get(FAILED, 0):
+            yield f"{name}: {counts[FAILED]} of {len(trials)} training runs failed; their scores are missing below."
+        unfinished = len(trials) - counts.get(DONE, 0) - counts.get(FAILED, 0) - counts.get("stopped", 0)
+        if unfinished:
+            yield f"{name}: {unfinished} of {len(trials)} training runs have not ended; their scores are missing below."
+        if planned and len(trials) < planned:
+            yield f"{name}: {planned - len(trials)} of {planned} planned training runs have not begun."
+    expected = sweep.get("rows")
+    if isinstance(expected, int) and len(rows) != expected:
+        yield f"{name}: {len(rows):,} rows, where sweep.yaml expects {expected:,}."
+
+
+def curves_of(source: Source, keys: tuple[str, ...]) -> dict[str, list[pd.DataFrame]]:
+    """Training progress per method: a frame per training run, with `setting` (a hashable) and `seed` in its attrs.
+
+    Args:
+        source: The folder.
+        keys: Metrics wanted.
+    """
+    if not source.is_sweep:
+        folders = [source.folder, *sorted(source.folder.glob("baselines/*/"))]
+        return {
+            str(read_settings(folder / "config.yaml").get("name", folder.name)): [
+                read_progress(folder / "progress.jsonl")
+            ]
+            for folder in folders
+            if (folder / "progress.jsonl").is_file()
+        }
+    progress = read_rows(
+        source.folder / "progress.parquet",
+        ["trial", "method", "seed", STEPS],
+        optional=lambda column: column in keys,
+        categorical=True,
+    )
+    curves: dict[str, list[pd.DataFrame]] = {}
+    if progress is not None:
+        for (method, _, seed), run in progress.groupby(["method", "trial", "seed"], observed=True, sort=True):
+            frame = run.drop(columns=["trial", "method"]).sort_values(STEPS, ignore_index=True)
+            frame.attrs["seed"] = int(str(seed))
+            curves.setdefault(str(method), []).append(frame)
+    return curves
+
+
+def compute_time(source: Source) -> dict[str, float]:
+    """Wall and CPU hours of all training runs of a sweep, and their env steps, as far as they are told."""
+    if source.trials is None:
+        return {}
+    named = {"wall_s": "wall hours", "cpu_s": "CPU hours", "env_steps": "environment steps"}
+    found = {}
+    for column, name in named.items():
+        if column in source.trials:
+            total = float(pd.to_numeric(source.trials[column], errors="coerce").sum())
+            found[name] = total if column == "env_steps" else total / 3600
+    return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,270 @@
+"""What is to be reported: the rows of all folders as one, the settings in which they differ, the main method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mermaide_ray.baselines import BASELINES
+from mermaide_ray.config_file import one_line
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.cells import Cell, Cells
+from mermaide_ray.report.sources import LABELS, SETTING, Source, number, read_source
+from mermaide_ray.report.table import is_privileged
+
+DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
+FOLDER = "folder"
+# In a plain run's config.yaml: what is no setting of the method or its game.
+NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")
+
+
+@dataclass(frozen=True)
+class Study:
+    """All folders of one report.
+
+    Attributes:
+        sources: The folders.
+        cells: Their rows, by cell.
+        rows: The rows themselves, with a column `setting`.
+        settings: Swept settings of the trained methods: a line per setting's label, a column per dotted key.
+        main: The method that the report is about.
+        notes: Sentences on what is missing or was put together.
+    """
+
+    sources: tuple[Source, ...]
+    cells: Cells
+    rows: pd.DataFrame
+    settings: pd.DataFrame
+    main: str
+    notes: tuple[str, ...]
+
+    @property
+    def question(self) -> str:
+        """The sweep's question, or a general one."""
+        asked = [source.settings.get("question") for source in self.sources if source.is_sweep]
+        return str(next(filter(None, asked), DEFAULT_QUESTION))
+
+    @property
+    def claim(self) -> Mapping[str, Any] | None:
+        """The first `answer` section of the sweeps; None without one."""
+        claims = [source.settings.get("answer") for source in self.sources if source.is_sweep]
+        return next((claim for claim in claims if isinstance(claim, Mapping)), None)
+
+    @property
+    def methods(self) -> list[str]:
+        """The main method, other trained ones, fixed rules, privileged ones."""
+        found = list(dict.fromkeys(cell.method for cell in self.cells))
+        return sorted(found, key=lambda name: (is_privileged(name), not self.is_trained(name), name != self.main))
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions, in the sweep's order, else validation before test."""
+        wanted: list[str] = []
+        for source in self.sources:
+            told = source.settings.get("conditions")
+            wanted += [str(name) for name in told] if isinstance(told, Mapping) else []
+        wanted += ["train", "validation", "test"]
+        found = dict.fromkeys(cell.condition for cell in self.cells)
+        return sorted(found, key=lambda name: wanted.index(name) if name in wanted else len(wanted))
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Dotted keys of the settings that take several values."""
+        return [str(key) for key in self.settings.columns if self.settings[key].nunique(dropna=False) > 1]
+
+    def is_trained(self, method: str) -> bool:
+        """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
+        return method not in BASELINES and ":" not in method
+
+    def cells_of(
+        self, method: str, k: int, conditions: Sequence[str], settings: Sequence[str] | None = None
+    ) -> list[Cell]:
+        """The method's cells over these conditions and settings (default: all); a fixed rule's by game."""
+        chosen = self.settings.index if settings is None else settings
+        found = [self.cells.find(method, str(setting), condition, k) for condition in conditions for setting in chosen]
+        return [cell for cell in dict.fromkeys(found) if cell is not None]
+
+    def k_for(self, method: str, k: int) -> int:
+        """K at which a method stands against others at `k`: the same, or its only or smallest one."""
+        ks = self.cells.ks(method)
+        return k if k in ks or not ks else min(ks)
+
+    def values_of(self, key: str) -> list[Any]:
+        """The values of one dimension, numbers in order, labels as they come."""
+        values = list(dict.fromkeys(self.settings[key].dropna()))
+        return sorted(values) if all(isinstance(value, float | int) for value in values) else values
+
+
+def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
+    """Reads all folders of a report.
+
+    Raises:
+        InputError: A folder holds nothing to report, or what it holds can't be read.
+    """
+    paths = list(dict.fromkeys(folder.resolve() for folder in folders))
+    sources = tuple(read_source(folder) for folder in paths)
+    notes = [note for source in sources for note in source.notes]
+    frames = _with_run_settings(sources)
+    frames, told = _told_apart(sources, frames)
+    rows = frames[0] if len(frames) == 1 else _stacked(frames)
+    keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
+    rows, settings = _labelled(rows, keys)
+    cells = Cells(rows, resamples=resamples)
+    trained = {cell.setting for cell in cells if cell.method not in BASELINES and ":" not in cell.method}
+    # Rules' lines may leave open what is no part of the game: such a label is no setting of the sweep's.
+    settings = settings.loc[[label for label in settings.index if not trained or label in trained]]
+    study = Study(sources, cells, rows, settings, "", (*notes, *told))
+    return Study(sources, cells, rows, settings, _main_method(study), study.notes)
+
+
+def short(key: str) -> str:
+    """`environment.num_arms` as `num_arms`."""
+    return key.rpartition(".")[2]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as tables print it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "–" if value is None or value is pd.NA else str(value)
+
+
+def _main_method(study: Study) -> str:
+    claim, trained = study.claim or {}, [name for name in study.methods if study.is_trained(name)]
+    wanted: list[Any] = [claim.get("value")] if claim.get("compare") == "method" else [claim.get("method")]
+    for source in study.sources:
+        methods, settings = source.settings.get("methods"), source.settings.get("settings")
+        wanted += methods[:1] if isinstance(methods, list) else []
+        wanted += [settings.get("name")] if isinstance(settings, Mapping) else []
+        wanted += [source.settings.get("preset"), source.settings.get("name")]
+    found = [str(name) for name in wanted if name in study.methods]
+    return next(iter([*found, *trained, *study.methods]))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if not prefix and key in NO_SETTINGS:
+            continue
+        # A mixture of families is one setting: its parts mean nothing alone.
+        if isinstance(value, Mapping) and key != "families":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = number(value) if isinstance(value, int | float) else one_line(value)
+    return flat
+
+
+def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
+    """Rows with a setting.* column for all that a sweep searched and all in which plain runs of one method differ."""
+    runs = [source for source in sources if not source.is_sweep and source.configs]
+    flat = {id(source): {name: _flat(config) for name, config in source.configs.items()} for source in runs}
+    differing: list[str] = []
+    for method in dict.fromkeys(name for source in runs for name in source.configs):
+        told = [flat[id(source)][method] for source in runs if method in source.configs]
+        for key in dict.fromkeys(key for one in told for key in one):
+            if len({one.get(key) for one in told}) > 1 and key not in differing:
+                differing.append(key)
+    searched = [c.removeprefix(SETTING) for source in sources for c in source.rows.columns if c.startswith(SETTING)]
+    frames = []
+    for source in sources:
+        missing = [key for key in dict.fromkeys([*differing, *searched]) if SETTING + key not in source.rows]
+        own = source.settings.get("settings") if source.is_sweep else source.settings
+        values = _flat(own) if isinstance(own, Mapping) else {}
+        frames.append(source.rows.assign(**{SETTING + key: values.get(key) for key in missing}))
+    return frames
+
+
+def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Drops rules that an earlier folder played too; a training run that is there twice gets its folder's name."""
+    settings = [column for column in frames[0].columns if column.startswith(SETTING)]
+    identity = ["method", *settings, "condition", "k", "seed"]
+    seen: dict[tuple[Any, ...], int] = {}
+    kept, clash = [], False
+    for place, frame in enumerate(frames):
+        groups = frame[identity].drop_duplicates()
+        known = [tuple(line) for line in groups.itertuples(index=False, name=None)]
+        again = [line for line in known if line in seen and seen[line] != place]
+        clash |= any(line[0] not in BASELINES and ":" not in str(line[0]) for line in again)
+        seen |= {line: place for line in known if line not in seen}
+        kept.append(again)
+    if not clash:
+        return [_without(frame, identity, again) for frame, again in zip(frames, kept, strict=True)], []
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        names = [str(source.folder) for source in sources]
+    frames = [frame.assign(**{SETTING + FOLDER: name}) for frame, name in zip(frames, names, strict=True)]
+    return frames, [
+        "Several folders hold the same method, settings and training seed: they are told apart by their folders."
+    ]
+
+
+def _without(frame: pd.DataFrame, identity: list[str], again: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    if not again:
+        return frame
+    doubled = pd.MultiIndex.from_tuples(again, names=identity)
+    return frame[~pd.MultiIndex.from_frame(frame[identity]).isin(doubled)]
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    stacked = pd.concat(frames, ignore_index=True)
+    return stacked.astype(dict.fromkeys([column for column in LABELS if column in stacked], "category"))
+
+
+def _labelled(rows: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows with one column `setting` in place of setting.*, and what its labels stand for."""
+    columns = [SETTING + key for key in keys]
+    if not columns:
+        one = pd.DataFrame(index=pd.Index([""], name="setting"))
+        return rows.assign(
+            setting=pd.Categorical.from_codes(np.zeros(len(rows), np.int64), categories=pd.Index([""]))
+        ), one
+    # Text and numbers alike as codes: grouping millions of rows by text takes seconds.
+    coded = {column: pd.factorize(rows[column]) for column in columns}
+    codes = pd.DataFrame({column: found[0] for column, found in coded.items()}, index=rows.index)
+    group = codes.groupby(columns, sort=False).ngroup()
+    firsts = codes.groupby(columns, sort=False).first().reset_index()
+    settings = pd.DataFrame(
+        {
+            key: [None if code < 0 else number(found[code]) for code in firsts[column]]
+            for key, column in zip(keys, columns, strict=True)
+            for found in [list(coded[column][1])]
+        },
+        dtype=object,
+    )
+    constant = [key for key in keys if settings[key].dropna().nunique() <= 1]
+    names = _names([key for key in keys if key not in constant])
+    labels = [
+        ", ".join(f"{names[key]}={shown(line[key])}" for key in names if line[key] is not None)
+        for line in settings.to_dict("records")
+    ]
+    if len(set(labels)) < len(labels):
+        settings, group, labels = _merged(settings, group, labels)
+    settings.index = pd.Index(labels, name="setting")
+    if settings.index.has_duplicates:
+        raise InputError(f"settings must have different values or labels, got {labels} ({', '.join(keys)})")
+    return rows.drop(columns=columns).assign(
+        setting=pd.Categorical.from_codes(group, categories=pd.Index(labels))
+    ), settings
+
+
+def _merged(
+    settings: pd.DataFrame, group: pd.Series[int], labels: list[str]
+) -> tuple[pd.DataFrame, pd.Series[int], list[str]]:
+    """Settings that differ only in what some rows leave open (a constant that rules lack) are one."""
+    firsts = list(dict.fromkeys(labels))
+    place = [firsts.index(label) for label in labels]
+    # The line that leaves the least open speaks for them.
+    best = settings.assign(label=labels, filled=settings.notna().sum(axis=1)).sort_values("filled", ascending=False)
+    kept = best.drop_duplicates("label").set_index("label").loc[firsts].drop(columns="filled").reset_index(drop=True)
+    return kept, group.map(dict(enumerate(place))), firsts
+
+
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """Short names where they are unique."""
+    shorts = [short(key) for key in keys]
+    return {key: name if shorts.count(name) == 1 else key for key, name in zip(keys, shorts, strict=True)}
