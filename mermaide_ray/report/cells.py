@@ -5,8 +5,8 @@ Sweeps leave hundreds of thousands of rows, and every table, figure and diagnost
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ class Cells:
         resamples: Bootstrap resamples of `interval`.
         seed: Seed of the bootstrap.
 
+    Attributes:
+        left_out: Sentences on training seeds whose rows could not be used, in the order met.
+
     Raises:
         InputError: Two rows have the same method, setting, condition, K, seed and task.
     """
@@ -51,7 +54,8 @@ class Cells:
         categories = {name: [str(value) for value in column.cat.categories] for name, column in labels.items()}
         k, seeds, task = (rows[name].to_numpy(np.int64) for name in ("k", "seed", "task"))
         # One number per task of a condition, the same for all methods and settings.
-        tasks = (codes["condition"] * len(categories["family"]) + codes["family"]) * (task.max() + 1) + task
+        tasks = codes["condition"] * len(categories["family"]) + codes["family"]
+        tasks = tasks * (int(task.max()) + 1) + task
         cell_of = (codes["method"] * len(categories["setting"]) + codes["setting"]) * len(categories["condition"])
         cell_of = (cell_of + codes["condition"]) * (k.max() + 1) + k
         order = np.lexsort((tasks, seeds, cell_of))
@@ -79,6 +83,8 @@ class Cells:
         }
         self._matrices: dict[Hashable, pd.DataFrame] = {}
         self._intervals: dict[Hashable, Interval] = {}
+        self._families, self._ids = categories["family"], int(task.max()) + 1
+        self.left_out: dict[str, None] = {}
         self._games: dict[tuple[str, str], bytes] = {}
         self._played: dict[tuple[str, str, int, bytes], Cell] = {}
         for cell in self._slices:
@@ -106,6 +112,10 @@ class Cells:
         game = self._games.get((setting, condition))
         return None if game is None else self._played.get((method, condition, k, game))
 
+    def families(self, tasks: Iterable[Any]) -> list[str]:
+        """The family of each column of a matrix."""
+        return [self._families[task // self._ids % len(self._families)] for task in tasks]
+
     def seeds(self, cell: Cell) -> list[int]:
         """Training seeds of a cell."""
         return [int(seed) for seed in np.unique(self._seeds[self._slices[cell]])]
@@ -128,7 +138,14 @@ class Cells:
                 long = pd.DataFrame({"seed": seeds, "task": tasks, "value": values.astype(np.float64)})
                 matrix = long.pivot(index="seed", columns="task", values="value")
                 told = long.assign(value=1.0).pivot(index="seed", columns="task", values="value")
-                matrix = matrix[told.notna().all(axis=1)]
+                whole = told.notna().all(axis=1)
+                if not whole.all():
+                    seeds_out = ", ".join(map(str, matrix.index[~whole]))
+                    self.left_out[
+                        f"{cell.method}, {cell.condition}, K = {cell.k}{', ' * bool(cell.setting)}{cell.setting}: "
+                        f"training seeds {seeds_out} lack tasks that others have, and are left out."
+                    ] = None
+                matrix = matrix[whole]
             self._matrices[key] = matrix.dropna(axis=1, how="all")
         return self._matrices[key]
 

@@ -1,6 +1,6 @@
 """How every figure looks: colours, panels, curves, error bars, legend, small print; and how it is saved.
 
-Nothing here knows what is drawn, or touches matplotlib's global state.
+Nothing here knows what is drawn, or leaves a trace in matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -132,11 +133,16 @@ def draw_legend(figure: Figure, axes: Any, methods: Sequence[str]) -> None:
     figure.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=8)
 
 
-def save_png(figure: Figure, path: Path) -> Path:
-    """Writes a PNG whole or not at all."""
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a picture, in the format that the path's suffix names, whole or not at all.
+
+    The same figure gives the same bytes, and text in a PDF is text in a font that journals accept (TrueType).
+    """
+    kind = path.suffix.removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     try:
-        with whole_file(path) as unfinished:
-            figure.savefig(unfinished, format="png")
+        with whole_file(path) as unfinished, rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
+            figure.savefig(unfinished, format=kind, metadata=undated)
     except OSError as error:
         raise RunFault(f"figures must be writable, but {path} is not: {error.strerror or error}") from None
     return path

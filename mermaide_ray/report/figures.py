@@ -25,7 +25,7 @@ from mermaide_ray.report.drawing import (
     draw_legend,
     finish,
     panels,
-    save_png,
+    save_figure,
     share_limits,
     styles_of,
     thinned,
@@ -71,22 +71,35 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str =
 
 
 def kshot_curve(rows: pd.DataFrame, *, note: str = "", seed: int = 0) -> Figure:
-    """Normalised score after adapting on K support episodes, per method, with 95% intervals; one panel per split.
+    """Normalised score after adapting on K support episodes, per method, with 95% intervals; one panel per split."""
+    rows = rows[has_score(rows)]
+    scores = {
+        split: {method: _by_k(of_split[of_split["method"] == method], seed) for method in rows["method"].unique()}
+        for split, of_split in ((split, rows[rows["split"] == split]) for split in rows["split"].unique())
+    }
+    return kshot_panels(scores, list(rows["method"].unique()), note=note)
+
+
+def kshot_panels(
+    scores: Mapping[str, Mapping[str, Mapping[int, Interval]]], methods: Sequence[str], *, note: str = ""
+) -> Figure:
+    """Scores by K as curves.
 
     A method that scores the same whatever K is drawn as a dashed line across. Such lines far below the others would
     press them together: they are listed at the foot of the panel.
+
+    Args:
+        scores: Split or condition -> method -> K -> score.
+        methods: All methods, in the order that gives them their colours.
+        note: Small print below the figure.
     """
-    rows = rows[has_score(rows)]
-    methods, splits = list(rows["method"].unique()), list(rows["split"].unique())
-    figure, axes = panels(1, len(splits), note, sharey=True)
+    figure, axes = panels(1, len(scores), note, sharey=True)
     styles = styles_of(methods)
-    ks = sorted(int(k) for k in rows["k"].unique())
-    for axis, split in zip(axes[0], splits, strict=True):
-        of_split = rows[rows["split"] == split]
-        found = {method: _by_k(of_split[of_split["method"] == method], seed) for method in methods}
-        same = [method for method in methods if len(set(found[method].values())) == 1 and len(ks) > 1]
+    ks = sorted({k for of_split in scores.values() for points in of_split.values() for k in points})
+    for axis, (split, found) in zip(axes[0], scores.items(), strict=True):
+        same = [method for method in found if len(set(found[method].values())) == 1 and len(ks) > 1]
         flat = {method: next(iter(found[method].values())) for method in same}
-        moving = [method for method in methods if found[method] and method not in flat]
+        moving = [method for method in found if found[method] and method not in flat]
         for index, method in enumerate(moving):
             # Side by side, so that no error bar hides another.
             shift = 0.015 * (index - (len(moving) - 1) / 2) * max(1, ks[-1] - ks[0])
@@ -246,7 +259,7 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
         note = f"{own}, training seeds: {calibration['seed'].nunique()}, all families together."
         figures["calibration"] = calibration_curve(calibration, note=note + source)
 
-    return [save_png(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
+    return [save_figure(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
 
 
 def _by_k(rows: pd.DataFrame, seed: int) -> dict[int, Interval]:

@@ -13,6 +13,7 @@ import pandas as pd
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Environment
 from mermaide_ray.report.cells import Cell, Cells
 from mermaide_ray.report.sources import LABELS, SETTING, Source, number, read_source
 from mermaide_ray.report.table import is_privileged
@@ -80,6 +81,23 @@ class Study:
     def is_trained(self, method: str) -> bool:
         """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
         return method not in BASELINES and ":" not in method
+
+    def horizon(self, cell: Cell) -> float:
+        """Pulls per episode in a cell's game: as searched, as `always` intervenes, as set, or the default."""
+        key = "environment.horizon"
+        if key in self.settings and cell.setting in self.settings.index:
+            value = self.settings.loc[cell.setting, key]
+            if isinstance(value, float):
+                return value
+        always = self.cells.find("always", cell.setting, cell.condition, 0)
+        if always is not None:
+            return float(self.cells.matrix(always, "interventions").to_numpy().mean())
+        for source in self.sources:
+            settings = source.settings.get("settings", {}) if source.is_sweep else source.settings
+            value = _flat(settings).get(key) if isinstance(settings, Mapping) else None
+            if isinstance(value, float):
+                return value
+        return float(Environment().horizon)
 
     def cells_of(
         self, method: str, k: int, conditions: Sequence[str], settings: Sequence[str] | None = None

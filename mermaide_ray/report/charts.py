@@ -1,0 +1,252 @@
+"""Charts of a study: performance profiles, contrasts, cost, gains, world-model losses.
+
+Each is a function from numbers to a matplotlib `Figure`; what is drawn of a study, and in which words it is described,
+is decided in `gallery.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from mermaide_ray.report.answer import Contrast
+from mermaide_ray.report.drawing import (
+    MARKERS,
+    PALETTE,
+    draw_legend,
+    finish,
+    panels,
+    styles_of,
+)
+from mermaide_ray.report.statistics import Interval, performance_profile
+from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
+
+Array = NDArray[np.float64]
+BINS = 8
+LETTERS = 26
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one method at one K costs and reaches.
+
+    Attributes:
+        method, k: Which.
+        cost: Per episode.
+        success: Share of pulls on the target.
+    """
+
+    method: str
+    k: int
+    cost: float
+    success: float
+
+
+def performance_profiles(
+    scores: Mapping[str, Mapping[str, Array]],
+    methods: Sequence[str],
+    *,
+    note: str = "",
+    seed: int = 0,
+    resamples: int = 500,
+) -> Figure:
+    """Share of runs x tasks that score above tau, with pointwise 95% bands; a panel per condition.
+
+    Args:
+        scores: Condition -> method -> scores [S, T].
+        methods: All methods of the study, in the order that gives them their colours.
+        note: Small print below the figure.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+    """
+    figure, axes = panels(1, len(scores), note, sharey=True)
+    styles = styles_of(methods)
+    every = np.concatenate([matrix.ravel() for found in scores.values() for matrix in found.values()])
+    low, high = np.quantile(every, [0.01, 0.995])
+    thresholds = np.linspace(min(low, 0), max(high, 1), 61)
+    for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
+        for method, matrix in found.items():
+            share, lower, upper = performance_profile(matrix, thresholds, seed=seed, resamples=resamples)
+            style = styles[method]
+            axis.plot(thresholds, share, color=style["color"], linestyle=style["linestyle"], label=label(method))
+            axis.fill_between(thresholds, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set_title(title_of(condition))
+        axis.set_xlabel("normalised score τ")
+        axis.set_ylim(0, 1.02)
+    axes[0][0].set_ylabel("share of runs × tasks above τ")
+    finish(figure)
+    draw_legend(figure, axes, methods)
+    return figure
+
+
+def contrast_bars(contrasts: Sequence[Contrast], measure: str, *, note: str = "") -> Figure:
+    """One side against each of the others: difference, and probability of improvement, with 95% intervals."""
+    conditions = list(dict.fromkeys(contrast.conditions for contrast in contrasts))
+    others = list(dict.fromkeys(contrast.other for contrast in contrasts))
+    likely = any(contrast.probability is not None for contrast in contrasts)
+    figure, axes = panels(1, 1 + likely, note, sharey=True)
+    figure.set_figheight(1.6 + 0.16 * len(conditions) * len(others) + 0.22 * len(others))
+    spread = 0.7 / len(conditions)
+    for index, condition in enumerate(conditions):
+        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        chosen = [contrast for contrast in contrasts if contrast.conditions == condition]
+        heights = [-others.index(contrast.other) - (index - (len(conditions) - 1) / 2) * spread for contrast in chosen]
+        name = " + ".join(map(str, condition))
+        _across(axes[0][0], name, [contrast.difference for contrast in chosen], heights, style)
+        if likely:
+            found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
+            _across(axes[0][1], name, [interval for interval, _ in found], [at for _, at in found], style)
+    axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
+    axes[0][0].axvline(0, color="0.3", linewidth=1)
+    axes[0][0].set_xlabel(f"difference in {measure.replace('_', ' ')}")
+    axes[0][0].set_title("difference")
+    if likely:
+        axes[0][1].axvline(0.5, color="0.3", linewidth=1)
+        axes[0][1].set_xlim(-0.02, 1.02)
+        axes[0][1].set_xlabel("probability of doing better")
+        axes[0][1].set_title("probability of improvement")
+    finish(figure)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    if len(conditions) > 1:
+        figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def pareto_front(
+    points: Mapping[str, Sequence[Point]],
+    cloud: Mapping[str, Sequence[Point]],
+    methods: Sequence[str],
+    *,
+    note: str = "",
+) -> Figure:
+    """Success rate against cost, a panel per condition; a line joins what no unprivileged method beats in both.
+
+    Args:
+        points: Condition -> methods at each K.
+        cloud: Condition -> single settings, drawn small.
+        methods: All methods of the study, in the order that gives them their colours.
+        note: Small print below the figure.
+    """
+    figure, axes = panels(1, len(points), note, sharey=True)
+    styles = styles_of(methods)
+    for axis, (condition, found) in zip(axes[0], points.items(), strict=True):
+        for point in cloud.get(condition, ()):
+            colour = styles[point.method]["color"]
+            axis.plot(point.cost, point.success, marker=".", markersize=3, color=colour, alpha=0.4, linestyle="")
+        front = non_dominated([point for point in found if not is_privileged(point.method)])
+        at = [point.cost for point in front], [point.success for point in front]
+        axis.plot(*at, color="0.5", linewidth=1, drawstyle="steps-post", zorder=1)
+        for method in methods:
+            own = sorted((point for point in found if point.method == method), key=lambda point: point.k)
+            if not own:
+                continue
+            style = {key: styles[method][key] for key in ("color", "marker")}
+            at = [point.cost for point in own], [point.success for point in own]
+            axis.plot(*at, linestyle=":", linewidth=1, markersize=6, label=label(method), **style)
+            # The largest K is filled; the others are open.
+            for point in own[:-1]:
+                axis.plot(point.cost, point.success, markersize=5, markerfacecolor="w", linestyle="", **style)
+        axis.set_title(title_of(condition))
+        axis.set_xlabel("cost of interventions per episode")
+    axes[0][0].set_ylabel("success rate (share of pulls)")
+    finish(figure)
+    draw_legend(figure, axes, methods)
+    return figure
+
+
+def non_dominated(points: Sequence[Point]) -> list[Point]:
+    """Points that no other beats in cost and in success, by cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.success)):
+        if not front or point.success > front[-1].success:
+            front.append(point)
+    return front
+
+
+def adaptation_gain(
+    gains: Mapping[str, Mapping[str, tuple[Array, Array]]], names: Mapping[str, str], ks: tuple[int, int], *, note: str
+) -> Figure:
+    """What adapting to an agent brings, against how much that agent explores; a panel per family.
+
+    Args:
+        gains: Family -> condition -> (exploration [T], gain in score [T]).
+        names: Family -> the hyperparameter on the axis.
+        ks: The smallest and the largest K, which the gain lies between.
+        note: Small print below the figure.
+    """
+    conditions = list(dict.fromkeys(condition for found in gains.values() for condition in found))
+    figure, axes = panels(1, len(gains), note, sharey=True)
+    for axis, (family, found) in zip(axes[0], gains.items(), strict=True):
+        axis.axhline(0, color="0.3", linewidth=1)
+        for condition, (exploration, gain) in found.items():
+            index = conditions.index(condition)
+            style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+            axis.plot(exploration, gain, linestyle="", markersize=3, alpha=0.35, **style)
+            middle, means = binned(exploration, gain)
+            axis.plot(middle, means, linewidth=1.6, markersize=6, label=title_of(condition).replace("\n", " "), **style)
+        axis.set_title(family)
+        axis.set_xlabel(names[family])
+    axes[0][0].set_ylabel(f"score at K = {ks[1]} minus K = {ks[0]}")
+    finish(figure)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def binned(at: Array, values: Array, bins: int = BINS) -> tuple[Array, Array]:
+    """Mean position and mean value of groups of equal size, in the order of `at`."""
+    order = np.argsort(at, kind="stable")
+    groups = [group for group in np.array_split(order, min(bins, max(1, len(order) // 4))) if len(group)]
+    return np.array([at[group].mean() for group in groups]), np.array([values[group].mean() for group in groups])
+
+
+def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> Figure:
+    """The next-arm loss of each world model and of the floors, a panel per condition.
+
+    Args:
+        losses: Condition -> predictor -> nats per pull. Predictors that learn nothing start with "floor: ".
+        note: Small print below the figure.
+    """
+    names = list(dict.fromkeys(name for found in losses.values() for name in found))
+    figure, axes = panels(1, len(losses), note, sharey=True)
+    figure.set_figheight(1.5 + 0.28 * len(names))
+    for axis, (condition, found) in zip(axes[0], losses.items(), strict=True):
+        for floor, style in (
+            (True, {"color": "#000000", "marker": "s"}),
+            (False, {"color": PALETTE[0], "marker": "o"}),
+        ):
+            chosen = [name for name in found if name.startswith("floor: ") == floor]
+            heights = [-float(names.index(name)) for name in chosen]
+            _across(axis, "", [found[name] for name in chosen], heights, style)
+        axis.set_title(title_of(condition))
+        axis.set_xlabel("loss on the next arm (nats per pull)")
+        axis.set_xlim(left=0)
+    axes[0][0].set_yticks(-np.arange(len(names)), names)
+    finish(figure)
+    return figure
+
+
+def title_of(condition: str) -> str:
+    """A condition's title, in two lines where it has a part in brackets."""
+    return SPLIT_TITLES.get(condition, condition).replace(" (", "\n(")
+
+
+def _across(
+    axis: Axes, name: str, intervals: Sequence[Interval], heights: Sequence[float], style: Mapping[str, Any]
+) -> None:
+    """Horizontal error bars."""
+    if intervals:
+        values = np.array([interval.value for interval in intervals])
+        errors = np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
+        axis.errorbar(values, heights, xerr=errors, linestyle="", markersize=5, capsize=2, label=name, **style)
+
+
+def shortened(text: str) -> str:
+    """A label as long as a figure can hold."""
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"

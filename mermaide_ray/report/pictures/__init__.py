@@ -1,0 +1,34 @@
+"""Which pictures a study allows, and in which words each is described: titles, captions, alternative texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mermaide_ray.report.answer import Answer
+from mermaide_ray.report.pictures.agents import adaptation_gain, world_model_loss
+from mermaide_ray.report.pictures.picture import Picture
+from mermaide_ray.report.pictures.scores import comparison, kshot_curve, pareto, performance_profiles
+from mermaide_ray.report.pictures.swept import setting_curves, shift_matrices
+from mermaide_ray.report.pictures.traces import calibration, intervention_heatmap, learning_curves
+from mermaide_ray.report.study import Study
+
+# In the order of the report, after the comparison that the answer rests on.
+DRAWN = (
+    kshot_curve,
+    performance_profiles,
+    setting_curves,
+    shift_matrices,
+    pareto,
+    learning_curves,
+    adaptation_gain,
+    world_model_loss,
+    calibration,
+    intervention_heatmap,
+)
+
+
+def pictures(study: Study, answer: Answer) -> Iterator[Picture]:
+    """All pictures that the study's data allow."""
+    yield from comparison(study, answer)
+    for draw in DRAWN:
+        yield from draw(study)

@@ -1,0 +1,104 @@
+"""Pictures of what a principal learns about agents: the gain of adaptation, and its world model's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mermaide_ray.report.charts import adaptation_gain as draw_gains
+from mermaide_ray.report.charts import world_model_losses
+from mermaide_ray.report.pictures.picture import (
+    MOST_FAMILIES,
+    MOST_METHODS,
+    Picture,
+    basis,
+    largest,
+    left_out,
+    panels_of,
+    small_print,
+)
+from mermaide_ray.report.sources import PARAM
+from mermaide_ray.report.statistics import Interval
+from mermaide_ray.report.study import Study
+from mermaide_ray.report.table import SCORE, label
+
+
+def adaptation_gain(study: Study) -> Iterator[Picture]:
+    """What adapting to an agent brings, against its exploration."""
+    ks = study.cells.ks(study.main)
+    params = [column for column in study.rows.columns if column.startswith(PARAM)]
+    if len(ks) < 2 or not params:
+        return
+    low, high = ks[0], ks[-1]
+    rows = study.rows
+    rows = rows[(rows["method"] == study.main) & rows["k"].isin([low, high])]
+    gains: dict[str, dict[str, tuple[Any, Any]]] = {}
+    names: dict[str, str] = {}
+    for family, of_family in rows.groupby("family", observed=True):
+        known = [column for column in params if of_family[column].notna().any()]
+        if not known or len(gains) == MOST_FAMILIES:
+            continue
+        names[str(family)] = known[0].removeprefix(PARAM)
+        for condition in panels_of(study):
+            chosen = of_family[of_family["condition"] == condition]
+            means = chosen.groupby(["task", "k"])[SCORE].mean().unstack("k")
+            if means.shape[1] == 2:
+                gain = (means[high] - means[low]).dropna()
+                at = chosen.groupby("task")[known[0]].mean().loc[gain.index]
+                if len(gain):
+                    gains.setdefault(str(family), {})[condition] = at.to_numpy(float), gain.to_numpy(float)
+    if not gains:
+        return
+    told = [
+        f"{family}, {condition}: {gain.mean():+.3f} on average"
+        for family, found in gains.items()
+        for condition, (_, gain) in found.items()
+    ]
+    note = small_print(
+        study,
+        f"{label(study.main)}; a dot per task (mean over training seeds), lines join means of groups of equal size. "
+        f"{basis(study)}",
+    )
+    yield Picture(
+        "adaptation_gain",
+        "What adaptation brings, by how much the agent explores",
+        f"Score after K = {high} support episodes minus score at K = {low}, against the agent's first hyperparameter.",
+        f"Scatter of the gain of adaptation over the exploration parameter. {'; '.join(told)}.",
+        draw_gains(gains, names, (low, high), note=note),
+    )
+
+
+def world_model_loss(study: Study) -> Iterator[Picture]:
+    """Losses of the world models beside their floors."""
+    if "wm_nll_after" not in study.cells.measures:
+        return
+    losses: dict[str, dict[str, Interval]] = {}
+    floors = {"wm_nll_uniform": "floor: every arm alike", "wm_nll_frequency": "floor: running frequencies"}
+    for condition in panels_of(study):
+        for method in [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]:
+            cells = study.cells_of(method, largest(study, method), [condition])
+            if not study.cells.pooled(cells, "wm_nll_after").size:
+                continue
+            of_condition = losses.setdefault(condition, {})
+            for floor, name in floors.items():
+                if name not in of_condition and (interval := study.cells.interval(cells, floor, 0)) is not None:
+                    of_condition[name] = interval
+            for when in ("before", "after"):
+                interval = study.cells.interval(cells, f"wm_nll_{when}", 0)
+                if interval is not None:
+                    of_condition[f"{label(method)}, {when}"] = interval
+    if not losses:
+        return
+    told = [
+        f"{condition}: {', '.join(f'{name} {interval.value:.2f}' for name, interval in found.items())}"
+        for condition, found in losses.items()
+    ]
+    note = small_print(study, f"Before and after adaptation at the largest K; mean, 95% interval. {basis(study)}")
+    yield Picture(
+        "world_model_loss",
+        "How well the next arm is predicted",
+        "Loss of each world model before and after adaptation, beside two predictors that learn nothing: less is "
+        "better, and a model right of a floor has learned nothing." + left_out(study),
+        f"Losses in nats per pull. {'; '.join(told)}.",
+        world_model_losses(losses, note=note),
+    )

@@ -1,0 +1,81 @@
+"""A picture of a study: a figure with its words; and what all pictures say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
+from mermaide_ray.report.study import Study
+from mermaide_ray.report.table import label
+
+# More panels side by side can't be read; more curves in one can't be told apart.
+MOST_PANELS = 3
+MOST_METHODS = 8
+MOST_FAMILIES = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and its words.
+
+    Attributes:
+        name: Of its files.
+        title: A heading.
+        caption: What is drawn and how to read it.
+        alt: What it shows, for those who can't see it.
+        figure: The figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+def small_print(study: Study, text: str) -> str:
+    """What stands below every figure: what it rests on, and the commit."""
+    commits = dict.fromkeys(str(source.provenance.get("commit") or "")[:10] for source in study.sources)
+    told = ", ".join(filter(None, commits))
+    return text + (f" Commit {told}." if told else "")
+
+
+def panels_of(study: Study) -> list[str]:
+    """Conditions to draw: test first if not all fit."""
+    wanted = study.conditions
+    if len(wanted) <= MOST_PANELS:
+        return wanted
+    first = [name for name in ("validation", "test") if name in wanted]
+    return [*first, *(name for name in wanted if name not in first)][:MOST_PANELS]
+
+
+def left_out(study: Study) -> str:
+    """A sentence where conditions are not drawn."""
+    missing = len(study.conditions) - MOST_PANELS
+    return f" {missing} further conditions are in the tables." if missing > 0 else ""
+
+
+def basis(study: Study) -> str:
+    """`5 training seeds × 20 tasks (mermaide, test).`"""
+    condition = study.conditions[-1]
+    matrix = study.cells.pooled(study.cells_of(study.main, max(study.cells.ks(study.main)), [condition]))
+    settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
+    return f"{len(matrix)} training seeds × {matrix.shape[1]} tasks ({label(study.main)}, {condition}{settings})."
+
+
+def mean_of(study: Study, cells: Sequence[Cell]) -> Interval | None:
+    """Interquartile mean without an interval: cheap, for many settings."""
+    matrix = study.cells.pooled(cells)
+    if not matrix.size:
+        return None
+    value = trimmed_mean(matrix.to_numpy(), QUARTILE)
+    return Interval(value, value, value)
+
+
+def largest(study: Study, method: str) -> int:
+    """The largest K of a method."""
+    return max(study.cells.ks(method))

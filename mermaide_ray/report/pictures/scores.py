@@ -1,0 +1,162 @@
+"""Pictures of scores: contrasts, K-shot curve, performance profiles, success against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mermaide_ray.report.answer import Answer
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.charts import (
+    Point,
+    contrast_bars,
+    non_dominated,
+    pareto_front,
+)
+from mermaide_ray.report.charts import performance_profiles as draw_profiles
+from mermaide_ray.report.figures import kshot_panels
+from mermaide_ray.report.pictures.picture import (
+    MOST_METHODS,
+    MOST_PANELS,
+    Picture,
+    basis,
+    largest,
+    left_out,
+    panels_of,
+    small_print,
+)
+from mermaide_ray.report.statistics import QUARTILE, Interval
+from mermaide_ray.report.study import Study
+from mermaide_ray.report.table import SCORE, is_privileged, label
+
+# Settings drawn as a cloud.
+MOST_DOTS = 400
+ENDS = ("never", "oracle")
+
+
+def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
+    """The side that the answer is about against each of the others."""
+    contrasts = list(answer.by_condition or answer.contrasts)
+    if not contrasts:
+        return
+    told = [
+        f"{contrast.other} ({' + '.join(contrast.conditions)}): {contrast.difference.value:+.3f}"
+        for contrast in contrasts[: MOST_METHODS * 2]
+    ]
+    kept = list(dict.fromkeys(contrast.other for contrast in contrasts))[:MOST_METHODS]
+    conditions = list(dict.fromkeys(contrast.conditions for contrast in contrasts))[:MOST_PANELS]
+    drawn = [one for one in contrasts if one.other in kept and one.conditions in conditions]
+    note = small_print(study, f"95% bootstrap intervals over training seeds and tasks. {basis(study)}")
+    yield Picture(
+        "comparison",
+        f"{answer.name} against the others",
+        f"Differences in {answer.measure.replace('_', ' ')} (right of the line: {answer.name} is higher), and the "
+        "probability that it does better on a random task. Intervals that cross the line leave the order open.",
+        f"Error bars of the difference between {answer.name} and each other: {'; '.join(told)}.",
+        contrast_bars(drawn, answer.measure, note=note),
+    )
+
+
+def kshot_curve(study: Study) -> Iterator[Picture]:
+    """Scores over K."""
+    methods = _drawn_methods(study)
+    scores: dict[str, dict[str, dict[int, Interval]]] = {}
+    for condition in panels_of(study):
+        for method in methods:
+            for k in study.cells.ks(method):
+                interval = study.cells.interval(study.cells_of(method, k, [condition]), SCORE, QUARTILE)
+                if interval is not None:
+                    scores.setdefault(condition, {}).setdefault(method, {})[k] = interval
+    ks = {k for found in scores.values() for points in found.values() for k in points}
+    if len(ks) < 2:
+        return
+    told = [
+        f"{condition}: {label(study.main)} from {points[min(points)].value:.2f} at K = {min(points)} to "
+        f"{points[max(points)].value:.2f} at K = {max(points)}"
+        for condition, found in scores.items()
+        if (points := found.get(study.main))
+    ]
+    note = small_print(
+        study, f"Interquartile mean, 95% bootstrap interval over training seeds and tasks. {basis(study)}"
+    )
+    yield Picture(
+        "kshot_curve",
+        "Score after K support episodes",
+        "What one more episode with a new agent is worth. Dashed lines: methods to which K means nothing."
+        + left_out(study),
+        f"Curves of the normalised score over K. {'; '.join(told)}.",
+        kshot_panels(scores, study.methods, note=note),
+    )
+
+
+def performance_profiles(study: Study) -> Iterator[Picture]:
+    """How often each method scores above each threshold."""
+    methods = [method for method in _drawn_methods(study) if method not in ENDS]
+    scores: dict[str, dict[str, Any]] = {}
+    for condition in panels_of(study):
+        for method in methods:
+            matrix = study.cells.pooled(study.cells_of(method, largest(study, method), [condition]))
+            if matrix.size:
+                scores.setdefault(condition, {})[method] = matrix.to_numpy()
+    if not scores:
+        return
+    told = [
+        f"{condition}: {label(study.main)} above 0.8 in {float((found[study.main] > 0.8).mean()):.0%}"
+        for condition, found in scores.items()
+        if study.main in found
+    ]
+    note = small_print(
+        study, f"Largest K of each method; pointwise 95% bands over training seeds and tasks. {basis(study)}"
+    )
+    yield Picture(
+        "performance_profiles",
+        "Performance profiles",
+        "Share of training seeds × tasks that score above τ (Agarwal et al. 2021): the higher a curve, the better; "
+        "where curves cross, neither method is better for all agents." + left_out(study),
+        f"Falling curves of the share of runs and tasks that score above a threshold. {'; '.join(told)}.",
+        draw_profiles(scores, study.methods, note=note),
+    )
+
+
+def pareto(study: Study) -> Iterator[Picture]:
+    """Success rate against cost, with its front."""
+    if not {"cost", "success_rate"} <= study.cells.measures:
+        return
+    points: dict[str, list[Point]] = {}
+    cloud: dict[str, list[Point]] = {}
+    for condition in panels_of(study):
+        for method in study.methods:
+            for k in study.cells.ks(method):
+                cells = study.cells_of(method, k, [condition])
+                points.setdefault(condition, []).extend(_points(study, method, k, [cells]))
+        singles = study.cells_of(study.main, largest(study, study.main), [condition])
+        if 1 < len(singles) <= MOST_DOTS:
+            cloud[condition] = _points(study, study.main, largest(study, study.main), [[cell] for cell in singles])
+    told = [
+        f"{condition}: on the front {', '.join(f'{label(p.method)} (K = {p.k})' for p in front)}"
+        for condition, found in points.items()
+        for front in [non_dominated([point for point in found if not is_privileged(point.method)])]
+    ]
+    note = small_print(study, f"Means over training seeds and tasks. {basis(study)}")
+    yield Picture(
+        "pareto_front",
+        "Success against cost",
+        "Upper left is better. The grey line joins what no unprivileged method beats in both success and cost; filled "
+        "markers are the largest K, open ones smaller K, dots single settings of the main method." + left_out(study),
+        f"Scatter of success rate against cost. {'; '.join(told)}.",
+        pareto_front(points, cloud, study.methods, note=note),
+    )
+
+
+def _points(study: Study, method: str, k: int, groups: Sequence[Sequence[Cell]]) -> list[Point]:
+    """One point per group of cells."""
+
+    def mean(cells: Sequence[Cell], measure: str) -> float:
+        return float(study.cells.pooled(cells, measure).to_numpy().mean())
+
+    return [Point(method, k, mean(cells, "cost"), mean(cells, "success_rate")) for cells in groups if cells]
+
+
+def _drawn_methods(study: Study) -> list[str]:
+    """Trained methods and unprivileged rules, then privileged ones, as many as a figure can hold."""
+    return study.methods[:MOST_METHODS]

@@ -1,0 +1,165 @@
+"""Pictures from a folder's other files: learning curves, calibration, when the principal intervenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mermaide_ray.metrics import validation_key
+from mermaide_ray.report.drawing import MOST_POINTS, thinned
+from mermaide_ray.report.figures import RETURN, calibration_curve
+from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
+from mermaide_ray.report.figures import learning_curves as draw_learning
+from mermaide_ray.report.files import STEPS, read_rows
+from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, largest, panels_of, small_print
+from mermaide_ray.report.score_tables import best_settings
+from mermaide_ray.report.sources import SETTING, curves_of
+from mermaide_ray.report.study import Study, shown
+from mermaide_ray.report.table import label
+
+
+def learning_curves(study: Study) -> Iterator[Picture]:
+    """Training return and validation scores over environment steps."""
+    keys = (RETURN, *(validation_key(k) for k in study.cells.ks(study.main)[:2]))
+    found: dict[str, dict[int, list[pd.DataFrame]]] = {}
+    for source in study.sources:
+        for method, frames in curves_of(source, keys).items():
+            for frame in frames:
+                seed = frame.attrs.get("seed", source.configs.get(method, {}).get("seed", 0))
+                found.setdefault(method, {}).setdefault(seed, []).append(frame)
+    curves = {
+        method: [_over_settings(found[method][seed], keys) for seed in sorted(found[method])]
+        for method in [method for method in study.methods if method in found][:MOST_METHODS]
+    }
+    if not curves:
+        return
+    seeds = {len(frames) for frames in curves.values()}
+    several = f" Averaged over {len(study.settings)} settings." if len(study.settings) > 1 else ""
+    note = small_print(
+        study,
+        f"Training seeds: {min(seeds)}{f' to {max(seeds)}' if len(seeds) > 1 else ''}; mean and 95% bootstrap band "
+        f"over training seeds, from at most {MOST_POINTS} points.{several}",
+    )
+    main = [frame for frame in curves.get(study.main, []) if RETURN in frame]
+    last = [float(frame[RETURN].dropna().iloc[-1]) for frame in main]
+    told = f" {label(study.main)} ends at a training return of {np.mean(last):.1f}." if last else ""
+    yield Picture(
+        "learning_curves",
+        "Learning curves",
+        "Training return and score on validation agents, over environment steps." + several,
+        f"Curves of the training return and of validation scores over environment steps for {', '.join(curves)}.{told}",
+        draw_learning(curves, note=note),
+    )
+
+
+def calibration(study: Study) -> Iterator[Picture]:
+    """Reliability of the main method's world model."""
+    keys = ["method", "seed", "split", "k", "bin", "count", "confidence", "frequency"]
+    found = _of_main(study, "calibration.parquet", keys, [])
+    if found is None:
+        return
+    frame, setting = found
+    frame = frame[frame["k"].isin([0, frame["k"].max()]) & frame["split"].isin(panels_of(study))]
+    if frame.empty:
+        return
+    told = f"training seeds: {frame['seed'].nunique()}, all families together"
+    yield Picture(
+        "calibration",
+        "Calibration of the world model",
+        "How often the likeliest arm was pulled, against the probability that the world model gave it: on the diagonal "
+        f"it means what it says.{setting}",
+        f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
+        "diagonal, with the number of predictions below.",
+        calibration_curve(frame, note=small_print(study, f"{label(study.main)}{setting}, {told}.")),
+    )
+
+
+def intervention_heatmap(study: Study) -> Iterator[Picture]:
+    """When the main method intervenes, agent by agent."""
+    k = largest(study, study.main)
+    keys = ["method", "seed", "split", "k", "family", "task", "exploration", "step", "intervention_rate"]
+    found = _of_main(study, "profiles.parquet", keys, [("k", "==", k)])
+    if found is None:
+        return
+    frame, setting = found
+    families = sorted(frame["family"].unique())[:MOST_FAMILIES]
+    frame = frame[frame["split"].isin(panels_of(study)) & frame["family"].isin(families)]
+    if frame.empty:
+        return
+    early = frame["step"] < frame["step"].max() / 4
+    first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
+    note = f"{label(study.main)}{setting}, K = {k}; mean over {frame['seed'].nunique()} training seeds. Exploration: "
+    yield Picture(
+        "intervention_heatmap",
+        "When the principal intervenes, and for whom",
+        "Each line is an agent, those that explore most at the top; bright steps have an intervention in most episodes."
+        + setting,
+        f"Heatmap of interventions over steps and agents: {first:.0%} of episodes in the first quarter of the steps, "
+        f"{rest:.0%} afterwards.",
+        draw_heatmap(frame, note=small_print(study, note + "first hyperparameter of the family.")),
+    )
+
+
+def _of_main(
+    study: Study, file: str, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]
+) -> tuple[pd.DataFrame, str] | None:
+    """Rows of a file that belong to the main method, in its best setting if there are several, and words for it.
+
+    The file may hold tens of millions of rows: only what is drawn is read.
+    """
+    best = next(iter(best_settings(study)), "") if len(study.settings) > 1 else ""
+    setting: dict[str, Any] = dict(study.settings.loc[best]) if best else {}
+    frames = []
+    for source in study.sources:
+        conditions: list[tuple[str, str, Any]] = [("method", "==", study.main), *where]
+        columns_there = {column for column in source.rows.columns if column.startswith(SETTING)}
+        if best and columns_there:
+            conditions += [
+                (SETTING + key, "==", value)
+                for key, value in _raw_settings(source.rows, setting, study.dimensions).items()
+            ]
+        elif best and not _is_in(source.rows, study, best):
+            continue
+        frame = read_rows(
+            source.folder / file, columns, optional=lambda c: c == "condition", where=conditions, categorical=True
+        )
+        if frame is not None:
+            frame = frame.assign(split=frame["condition"] if "condition" in frame else frame["split"])
+            frames.append(frame.astype({"split": str}))
+    if not frames:
+        return None
+    return pd.concat(frames, ignore_index=True), f" ({best}, the best setting)" if best else ""
+
+
+def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The values of a setting as the files hold them: numbers, or text."""
+    raw = {}
+    for key in keys:
+        if SETTING + key in rows and setting[key] is not None:
+            is_number = pd.api.types.is_numeric_dtype(rows[SETTING + key])
+            raw[key] = setting[key] if is_number else shown(setting[key])
+    return raw
+
+
+def _is_in(rows: pd.DataFrame, study: Study, setting: str) -> bool:
+    """Whether a plain run's folder has rows in this setting: its rows came into the study with it."""
+    own = study.rows[(study.rows["method"] == study.main) & (study.rows["setting"] == setting)]
+    return bool(set(rows["seed"].unique()) & set(own["seed"].unique()))
+
+
+def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
+    """Mean progress of several runs with one seed, where all of them have been."""
+    if len(frames) == 1:
+        return frames[0]
+    parts = []
+    for key in keys:
+        points = [thinned(frame, key) for frame in frames if key in frame and frame[key].notna().any()]
+        if points:
+            first, last = max(steps[0] for steps, _ in points), min(steps[-1] for steps, _ in points)
+            steps = points[0][0][(points[0][0] >= first) & (points[0][0] <= last)]
+            values = np.mean([np.interp(steps, *each) for each in points], axis=0)
+            parts.append(pd.DataFrame({STEPS: steps, key: values}))
+    return pd.concat(parts, ignore_index=True).sort_values(STEPS, ignore_index=True)
