@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors").set_defaults(call=_schema)
 
+    report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="sweep's or run's; several are compared")
+    report.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: report, in DIR)")
+    report.set_defaults(call=_report)
+
     config = commands.add_parser("config", help="print the whole effective config, each setting explained")
     _add_settings(config)
     config.set_defaults(call=_config)
@@ -225,6 +230,15 @@ def _schema(args: argparse.Namespace) -> None:
     from mermaide_ray.sweep.file import schema
 
     print(json.dumps(schema(), indent=1))
+
+
+def _report(args: argparse.Namespace) -> None:
+    for folder in args.folders:
+        if not folder.is_dir():
+            raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
+    from mermaide_ray.report.document import write_report
+
+    print(write_report(args.folders, args.out).summary())
 
 
 def _config(args: argparse.Namespace) -> None:

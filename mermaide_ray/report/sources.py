@@ -77,7 +77,7 @@ def read_source(folder: Path) -> Source:
         InputError: No such folder, nothing to report in it, or a file in it can't be read.
     """
     if not folder.is_dir():
-        raise InputError(f"mermaide report needs the folder of a sweep or a run, got {folder}, which is none")
+        raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
     return _read_sweep(folder) if (folder / "sweep.yaml").is_file() else _read_run(folder)
 
 

@@ -28,6 +28,7 @@ class Picture:
         caption: What is drawn and how to read it.
         alt: What it shows, for those who can't see it.
         figure: The figure.
+        brightness_matters: Whether bright means more: dark mode must then leave the colours as they are.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Picture:
     caption: str
     alt: str
     figure: Figure
+    brightness_matters: bool = False
 
 
 def small_print(study: Study, text: str) -> str:
@@ -54,13 +56,13 @@ def panels_of(study: Study) -> list[str]:
 
 
 def left_out(study: Study) -> str:
-    """A sentence where conditions are not drawn."""
+    """A sentence, where some conditions are not drawn."""
     missing = len(study.conditions) - MOST_PANELS
     return f" {missing} further conditions are in the tables." if missing > 0 else ""
 
 
 def basis(study: Study) -> str:
-    """`5 training seeds × 20 tasks (mermaide, test).`"""
+    """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
     condition = study.conditions[-1]
     matrix = study.cells.pooled(study.cells_of(study.main, max(study.cells.ks(study.main)), [condition]))
     settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""

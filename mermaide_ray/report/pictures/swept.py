@@ -99,6 +99,7 @@ def shift_matrices(study: Study) -> Iterator[Picture]:
                 f"Heatmap of the normalised score by {short(key)} and {against}; {label(next(iter(matrices)))} ranges "
                 f"from {low:.2f} to {high:.2f}.",
                 shift_matrix(matrices, (short(key), [*map(shown, rows)]), (against, [*map(shown, columns)]), note=note),
+                brightness_matters=True,
             )
 
 

@@ -100,6 +100,7 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
         f"Heatmap of interventions over steps and agents: {first:.0%} of episodes in the first quarter of the steps, "
         f"{rest:.0%} afterwards.",
         draw_heatmap(frame, note=small_print(study, note + "first hyperparameter of the family.")),
+        brightness_matters=True,
     )
 
 
