@@ -279,7 +279,8 @@ def _named(measure: str) -> str:
 
 def _where(conditions: Sequence[str], k: int) -> str:
     at = f", K = {k}" if k >= 0 else ""
-    return f"{' and '.join(conditions)}{at}"
+    *first, last = conditions
+    return f"{', '.join(first)} and {last}{at}" if first else f"{last}{at}"
 
 
 def _span(interval: Interval) -> str:

@@ -28,6 +28,8 @@ from mermaide_ray.report.statistics import Interval, performance_profile
 from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
 
 Array = NDArray[np.float64]
+# A few agents for which intervening does great harm would press all the rest into a corner.
+LOWEST_TAU = -0.25
 BINS = 8
 LETTERS = 26
 
@@ -69,13 +71,14 @@ def performance_profiles(
     styles = styles_of(methods)
     every = np.concatenate([matrix.ravel() for found in scores.values() for matrix in found.values()])
     low, high = np.quantile(every, [0.01, 0.995])
-    thresholds = np.linspace(min(low, 0), max(high, 1), 61)
+    thresholds = np.linspace(max(min(low, 0), LOWEST_TAU), max(high, 1), 61)
     for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
         for method, matrix in found.items():
             share, lower, upper = performance_profile(matrix, thresholds, seed=seed, resamples=resamples)
             style = styles[method]
             axis.plot(thresholds, share, color=style["color"], linestyle=style["linestyle"], label=label(method))
-            axis.fill_between(thresholds, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
+            if not is_privileged(method):
+                axis.fill_between(thresholds, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
         axis.set_title(title_of(condition))
         axis.set_xlabel("normalised score τ")
         axis.set_ylim(0, 1.02)
@@ -103,6 +106,7 @@ def contrast_bars(contrasts: Sequence[Contrast], measure: str, *, note: str = ""
             found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
             _across(axes[0][1], name, [interval for interval, _ in found], [at for _, at in found], style)
     axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
+    axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
     axes[0][0].set_xlabel(f"difference in {measure.replace('_', ' ')}")
     axes[0][0].set_title("difference")

@@ -32,7 +32,7 @@ from mermaide_ray.report.drawing import (
 )
 from mermaide_ray.report.files import commit_of, method_name, read_progress, read_rows
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, score_matrix
-from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, label
+from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, is_privileged, label
 
 RETURN = "principal/return"
 VALIDATION = validation_key(0).removesuffix("0")
@@ -110,7 +110,8 @@ def kshot_panels(
         for method in [method for method in flat if method not in far]:
             colour, dashes = styles[method]["color"], styles[method]["flat"]
             axis.axhline(flat[method].value, color=colour, linestyle=dashes, linewidth=1.4, label=label(method))
-            axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
+            if not is_privileged(method):
+                axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
         listed = [f"below: {label(method)} {interval.value:.2f}" for method, interval in far.items()]
         axis.set_xlabel("\n".join(["K (support episodes)", *listed]))
         axis.set_title(SPLIT_TITLES.get(split, split).replace(" (", "\n("))
@@ -191,8 +192,9 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)
-        histogram.set_ylim(bottom=0)
         histogram.set_xlabel("predicted probability of the likeliest arm")
+    # Once all are drawn: a limit set before would fix the other end as well.
+    axes[1][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("share of pulls\nthat were this arm")
     axes[1][0].set_ylabel("share of\npredictions")
     finish(figure)

@@ -18,6 +18,7 @@ from mermaide_ray.report.table import label
 Array = NDArray[np.float64]
 # From this ratio of the largest to the smallest value on, a setting is drawn on a logarithmic axis.
 LOG_RATIO = 20
+SMALL = 0.01
 
 
 def setting_curves(
@@ -108,7 +109,15 @@ def _scale(axis: Axes, values: Sequence[float]) -> None:
     if logarithmic:
         axis.set_xscale("log")
     if len(values) <= 6:
-        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.set_xticks(values, [_tick(value) for value in values])
         axis.xaxis.set_minor_formatter(NullFormatter())
     elif not logarithmic:
         axis.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def _tick(value: float) -> str:
+    """`1e-4`: shorter than 0.0001, and neighbours must not touch."""
+    if value and abs(value) < SMALL:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}"

@@ -65,6 +65,7 @@ def calibration(study: Study) -> Iterator[Picture]:
     frame = frame[frame["k"].isin([0, frame["k"].max()]) & frame["split"].isin(panels_of(study))]
     if frame.empty:
         return
+    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
     told = f"training seeds: {frame['seed'].nunique()}, all families together"
     yield Picture(
         "calibration",
@@ -89,6 +90,7 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
     frame = frame[frame["split"].isin(panels_of(study)) & frame["family"].isin(families)]
     if frame.empty:
         return
+    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
     early = frame["step"] < frame["step"].max() / 4
     first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
     note = f"{label(study.main)}{setting}, K = {k}; mean over {frame['seed'].nunique()} training seeds. Exploration: "
