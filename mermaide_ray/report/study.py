@@ -201,17 +201,18 @@ def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[
     """Drops rules that an earlier folder played too; a training run that is there twice gets its folder's name."""
     settings = [column for column in frames[0].columns if column.startswith(SETTING)]
     identity = ["method", *settings, "condition", "k", "seed"]
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: set[tuple[Any, ...]] = set()
     kept, clash = [], False
-    for place, frame in enumerate(frames):
-        groups = frame[identity].drop_duplicates()
-        known = [tuple(line) for line in groups.itertuples(index=False, name=None)]
-        again = [line for line in known if line in seen and seen[line] != place]
-        clash |= any(line[0] not in BASELINES and ":" not in str(line[0]) for line in again)
-        seen |= {line: place for line in known if line not in seen}
-        kept.append(again)
+    for frame in frames:
+        group = frame.groupby(identity, sort=False, dropna=False, observed=True).ngroup()
+        firsts = frame.loc[~group.duplicated(), identity].itertuples(index=False, name=None)
+        known = [tuple(None if pd.isna(value) else value for value in line) for line in firsts]
+        again = [place for place, line in enumerate(known) if line in seen]
+        clash |= any(known[place][0] not in BASELINES and ":" not in str(known[place][0]) for place in again)
+        seen.update(known)
+        kept.append(frame[~group.isin(again)] if again else frame)
     if not clash:
-        return [_without(frame, identity, again) for frame, again in zip(frames, kept, strict=True)], []
+        return kept, []
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         names = [str(source.folder) for source in sources]
@@ -219,13 +220,6 @@ def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[
     return frames, [
         "Several folders hold the same method, settings and training seed: they are told apart by their folders."
     ]
-
-
-def _without(frame: pd.DataFrame, identity: list[str], again: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    if not again:
-        return frame
-    doubled = pd.MultiIndex.from_tuples(again, names=identity)
-    return frame[~pd.MultiIndex.from_frame(frame[identity]).isin(doubled)]
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

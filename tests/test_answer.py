@@ -1,0 +1,139 @@
+"""The answer: which verdict follows from which differences, and what is compared with what."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_folders import Effects, write_sweep
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
+from mermaide_ray.report.statistics import Interval
+from mermaide_ray.report.study import read_study
+
+FAR = {"curves": False, "profiles": False}
+
+
+def contrast(low: float, high: float, condition: str = "test") -> Contrast:
+    difference = Interval((low + high) / 2, low, high)
+    better = True if low > 0 else False if high < 0 else None
+    level = Interval(0.5, 0.4, 0.6)
+    return Contrast("other", (condition,), level, level, difference, None, 5, 20, better)
+
+
+@pytest.mark.parametrize(
+    ("overall", "by_condition", "expected"),
+    [
+        ([(0.1, 0.2), (0.01, 0.3)], [], SUPPORTED),
+        ([(0.1, 0.2), (-0.01, 0.3)], [], UNDECIDED),
+        ([(-0.3, -0.1), (0.1, 0.3)], [], CONTRADICTED),
+        ([(-0.3, -0.1), (-0.1, 0.3)], [], CONTRADICTED),
+        # Better on the whole, but worse for sure somewhere.
+        ([(0.1, 0.2)], [(0.3, 0.4), (-0.2, -0.1)], UNDECIDED),
+        ([(0.1, 0.2)], [(0.3, 0.4), (-0.2, 0.1)], SUPPORTED),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(
+    overall: list[tuple[float, float]], by_condition: list[tuple[float, float]], expected: str
+) -> None:
+    verdict, because = verdict_of([contrast(*ends) for ends in overall], [contrast(*ends) for ends in by_condition])
+    assert verdict == expected
+    assert (because is None) == (expected == SUPPORTED)
+
+
+def answered(folder: Path, claim: dict[str, Any] | None, **options: Any) -> Answer:
+    return answer(read_study([write_sweep(folder, answer=claim, **FAR, **options)]))
+
+
+def test_a_claim_that_holds_is_supported_with_its_numbers(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2", "always"], "conditions": ["test"], "k": 1}
+    found = answered(tmp_path / "sweep", claim)
+    # 0.90 + 0.04 against 0.85 + 0.02, each 0.1 lower on test agents.
+    assert found.verdict == SUPPORTED
+    assert [one.other for one in found.contrasts] == ["rl2", "always"]
+    closest = found.contrasts[0]
+    assert closest.difference.value == pytest.approx(0.07, abs=0.02)
+    assert (closest.seeds, closest.tasks) == (5, 20)
+    assert closest.probability is not None
+    assert closest.probability.value > 0.9
+    told = re.search(
+        r"Supported: mermaide reaches .* of (\S+) \(test, K = 1\), (\S+) above rl2, its closest", found.sentence
+    )
+    assert told is not None
+    assert float(told[1]) == pytest.approx(closest.level.value, abs=1e-3)
+    assert float(told[2]) == pytest.approx(closest.difference.value, abs=1e-3)
+    assert "5 training seeds × 20 tasks" in found.sentence
+
+
+def test_the_opposite_claim_is_contradicted(tmp_path: Path) -> None:
+    found = answered(tmp_path / "sweep", {"compare": "method", "value": "rl2", "against": ["mermaide"]})
+    assert found.verdict == CONTRADICTED
+    assert found.contrasts[0].difference.high < 0
+    assert "below mermaide" in found.sentence
+    assert {one.conditions for one in found.by_condition} == {("validation",), ("test",)}
+
+
+def test_equal_methods_leave_it_undecided(tmp_path: Path) -> None:
+    methods = {"mermaide": Effects(noise_sd=0.1), "rl2": Effects(noise_sd=0.1, model_margin=None)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"]}
+    found = answered(tmp_path / "sweep", claim, methods=methods)
+    assert found.verdict == UNDECIDED
+    assert found.contrasts[0].difference.low < 0 < found.contrasts[0].difference.high
+
+
+def test_where_less_is_better_the_lower_one_wins(tmp_path: Path) -> None:
+    methods = {"mermaide": Effects(interventions=20), "rl2": Effects(interventions=40)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "measure": "interventions"}
+    assert answered(tmp_path / "less", {**claim, "better": "lower"}, methods=methods).verdict == SUPPORTED
+    assert answered(tmp_path / "more", claim, methods=methods).verdict == CONTRADICTED
+
+
+def test_k_is_compared_within_the_main_method(tmp_path: Path) -> None:
+    found = answered(tmp_path / "sweep", {"compare": "k", "value": 1, "against": [0]})
+    assert (found.verdict, found.name, found.contrasts[0].other) == (SUPPORTED, "K = 1", "K = 0")
+    assert found.contrasts[0].difference.value == pytest.approx(0.04, abs=0.01)
+
+
+def test_values_of_a_setting_are_paired_only_where_the_game_is_the_same(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    methods = {"mermaide": Effects(per_setting={key: 0.1})}
+    options: dict[str, Any] = {"methods": methods, "search": {key: [0.001, 0.01]}}
+    claim = {"compare": key, "value": 0.01}
+    same, other = (
+        answered(tmp_path / "same", claim, **options),
+        answered(tmp_path / "other", claim, game=[key], **options),
+    )
+    for found in (same, other):
+        assert (found.verdict, found.contrasts[0].other) == (SUPPORTED, "meta_lr = 0.001")
+        assert found.contrasts[0].difference.value == pytest.approx(0.1, abs=0.02)
+    assert same.contrasts[0].probability is not None
+    assert other.contrasts[0].probability is None
+    width = [found.contrasts[0].difference.high - found.contrasts[0].difference.low for found in (same, other)]
+    assert width[0] < width[1] / 2
+
+
+def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
+    found = answered(tmp_path / "sweep", None)
+    assert found.verdict is None
+    assert found.sentence.startswith("mermaide reaches")
+    assert "first_n, the best unprivileged other method" in found.sentence
+    assert "which includes 0: the difference may be chance" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"compare": "method", "value": "maml"}, r"`answer.value` must be a method .* got 'maml'"),
+        ({"compare": "methd"}, r"`answer.compare` must be one of method, k, got 'methd' \(did you mean 'method'"),
+        ({"compare": "method", "value": "rl2", "measure": "reutrn"}, r"`answer.measure` .* \(did you mean 'return'"),
+        ({"compare": "method", "value": "rl2", "conditions": ["far"]}, r"`answer.conditions` must be .* got 'far'"),
+        ({"compare": "method", "value": "rl2", "k": 7}, r"`answer.k` must be a K of the rows of rl2 \[0, 1\], got 7"),
+        ({"compare": "method", "value": "rl2", "better": "less"}, r"`answer.better` must be higher or lower"),
+    ],
+)
+def test_a_claim_about_what_is_not_there_is_refused(claim: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        answered(tmp_path / "sweep", claim, seeds=2, tasks=4)

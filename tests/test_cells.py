@@ -1,0 +1,98 @@
+"""Matrices by cell: complete seeds only, settings averaged, rules found by the game that they played."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.cells import Cell, Cells
+
+
+def rows(*cells: tuple[str, str, str, int, dict[int, list[float]]], never: float = 10.0) -> pd.DataFrame:
+    """(method, setting, condition, K, seed -> a score per task) each."""
+    return pd.DataFrame(
+        {
+            "method": method,
+            "setting": setting,
+            "condition": condition,
+            "family": "ucb" if task % 2 else "exp3",
+            "k": k,
+            "seed": seed,
+            "task": task,
+            "normalised_score": score,
+            "never_return": never,
+            "oracle_return": 80.0,
+        }
+        for method, setting, condition, k, seeds in cells
+        for seed, scores in seeds.items()
+        for task, score in enumerate(scores)
+    ).sample(frac=1, random_state=0)
+
+
+def test_a_matrix_is_seeds_by_tasks_whatever_the_order_of_the_rows() -> None:
+    cells = Cells(rows(("m", "", "test", 1, {3: [0.1, 0.2, 0.3], 1: [0.4, 0.5, 0.6]})))
+    matrix = cells.matrix(Cell("m", "", "test", 1))
+    assert list(matrix.index) == [1, 3]
+    # Families in their order, then tasks: exp3 has tasks 0 and 2, ucb has task 1.
+    assert matrix.to_numpy() == pytest.approx(np.array([[0.4, 0.6, 0.5], [0.1, 0.3, 0.2]]))
+    assert cells.families(matrix.columns) == ["exp3", "exp3", "ucb"]
+
+
+def test_a_seed_that_lacks_tasks_is_left_out_and_told() -> None:
+    cells = Cells(rows(("m", "", "test", 1, {0: [0.1, 0.2], 1: [0.3]})))
+    assert list(cells.matrix(Cell("m", "", "test", 1)).index) == [0]
+    assert list(cells.left_out) == ["m, test, K = 1: training seeds 1 lack tasks that others have, and are left out."]
+
+
+def test_tasks_without_any_score_are_left_out() -> None:
+    cells = Cells(rows(("m", "", "test", 0, {0: [0.1, np.nan], 1: [0.3, np.nan]})))
+    assert cells.matrix(Cell("m", "", "test", 0)).shape == (2, 1)
+
+
+def test_the_same_row_twice_is_refused() -> None:
+    doubled = pd.concat([rows(("m", "", "test", 0, {4: [0.1, 0.2]}))] * 2)
+    with pytest.raises(InputError, match=r"one per method.* but m \(seed 4, K = 0, test, setting ''\) has task 0"):
+        Cells(doubled)
+
+
+def test_settings_are_averaged_seed_by_seed_and_conditions_stand_side_by_side() -> None:
+    seeds = {0: [0.0, 0.2], 1: [0.4, 0.6]}
+    higher = {seed: [score + 0.2 for score in scores] for seed, scores in seeds.items()}
+    cells = Cells(rows(("m", "a", "test", 0, seeds), ("m", "b", "test", 0, higher), ("m", "a", "far", 0, {0: [1, 1]})))
+    both = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
+    assert both.to_numpy() == pytest.approx(np.array([[0.1, 0.3], [0.5, 0.7]]))
+    # Only seed 0 was scored in both conditions.
+    beside = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "a", "far", 0)])
+    assert (list(beside.index), beside.shape) == ([0], (1, 4))
+
+
+def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
+    cells = Cells(rows(("m", "a", "test", 0, {0: [0.0], 1: [0.0]}), ("m", "b", "test", 0, {0: [1.0]})))
+    pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
+    assert (list(pooled.index), pooled.iloc[0, 0]) == ([0], 0.5)
+
+
+def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
+    cells = Cells(rows(("m", "a", "test", 0, {0: [0.0]}), ("m", "b", "test", 0, {1: [1.0]})))
+    assert cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)]).to_numpy().ravel().tolist() == [
+        0.0,
+        1.0,
+    ]
+
+
+def test_a_rule_is_found_by_the_game_that_it_played() -> None:
+    game, other = {"never": 10.0}, {"never": 12.0}
+    frame = pd.concat(
+        [
+            rows(("m", "arms=2, lr=1", "test", 0, {0: [0.5]}), ("m", "arms=2, lr=2", "test", 0, {0: [0.5]}), **game),
+            rows(("m", "arms=5, lr=1", "test", 0, {0: [0.5]}), ("first_n", "arms=5", "test", 0, {0: [0.7]}), **other),
+            rows(("first_n", "arms=2", "test", 0, {0: [0.9]}), **game),
+        ]
+    )
+    cells = Cells(frame)
+    for setting, expected in (("arms=2, lr=1", "arms=2"), ("arms=2, lr=2", "arms=2"), ("arms=5, lr=1", "arms=5")):
+        assert cells.find("first_n", setting, "test", 0) == Cell("first_n", expected, "test", 0)
+    assert cells.find("first_n", "arms=2, lr=1", "far", 0) is None
+    one, two = Cell("m", "arms=2, lr=1", "test", 0), Cell("m", "arms=5, lr=1", "test", 0)
+    assert cells.same_tasks([one], [Cell("m", "arms=2, lr=2", "test", 0)])
+    assert not cells.same_tasks([one], [two])

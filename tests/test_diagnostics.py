@@ -1,0 +1,68 @@
+"""Each failure signature is found where it was planted, with its numbers, and nothing is found on a healthy sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_folders import METHODS, Effects, write_sweep
+
+from mermaide_ray.report.diagnostics import CHECKS, SERIOUS, Finding, diagnose
+from mermaide_ray.report.study import read_study
+
+
+def findings(folder: Path, **options: Any) -> list[Finding]:
+    return diagnose(read_study([write_sweep(folder, curves=False, profiles=False, **options)]))
+
+
+def test_a_healthy_sweep_is_silent(tmp_path: Path) -> None:
+    assert findings(tmp_path / "sweep", search={"training.meta_lr": [0.001, 0.01]}) == []
+
+
+PLANTED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "no world model": ("world_model_floor", {"model_margin": -0.1}, SERIOUS, "no better than the agent's own running"),
+    "hurts": ("adaptation", {"gain": -0.05}, SERIOUS, "K = 1 is worse than K = 0, by -0.0"),
+    "no help": ("adaptation", {"gain": 0.0}, "note", "not for sure better than K = 0"),
+    "hurts a family": ("adaptation", {"gain": 0.1, "gain_of": {"ucb": -0.15}}, SERIOUS, "adapting to ucb agents hurts"),
+    "too dear": ("cost", {"score": -0.2, "gain": 0.05}, SERIOUS, "for 100% of the agents they cost more"),
+    "seeds": ("seeds_disagree", {"seed_offsets": {3: -0.4}}, SERIOUS, "(seed 3) to"),
+    "never": ("collapse", {"seed_interventions": {2: 0.0}}, SERIOUS, "1 of 5 trained principals never intervene"),
+    "always": ("collapse", {"interventions": 100.0}, SERIOUS, "5 of 5 trained principals always intervene"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_failure_is_found_and_nothing_else(planted: str, tmp_path: Path) -> None:
+    check, effects, severity, text = PLANTED[planted]
+    found = findings(tmp_path / "sweep", methods={**METHODS, "mermaide": Effects(**effects)})
+    assert {finding.check for finding in found} == {check}
+    assert all(finding.text.startswith("mermaide, ") for finding in found)
+    matching = [finding for finding in found if text in finding.text]
+    assert matching
+    assert {finding.severity for finding in matching} == {severity}
+
+
+def test_failed_runs_and_few_seeds_are_told(tmp_path: Path) -> None:
+    found = findings(tmp_path / "sweep", failed=[("rl2", 1)])
+    assert {(finding.check, finding.severity) for finding in found} == {
+        ("failed_trials", SERIOUS),
+        ("few_seeds", "note"),
+    }
+    assert "1 of 10 training runs failed (method=rl2, seed 1)" in found[0].text
+    [single] = findings(tmp_path / "single", methods={"mermaide": Effects()}, seeds=1)
+    assert single.text == "mermaide has 1 training seed in some setting: its intervals are over tasks only."
+
+
+def test_seeds_disagree_within_one_setting_among_others(tmp_path: Path) -> None:
+    search = {"training.meta_lr": [0.001, 0.01]}
+    methods = {"mermaide": Effects(seed_offsets={0: -0.5}, noise_sd=0.05)}
+    found = [
+        one for one in findings(tmp_path / "sweep", methods=methods, search=search) if one.check == "seeds_disagree"
+    ]
+    assert found
+    assert "(the widest of 2 among 2 settings)" in found[0].text
+
+
+def test_each_check_is_planted_somewhere() -> None:
+    assert CHECKS.keys() == {check for check, *_ in PLANTED.values()} | {"failed_trials", "few_seeds"}

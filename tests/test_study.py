@@ -1,0 +1,128 @@
+"""Several folders as one study: what is paired, what is told apart, and what is said to be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from sweep_folders import METHODS, Effects, write_sweep
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.answer import answer
+from mermaide_ray.report.study import read_study
+
+QUICK: dict[str, Any] = {"curves": False, "profiles": False}
+
+
+def write_run(folder: Path, seed: int = 0, name: str = "mermaide", task_seed: int = 0, **settings: Any) -> Path:
+    """A plain run's folder: config.yaml, rows.parquet without condition, trial or setting columns."""
+    sweep = write_sweep(folder / "made", {name: METHODS["mermaide"]}, seeds=seed + 1, seed=task_seed, **QUICK)
+    rows = pd.read_parquet(sweep / "rows.parquet").drop(columns=["condition", "trial"])
+    rows = rows[(rows["seed"] == seed) | (rows["method"] != name)]
+    rows.to_parquet(folder / "rows.parquet")
+    config = {"name": name, "seed": seed, "training": {"meta_lr": 0.002}, "evaluation": {"k": [0, 1]}, **settings}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "provenance.json").write_text(json.dumps({"commit": "abc", "command": ["mermaide", "train"]}))
+    return folder
+
+
+def test_runs_that_differ_in_their_seed_are_seeds_of_one_method(tmp_path: Path) -> None:
+    study = read_study([write_run(tmp_path / str(seed), seed) for seed in range(3)])
+    assert (study.main, study.dimensions, study.notes) == ("mermaide", [], ())
+    [cell] = study.cells_of("mermaide", 1, ["test"])
+    assert study.cells.seeds(cell) == [0, 1, 2]
+    # Each folder has the rules' rows; they are the same and count once.
+    assert study.cells.seeds(study.cells_of("first_n", 0, ["test"])[0]) == [0]
+    assert (study.rows["method"] == "first_n").sum() == 2 * 20
+
+
+def test_runs_that_differ_in_a_setting_are_settings(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"{rate}", training={"meta_lr": rate}) for rate in (0.001, 0.002)]
+    study = read_study(folders)
+    assert study.dimensions == ["training.meta_lr"]
+    assert list(study.settings.index) == ["meta_lr=0.001", "meta_lr=0.002"]
+
+
+def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path: Path) -> None:
+    study = read_study([write_run(tmp_path / "one"), write_run(tmp_path / "two")])
+    assert list(study.settings.index) == ["folder=one", "folder=two"]
+    assert study.notes == (
+        "Several folders hold the same method, settings and training seed: they are told apart by their folders.",
+    )
+
+
+def test_methods_of_different_folders_are_paired_where_tasks_agree(tmp_path: Path) -> None:
+    mine = write_run(tmp_path / "mine")
+    same, other = write_run(tmp_path / "same", name="maml"), write_run(tmp_path / "other", name="maml", task_seed=1)
+    paired, unpaired = (
+        next(one for one in answer(read_study([mine, folder])).contrasts if one.other == "maml")
+        for folder in (same, other)
+    )
+    assert paired.probability is not None
+    assert unpaired.probability is None
+
+
+def test_sweeps_with_and_without_a_searched_setting_are_laid_side_by_side(tmp_path: Path) -> None:
+    searched = write_sweep(tmp_path / "searched", search={"training.meta_lr": [0.001, 0.01]}, **QUICK)
+    plain = write_sweep(tmp_path / "plain", {"maml": Effects()}, **QUICK)
+    study = read_study([searched, plain])
+    assert set(study.settings["training.meta_lr"]) == {0.001, 0.01, None}
+    assert set(study.methods) >= {"mermaide", "rl2", "maml", "first_n", "oracle"}
+
+
+def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", search={"training.meta_lr": [0.001, 0.01]}, seeds=2, **QUICK)
+    rows = pd.read_parquet(folder / "rows.parquet").drop(columns=["trial", "setting.training.meta_lr"])
+    (folder / "rows.parquet").unlink()
+    for rate, seed in ((0.001, 0), (0.001, 1), (0.01, 0)):
+        run = folder / "runs" / f"meta_lr={rate},seed={seed}"
+        run.mkdir(parents=True)
+        chosen = rows[(rows["method"] == "mermaide") & (rows["seed"] == seed)]
+        chosen.drop_duplicates(["condition", "k", "task"]).to_parquet(run / "rows.parquet")
+    trials = pd.read_parquet(folder / "trials.parquet")[:5]
+    trials.assign(status=["done"] * 3 + ["failed", "running"]).to_parquet(folder / "trials.parquet")
+    study = read_study([folder])
+    assert list(study.settings.index) == ["meta_lr=0.001", "meta_lr=0.01"]
+    told = " ".join(study.notes)
+    assert "the sweep has not ended (no rows.parquet); this report covers the 3 training runs" in told
+    assert "1 of 5 training runs failed" in told
+    assert "1 of 5 training runs have not ended" in told
+    assert "3 of 8 planned training runs have not begun" in told
+
+
+def test_fewer_rows_than_expected_are_told(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", **QUICK)
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "rows": 1200}))
+    assert read_study([folder]).notes == ("sweep: 960 rows, where sweep.yaml expects 1,200.",)
+
+
+def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
+    study = read_study([write_sweep(tmp_path / "always", horizon=60, **QUICK)])
+    assert study.horizon(study.cells_of("mermaide", 1, ["test"])[0]) == 60
+    searched = write_sweep(tmp_path / "searched", search={"environment.horizon": [50, 80]}, **QUICK)
+    study = read_study([searched])
+    assert [study.horizon(cell) for cell in study.cells_of("mermaide", 1, ["test"])] == [50, 80]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({}, "a report needs rows.parquet .* or sweep.yaml .*, got neither in"),
+        ({"progress.jsonl": b"{}"}, r"the run is not finished \(mermaide train --resume"),
+        ({"sweep.yaml": b"question: Why?"}, "a report needs at least one finished trial, got none yet in"),
+        ({"sweep.yaml": b"- 1"}, "must be a mapping of sections, got a list"),
+        ({"rows.parquet": b"none"}, "rows.parquet must be a readable Parquet file"),
+    ],
+)
+def test_what_is_no_report_to_be_is_refused_in_a_sentence(
+    damage: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    for name, content in damage.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_study([tmp_path])
