@@ -142,12 +142,9 @@ def test_links_in_the_markdown_and_the_page_lead_to_files(report: Report) -> Non
     assert len(widths) == 1
 
 
-def test_pictures_are_well_formed_and_the_same_each_time(report: Report, tmp_path: Path) -> None:
+def test_pictures_are_well_formed(report: Report) -> None:
     for svg in (report.folder / "figures").glob("*.svg"):
         ElementTree.parse(svg)
-    again = write_report([report.folder.parent], tmp_path / "again")
-    for name in ("figures/kshot_curve.svg", "figures/pareto_front.pdf", "tables/comparison.tex"):
-        assert (again.folder / name).read_bytes() == (report.folder / name).read_bytes()
 
 
 def test_latex_tables_are_well_formed_and_escaped(report: Report) -> None:
@@ -195,7 +192,7 @@ def test_latex_tables_compile(report: Report, tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
 
 
-def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
+def test_a_second_report_replaces_the_first_with_the_same_bytes(tmp_path: Path) -> None:
     options = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
     folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects(model_margin=None)}, **options)
     stale = folder / "report" / "figures" / "stale.png"
@@ -208,6 +205,9 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
     # One K, no world model, no progress, no profiles: what can't be drawn isn't.
     assert drawn == {"comparison", "performance_profiles", "pareto_front"}
     assert kept.exists()
+    first = {path: path.read_bytes() for path in report.folder.rglob("*") if path.is_file()}
+    write_report([folder])
+    assert {path: path.read_bytes() for path in report.folder.rglob("*") if path.is_file()} == first
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,10 @@ from mermaide_ray.report.statistics import (
     interquartile_mean,
     paired,
     paired_difference,
+    performance_profile,
     probability_of_improvement,
     score_matrix,
+    unpaired_difference,
 )
 
 
@@ -189,3 +191,38 @@ def test_the_report_room_imports_neither_ray_nor_torch() -> None:
     code = f"import sys, {rooms}; sys.exit(str([m for m in ('ray', 'torch') if m in sys.modules]))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.stderr.strip() == "[]"
+
+
+def test_an_unpaired_difference_is_the_difference_of_the_aggregates() -> None:
+    one, other = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 1.0], [1.0, 2.0], [0.5, 1.5]])
+    for trim, expected in ((0.25, 2.5 - 1.0), (0.0, 2.5 - 1.0)):
+        assert unpaired_difference(one, other, seed=0, trim=trim).value == pytest.approx(expected)
+    constant = unpaired_difference(np.full((3, 5), 2.0), np.full((2, 4), 0.5), seed=0)
+    assert (constant.low, constant.value, constant.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_pairing_narrows_the_interval_where_tasks_matter() -> None:
+    rng = np.random.default_rng(0)
+    tasks = rng.normal(size=(1, 40))
+    one, other = (tasks + 0.1 * rng.normal(size=(5, 40)) for _ in range(2))
+    paired_width, unpaired_width = (
+        interval.high - interval.low
+        for interval in (paired_difference(one, other, seed=0), unpaired_difference(one, other, seed=0))
+    )
+    assert paired_width < unpaired_width / 3
+
+
+def test_a_performance_profile_counts_runs_and_tasks_above_each_threshold() -> None:
+    scores = np.array([[0.1, 0.5, 0.9], [0.3, 0.5, 0.7]])
+    share, low, high = performance_profile(scores, [0.0, 0.3, 0.5, 0.9], seed=0)
+    assert share.tolist() == pytest.approx([1, 4 / 6, 2 / 6, 0])
+    assert (low <= share).all()
+    assert (share <= high).all()
+    assert (low[0], high[0], low[-1], high[-1]) == (1, 1, 0, 0)
+
+
+def test_the_band_of_a_performance_profile_is_that_of_the_mean_of_its_indicators() -> None:
+    scores = np.random.default_rng(1).normal(size=(6, 30))
+    share, low, high = performance_profile(scores, [0.2], seed=0, resamples=4000)
+    mean = bootstrap_interval((scores > 0.2).astype(float), seed=0, trim=0, resamples=4000)
+    assert (share[0], low[0], high[0]) == pytest.approx((mean.value, mean.low, mean.high), abs=0.01)

@@ -89,11 +89,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
         target.mkdir(parents=True, exist_ok=True)
         with whole_folder(target / "figures") as folder:
             for picture in drawn:
-                # Laid out once: all formats show the same, and it takes longer than drawing.
-                picture.figure.draw_without_rendering()
-                picture.figure.set_layout_engine("none")
                 for kind in FORMATS:
                     save_figure(picture.figure, folder / f"{picture.name}.{kind}")
+                    # Laid out once: all formats show the same, and it takes longer than drawing.
+                    picture.figure.set_layout_engine("none")
         with whole_folder(target / "tables") as folder:
             for table in tables:
                 (folder / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8")

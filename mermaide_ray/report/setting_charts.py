@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
-from mermaide_ray.report.charts import LETTERS, shortened, title_of
+from mermaide_ray.report.charts import shortened, title_of
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.table import label
@@ -19,6 +20,8 @@ Array = NDArray[np.float64]
 # From this ratio of the largest to the smallest value on, a setting is drawn on a logarithmic axis.
 LOG_RATIO = 20
 SMALL = 0.01
+# Letters side by side in a panel.
+PANEL_LETTERS = 36
 
 
 def setting_curves(
@@ -76,9 +79,12 @@ def shift_matrix(
     """
     figure, axes = panels(1, len(matrices), note, sharey=True)
     height = 1.6 + 0.34 * len(rows[1])
-    longest = max(map(len, columns[1]))
-    turned = longest * len(columns[1]) > LETTERS
-    figure.set_figheight(height + (0.07 * min(longest, LETTERS) if turned else 0))
+    # In lines where the words fit into a column, else upright.
+    width = PANEL_LETTERS // len(columns[1])
+    turned = any(len(word) > width for name in columns[1] for word in name.split())
+    names = [shortened(name) if turned else "\n".join(wrap(name, width)) for name in columns[1]]
+    lines = 0.45 * max(map(len, names)) if turned else max(name.count("\n") for name in names)
+    figure.set_figheight(height + 0.14 * lines)
     figure.set_figwidth(max(figure.get_figwidth(), len(matrices) * (0.5 * len(columns[1]) + 0.6) + 2.2))
     every = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices.values()])
     low, high = float(every.min()), float(every.max())
@@ -91,8 +97,7 @@ def shift_matrix(
                 # White on the dark half of the colours, black on the light one.
                 dark = value < low + 0.55 * (high - low)
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=8)
-        angle = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-        axis.set_xticks(range(len(columns[1])), [shortened(name) for name in columns[1]], **angle)
+        axis.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
         axis.set_yticks(range(len(rows[1])), [shortened(name) for name in rows[1]])
         axis.set_title(label(method))
         axis.set_xlabel(columns[0])

@@ -1,0 +1,84 @@
+"""Pictures of a study: no text covers another, whatever is swept; and what they draw is what the cells hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from sweep_folders import METHODS, Effects, write_sweep
+from test_figures import overlaps
+
+from mermaide_ray.report.answer import answer
+from mermaide_ray.report.charts import Point, binned, non_dominated
+from mermaide_ray.report.pictures import pictures
+from mermaide_ray.report.pictures.traces import _over_settings
+from mermaide_ray.report.study import Study, read_study
+
+
+def drawn(study: Study) -> dict[str, Figure]:
+    return {picture.name: picture.figure for picture in pictures(study, answer(study))}
+
+
+MANY = {f"a_method_with_a_long_name_{index}": Effects(score=0.8 - 0.05 * index) for index in range(5)}
+SWEEPS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rates and arms": {
+        "search": {"training.meta_lr": [0.0001, 0.001], "environment.num_arms": [2, 5, 10, 20]},
+        "methods": {**METHODS, "maml": Effects(score=0.7)},
+        "conditions": ("validation", "test", "far", "further"),
+        "ks": (0, 1, 5),
+    },
+    "labels": {
+        "search": {"agents.families": ["ucb", "softmax with a long name", "a mixture of all families"]},
+        "conditions": ("validation", "agents with a long name", "others"),
+    },
+    "many methods": {"methods": {**METHODS, **MANY}, "answer": {"compare": "method", "value": "rl2"}},
+    "random search": {"search": {"training.meta_lr": np.logspace(-4, -2, 15).round(6).tolist()}, "seeds": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "sweep", [name if name == "labels" else pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS]
+)
+def test_no_text_covers_another(sweep: str, tmp_path: Path) -> None:
+    options = {"tasks": 8, "seeds": 3, "horizon": 40, **SWEEPS[sweep]}
+    study = read_study([write_sweep(tmp_path / "sweep", **options)])
+    found = {name: overlaps(figure) for name, figure in drawn(study).items()}
+    assert {name: pairs for name, pairs in found.items() if pairs} == {}
+
+
+def test_matrices_and_curves_hold_the_scores_of_their_settings(tmp_path: Path) -> None:
+    key = "environment.num_arms"
+    methods = {"mermaide": Effects(per_setting={key: -0.1}, noise_sd=1e-4, seed_sd=0, task_sd=0)}
+    study = read_study([write_sweep(tmp_path / "sweep", methods, {key: [20, 2]}, profiles=False, tasks=6)])
+    figures = drawn(study)
+    matrix = figures["shift_num_arms_condition"].axes[0].images[0].get_array()
+    # Rows in the order of the values: 2 (second in the list, so 0.1 lower), 20; columns validation, test.
+    assert np.asarray(matrix) == pytest.approx(np.array([[0.84, 0.74], [0.94, 0.84]]), abs=1e-3)
+    validation, test = figures["over_num_arms"].axes
+    for axis, expected in ((validation, [0.84, 0.94]), (test, [0.74, 0.84])):
+        [bars] = axis.containers
+        assert bars[0].get_xydata() == pytest.approx(np.array(list(zip([2, 20], expected, strict=True))), abs=1e-3)
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    points = [Point("a", 0, 0, 0.1), Point("b", 0, 30, 0.8), Point("c", 0, 40, 0.7), Point("d", 0, 50, 0.9)]
+    assert [point.method for point in non_dominated([*points, Point("e", 0, 30, 0.5)])] == ["a", "b", "d"]
+
+
+def test_groups_of_equal_size_follow_the_axis() -> None:
+    middle, means = binned(np.array([3.0, 1.0, 2.0, 4.0] * 2), np.array([30.0, 10.0, 20.0, 40.0] * 2), bins=2)
+    assert middle.tolist() == [1.5, 3.5]
+    assert means.tolist() == [15.0, 35.0]
+
+
+def test_curves_of_several_settings_are_averaged_where_all_have_been() -> None:
+    steps, key = "throughput/env_steps", "principal/return"
+    one = pd.DataFrame({steps: [0, 10, 20, 30], key: [0.0, 1.0, 2.0, 3.0]})
+    two = pd.DataFrame({steps: [10, 20], key: [3.0, 4.0]})
+    mean = _over_settings([one, two], (key, "validation/score_k0"))
+    assert mean[[steps, key]].to_numpy().tolist() == [[10, 2.0], [20, 3.0]]
