@@ -17,8 +17,6 @@ from pathlib import Path
 HOME = Path("~/mermaide_ray").expanduser()
 # What the YAML that made this cluster says, as Ray leaves it on the head.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()
-# These leave results, and only they take --out as the place of new ones.
-_LEAVE_RESULTS = ("train", "sweep")
 
 
 def together(arguments: Sequence[str]) -> list[str]:
@@ -37,15 +35,16 @@ def together(arguments: Sequence[str]) -> list[str]:
 
 
 def with_results(arguments: Sequence[str], results: str | None, stamp: str) -> list[str]:
-    """Arguments with an --out below the cluster's results, where the command leaves some and names no place itself."""
+    """Arguments with a place below the cluster's results, where the command leaves some and names no place itself."""
     command = arguments[0] if arguments else ""
-    named = any(argument.partition("=")[0] in ("--out", "--resume") for argument in arguments)
-    if results is None or command not in _LEAVE_RESULTS or named:
+    named = any(argument.partition("=")[0] in ("--out", "--storage", "--resume") for argument in arguments)
+    if results is None or named:
         return list(arguments)
-    if "://" in results and command == "train":
-        return list(arguments)  # a single run writes to the head's own disk: `ray rsync-down` fetches it
-    subject = [Path(argument).stem for argument in arguments[1:2] if not argument.startswith("-")]
-    return [*arguments, "--out", "/".join([results.rstrip("/"), "-".join([command, *subject, stamp])])]
+    if command == "sweep":
+        return [*arguments, "--storage", results]  # the same command again goes on with it
+    if command == "train" and "://" not in results:  # else to the head's own disk: `ray rsync-down` fetches it
+        return [*arguments, "--out", f"{results.rstrip('/')}/train-{stamp}"]
+    return list(arguments)
 
 
 def results_of(bootstrap: Path) -> str | None:

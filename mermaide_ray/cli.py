@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume, args = "mermaide train --resume DIR", argparse.Namespace(command=None)
     try:
         args = _parser().parse_args(argv)
+        if getattr(args, "address", None):
+            os.environ["RAY_ADDRESS"] = args.address  # read by `ray.init`, here and in the baselines' processes
         if args.command == "train" and (folder := args.resume or args.out):
             resume = f"mermaide train --resume {folder}"
         args.call(args)
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PRESET",
         help="learned baseline to train beside, with the same agents and budget; repeatable",
     )
+    _add_address(train)
     train.set_defaults(call=_train)
 
     evaluate = commands.add_parser("evaluate", help="score a trained principal on agents that it never met")
@@ -105,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", metavar="DIR", help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE")
     sweep.add_argument("--storage", metavar="DIR", help="folder or URI in which to make NAME-SCALE, in place of runs")
     sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
+    _add_address(sweep)
     sweep.set_defaults(call=_sweep)
 
     commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors").set_defaults(call=_schema)
@@ -147,6 +151,23 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change one setting, such as training.meta_lr=1e-3; repeatable",
     )
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        type=_address,
+        metavar="auto|HOST:PORT",
+        help="Ray cluster to run on (auto: the one of this machine); default: RAY_ADDRESS, else Ray is started here",
+    )
+
+
+def _address(text: str) -> str:
+    if text != "auto" and (":" not in text or text.startswith("http")):
+        raise argparse.ArgumentTypeError(
+            f"must be auto, HOST:PORT or ray://HOST:PORT, got {text!r} (a dashboard's address is for `ray job submit`)"
+        )
+    return text
 
 
 def _at_least(least: int) -> Callable[[str], int]:

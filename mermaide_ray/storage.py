@@ -311,8 +311,22 @@ def provenance() -> dict[str, Any]:
 
 
 def without_credentials(text: str) -> str:
-    """A text with what stands before the @ of an address, and in its query, left out: provenance is shared."""
-    return re.sub(r"(\w+://)([^/\s@]+@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text)
+    """A text with `user:password@` and the query of each address in it left out: provenance is shared."""
+    return re.sub(r"(\w+://)([^/\s@:]*:[^/\s@]*@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text)
+
+
+def refuse_secrets(uri: str) -> None:
+    """Refuses a URI with credentials in it: it would be in logs, results and process lists.
+
+    Raises:
+        InputError: It has some.
+    """
+    address, _, query = uri.partition("?")
+    if without_credentials(address) != address or re.search(r"(access|secret)_key|token", query):
+        raise InputError(
+            f"the place of results must hold no secret, got one around {without_credentials(uri)} (a role of the "
+            "machines, or AWS_PROFILE, keeps it out of logs and process lists)"
+        )
 
 
 @contextmanager

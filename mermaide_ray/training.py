@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -163,10 +157,11 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
         console: Where progress is told.
         check: Called in each iteration; raises if going on is of no use.
     """
+    from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.session import Session, checkpoint_seconds
 
     checkpoint_every = checkpoint_seconds()
-    with ray_running(_num_workers(run.experiment())), Session(run, checkpoint_every) as session:
+    with ray_running(_actors(run.experiment()), console), Session(run, checkpoint_every) as session:
         total = session.total * session.experiment.env_steps_per_iteration
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
@@ -255,49 +250,10 @@ class _Companions:
         self.check()
 
 
-@contextlib.contextmanager
-def ray_running(workers: int) -> Iterator[None]:
-    """Ray, quiet: joined where RAY_ADDRESS says so, else started on this machine and stopped afterwards.
-
-    Args:
-        workers: Processes that must find a CPU each.
-    """
-    import ray
-
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    mine = not ray.is_initialized()
-    here: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(os.cpu_count() or 1, workers),
-        "include_dashboard": False,
-        "log_to_driver": False,
-    }
-    try:
-        if mine:
-            ray.init(logging_level=logging.ERROR, **({} if "RAY_ADDRESS" in os.environ else here))
-    except Exception as error:
-        raise RunFault(f"Ray must start, got: {str(error).strip().splitlines()[0]}") from None
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    # Ray's own handler ends the process with a stack dump; a scheduler's SIGTERM is a Ctrl-C like any other.
-    before = signal.signal(signal.SIGTERM, _interrupt) if on_main_thread else None
-    try:
-        yield
-    finally:
-        if on_main_thread:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-        if mine:
-            ray.shutdown()
-
-
-def _num_workers(experiment: Experiment) -> int:
-    """Sampling actors, learners and the driver."""
-    return experiment.env_runners.num_env_runners + experiment.env_runners.num_learners + 1
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _actors(experiment: Experiment) -> list[dict[str, float]]:
+    """What each sampling actor and each learner needs."""
+    runners = experiment.env_runners
+    return [{"CPU": 1.0}] * (runners.num_env_runners + runners.num_learners)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The command line: what each command calls, and how mistakes and faults end."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +80,12 @@ def test_train_hands_over_every_option(calls: Calls, tmp_path: Path) -> None:
     assert options == {"out": Path("runs/x"), "baselines": ["rl2", "maml"], "resume": False, "trusted": False}
 
 
+def test_address_is_where_ray_looks_for_its_cluster(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["train", "--address", "10.0.0.1:6379"]) == 0
+    assert os.environ.pop("RAY_ADDRESS") == "10.0.0.1:6379"
+
+
 def test_resume_takes_the_settings_of_the_run(calls: Calls, tmp_path: Path) -> None:
     experiment = load_experiment(preset="rl2", overrides={"seed": 5})
     (tmp_path / "config.yaml").write_text(explained_yaml(experiment))
@@ -123,6 +130,8 @@ def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Pat
         ("train --seed -1", "--seed: must be a whole number >= 0, got '-1'"),
         ("train --seed 1.5", "--seed: must be a whole number >= 0, got '1.5'"),
         ("train --seed 5000000000", "`seed` must be less than 4294967296, got 5000000000 (--set seed)"),
+        ("train --address http://127.0.0.1:8265", "--address: must be auto, HOST:PORT or ray://HOST:PORT, got 'http:"),
+        ("train --address head", "--address: must be auto, HOST:PORT or ray://HOST:PORT, got 'head'"),
         ("train --set seed", "--set must be KEY=VALUE (such as training.meta_lr=0.001), got 'seed'"),
         ("train --set =1", "--set must be KEY=VALUE"),
         ("train --set seed=[1", "--set seed must have a YAML value, got '[1'"),

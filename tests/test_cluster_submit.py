@@ -43,11 +43,12 @@ def test_arguments_torn_apart_at_spaces_are_put_together_again(submit: ModuleTyp
     [
         (["train"], "/shared", ["--out", "/shared/train-T"]),
         (["train", "--seed", "1"], "/shared/", ["--out", "/shared/train-T"]),
-        (["sweep", "tune_configs/agents.yaml"], "/shared", ["--out", "/shared/sweep-agents-T"]),
-        (["sweep", "tune_configs/agents.yaml"], "s3://bucket/x", ["--out", "s3://bucket/x/sweep-agents-T"]),
+        (["sweep", "tune_configs/agents.yaml"], "/shared", ["--storage", "/shared"]),
+        (["sweep", "tune_configs/agents.yaml"], "s3://bucket/x", ["--storage", "s3://bucket/x"]),
         # A single run can't write to a bucket; what names its own place keeps it; the rest leaves no results.
         (["train"], "s3://bucket/x", []),
         (["train", "--out", "y"], "/shared", []),
+        (["sweep", "x.yaml", "--storage", "y"], "/shared", []),
         (["train", "--out=y"], "/shared", []),
         (["train", "--resume", "y"], "/shared", []),
         (["evaluate", "y"], "/shared", []),

@@ -21,6 +21,7 @@ from mermaide_ray.storage import (
     CHECKPOINT_FORMAT,
     RunDirectory,
     load_principal,
+    refuse_secrets,
     save_principal,
     versions,
     whole_file,
@@ -330,7 +331,8 @@ def test_checkpoint_that_others_may_have_written_needs_a_flag(
     ("given", "kept"),
     [
         ("--out=s3://KEY:SECRET@bucket/x?secret_key=SECRET&region=y", "--out=s3://bucket/x"),
-        ("https://user@host/x and gs://bucket/y", "https://host/x and gs://bucket/y"),
+        ("https://ann:SECRET@host/x and gs://bucket/y", "https://host/x and gs://bucket/y"),
+        ("abfs://container@account.net/y", "abfs://container@account.net/y"),
         ("runs/mine@home?x", "runs/mine@home?x"),
     ],
 )
@@ -340,3 +342,12 @@ def test_provenance_holds_no_credentials(
     monkeypatch.setattr(sys, "argv", ["mermaide", given])
     run = RunDirectory.create(tmp_path / "run", tiny())
     assert json.loads((run.path / "provenance.json").read_text())["command"] == ["mermaide", kept]
+
+
+@pytest.mark.parametrize("uri", ["s3://KEY:SECRET@bucket/x", "s3://bucket/x?secret_key=SECRET", "abfs://x?sas_token=S"])
+def test_place_with_a_secret_in_it_is_refused_without_repeating_it(uri: str) -> None:
+    with pytest.raises(InputError, match="must hold no secret") as refused:
+        refuse_secrets(uri)
+    assert "SECRET" not in str(refused.value)
+    refuse_secrets("s3://bucket/x?endpoint_override=host:9000&scheme=http&region=us-east-1")
+    refuse_secrets("abfs://container@account.dfs.core.windows.net/x")

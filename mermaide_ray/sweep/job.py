@@ -75,15 +75,17 @@ def run_sweep(sweep: Sweep, where: str, root: str) -> None:
     _check_names(plan)
     _begin(store, sweep)
     console.print(f"results in {root}", soft_wrap=True, highlight=False)
+    from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.sweep.panel import Panel
-    from mermaide_ray.sweep.tuning import fit
-    from mermaide_ray.training import ray_running
+    from mermaide_ray.sweep.tuning import bundles, fit
 
     num_trials = len(plan.trials) if sweep.is_planned else sweep.tune.samples
     if sweep.tune.scheduler == "pbt":
         num_trials = sweep.tune.samples
-    workers = plan.num_workers + max(1, round(sweep.resources.cpus))
-    with ray_running(workers), Panel(console, sweep.name, num_trials, plan.env_steps, plan.metric) as panel:
+    with (
+        ray_running(bundles(plan), console, storage=root),
+        Panel(console, sweep.name, num_trials, plan.env_steps, plan.metric) as panel,
+    ):
         fit(plan, store, panel)
     report(plan, store, console)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import whole_file
+from mermaide_ray.storage import refuse_secrets, whole_file
 
 _UNDER_WAY = "under_way.tar"
 
@@ -26,7 +26,7 @@ class Store:
         root: A path, or a URI that pyarrow knows (`s3://bucket/folder?endpoint_override=…`, `gs://…`).
 
     Raises:
-        InputError: The URI can't be read.
+        InputError: The URI can't be read, or holds a secret.
     """
 
     def __init__(self, root: str) -> None:
@@ -35,6 +35,7 @@ class Store:
         if self.is_folder:
             self.path = Path(root).absolute()
             return
+        refuse_secrets(root)
         from pyarrow.fs import FileSystem
 
         try:

@@ -183,7 +183,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         verbose=0,
     )
     tuner: tune.Tuner | None = None
-    trainable = tune.with_resources(SweepTrial, _resources(plan))
+    trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(bundles(plan)))
     if tuning.scheduler == "pbt":
         tuner = _restored(store, trainable)
     if tuner is None:
@@ -306,12 +306,12 @@ def _domain(dimension: Dimension) -> Any:
     return tune.uniform(*dimension.uniform)
 
 
-def _resources(plan: Plan) -> tune.PlacementGroupFactory:
-    """A trial's own process, and beside it the runners and learners that its settings ask for."""
+def bundles(plan: Plan) -> list[dict[str, float]]:
+    """What a trial needs at the same time: its own process, and beside it its runners and learners."""
     own: dict[str, float] = {"CPU": plan.sweep.resources.cpus}
     if plan.sweep.resources.gpus:
         own["GPU"] = plan.sweep.resources.gpus
-    return tune.PlacementGroupFactory([own, *({"CPU": 1.0} for _ in range(plan.num_workers))])
+    return [own, *({"CPU": 1.0} for _ in range(plan.num_workers))]
 
 
 def trial_of(plan: Plan, config: Mapping[str, Any]) -> Trial:

@@ -1,0 +1,138 @@
+"""Waiting for what a job needs, and refusing at once what the cluster can never have. Ray must be up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+from mermaide_ray.cluster.nodes import Node, nodes
+from mermaide_ray.config_file import load_yaml
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.progress import LOG_EVERY, clock
+
+Bundle = Mapping[str, float]
+"""What one process needs: {"CPU": 1, "GPU": 0}. All of it must lie on one node."""
+
+# What `ray up` leaves on the head of the file that made the cluster.
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+WAIT_SECONDS = 600.0
+
+
+def fits(bundles: Sequence[Bundle], on: Sequence[Node]) -> bool:
+    """Whether all bundles find room at the same time, each on one node (largest first, on the first with room)."""
+    free = [dict(node.resources) for node in on]
+    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.values(), reverse=True), reverse=True):
+        room = next((place for place in free if all(place.get(key, 0) >= need for key, need in bundle.items())), None)
+        if room is None:
+            return False
+        for key, need in bundle.items():
+            room[key] = room.get(key, 0) - need
+    return True
+
+
+def await_resources(
+    bundles: Sequence[Bundle], console: Console, seconds: float | None = None, grows: bool = True
+) -> None:
+    """Waits until the cluster has room for all bundles at the same time, with a line now and then.
+
+    Args:
+        bundles: What must run side by side.
+        console: Where waiting is told.
+        seconds: Longest wait; MERMAIDE_WAIT_SECONDS, or ten minutes, if not given.
+        grows: Whether nodes may yet join.
+
+    Raises:
+        InputError: The cluster can never have room: said at once.
+        RunFault: It has none in time.
+    """
+    limit = _wait_seconds() if seconds is None else seconds
+    started, told, asked = time.monotonic(), -LOG_EVERY, False
+    while not fits(bundles, there := nodes()):
+        most = _most(there) if grows else there
+        if most is not None and not fits(bundles, most):
+            raise InputError(
+                f"the cluster must have room for {_needs(bundles)} at the same time, but it has {_has(most)} at most "
+                "(env_runners, `resources` of a sweep; max_workers of the cluster's file)"
+            )
+        waited = time.monotonic() - started
+        if waited > limit:
+            raise RunFault(
+                f"the cluster must have room for {_needs(bundles)} within {clock(limit)} (MERMAIDE_WAIT_SECONDS), but "
+                f"it has {_has(there)}: see `ray status` on the head"
+            )
+        if waited - told >= LOG_EVERY:
+            told = waited
+            line = f"waiting for {_needs(bundles)}: {_has(there)} so far, {clock(limit - waited)} left"
+            console.print(line, soft_wrap=True, highlight=False)
+        if not asked and most is not None and most != there:
+            _ask_autoscaler(bundles)
+            asked = True
+        time.sleep(0.5)
+    if asked:
+        _ask_autoscaler([])
+
+
+def _ask_autoscaler(bundles: Sequence[Bundle]) -> None:
+    """Has machines started before the first process waits for one."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+
+
+def _wait_seconds() -> float:
+    given = os.environ.get("MERMAIDE_WAIT_SECONDS", str(WAIT_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InputError(
+            f"MERMAIDE_WAIT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
+        )
+    return seconds
+
+
+def _most(there: Sequence[Node]) -> list[Node] | None:
+    """The most that the cluster can become, as far as this machine knows; None where it doesn't."""
+    file = BOOTSTRAP.expanduser()
+    me = ray.get_runtime_context().get_node_id()
+    on_head = any(node["NodeID"] == me and node.get("IsHeadNode") for node in ray.nodes())
+    if not on_head or not file.is_file():
+        return None
+    made_by = load_yaml(file.read_text(encoding="utf-8"))
+    provider = made_by.get("provider") or {}
+    if provider.get("type") == "local":
+        # A head, and as many workers as are named: what those that are still to come have isn't known.
+        return list(there) if len(there) > len(provider.get("worker_ips") or ()) else None
+    grown = [node for node in there if not node.resources.get("CPU")]
+    for name, kind in (made_by.get("available_node_types") or {}).items():
+        if name != made_by.get("head_node_type"):
+            count = min(int(kind.get("max_workers", 0)), int(made_by.get("max_workers", 0)))
+            grown += [Node("", {key: float(value) for key, value in kind["resources"].items()})] * count
+    return grown
+
+
+def _needs(bundles: Sequence[Bundle]) -> str:
+    """'9 CPUs and 1 GPU in 9 processes'."""
+    return f"{_sum(bundles)} in {_plural(len(bundles), 'process', 'processes')}"
+
+
+def _has(on: Sequence[Node]) -> str:
+    """'4 CPUs on 2 nodes'; nodes that do no work are not counted."""
+    workers = [node for node in on if node.resources.get("CPU") or node.resources.get("GPU")]
+    return f"{_sum([node.resources for node in workers])} on {_plural(len(workers), 'node')}"
+
+
+def _sum(parts: Sequence[Bundle]) -> str:
+    totals = {key: sum(part.get(key, 0) for part in parts) for key in ("CPU", "GPU")}
+    named = [_plural(total, key) for key, total in totals.items() if total or key == "CPU"]
+    return " and ".join(named)
+
+
+def _plural(count: float, one: str, many: str | None = None) -> str:
+    return f"{count:g} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,257 @@
+"""What must hold before work starts on several nodes: room, versions, storage; and that nodes change no result."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import tiny
+from numpy.typing import NDArray
+from rich.console import Console
+
+from mermaide_ray.cluster import agreement, resources
+from mermaide_ray.cluster.nodes import Node
+from mermaide_ray.cluster.resources import await_resources, fits
+from mermaide_ray.errors import InputError, RunFault
+
+HEAD = Node("head (10.0.0.1)", {"memory": 1e9})
+
+
+def worker(cpus: float, gpus: float = 0) -> Node:
+    return Node("worker (10.0.0.2)", {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus})
+
+
+@pytest.mark.parametrize(
+    ("needs", "on", "expected"),
+    [
+        ([], [], True),
+        ([1, 1, 1], [2, 1], True),
+        ([1, 1, 1, 1], [2, 1], False),
+        ([3], [2, 2], False),  # one process can't be split over nodes
+        ([1, 3, 1], [2, 3], True),  # the large one first, or it finds no room
+        ([1], [], False),
+    ],
+)
+def test_bundles_fit_where_each_finds_room_on_one_node(needs: list[int], on: list[int], expected: bool) -> None:
+    assert fits([{"CPU": need} for need in needs], [HEAD, *map(worker, on)]) is expected
+
+
+def test_gpus_are_room_of_their_own() -> None:
+    assert fits([{"CPU": 1, "GPU": 1}, {"CPU": 1}], [worker(1), worker(1, gpus=1)])
+    assert not fits([{"CPU": 1, "GPU": 1}], [worker(8)])
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is printed, in a time where half a second passes at once."""
+    now = [0.0]
+    monkeypatch.setattr(resources.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(resources.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return io.StringIO()
+
+
+def joining(monkeypatch: pytest.MonkeyPatch, stages: Sequence[list[Node]], most: list[Node] | None) -> list[Any]:
+    """A cluster that grows by a stage each time it is looked at; returns what the autoscaler is asked for."""
+    left, asked = list(stages), []
+    monkeypatch.setattr(resources, "nodes", lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(resources, "_most", lambda there: most)
+    monkeypatch.setattr(resources, "_ask_autoscaler", lambda bundles: asked.append(len(bundles)))
+    return asked
+
+
+def test_run_waits_for_nodes_that_join(monkeypatch: pytest.MonkeyPatch, told: io.StringIO) -> None:
+    joining(monkeypatch, [[HEAD]] * 40 + [[HEAD, worker(2)]] * 40 + [[HEAD, worker(2), worker(2)]], None)
+    await_resources([{"CPU": 1}] * 3, Console(file=told, width=200), seconds=60)
+    assert told.getvalue().splitlines() == [
+        "waiting for 3 CPUs in 3 processes: 0 CPUs on 0 nodes so far, 1:00 left",
+        "waiting for 3 CPUs in 3 processes: 0 CPUs on 0 nodes so far, 0:45 left",
+        "waiting for 3 CPUs in 3 processes: 2 CPUs on 1 node so far, 0:30 left",
+    ]
+
+
+def test_run_gives_up_when_time_is_up(monkeypatch: pytest.MonkeyPatch, told: io.StringIO) -> None:
+    joining(monkeypatch, [[HEAD, worker(2)]], None)
+    monkeypatch.setenv("MERMAIDE_WAIT_SECONDS", "30")
+    with pytest.raises(RunFault) as fault:
+        await_resources([{"CPU": 1}] * 3, Console(file=told))
+    assert str(fault.value) == (
+        "the cluster must have room for 3 CPUs in 3 processes within 0:30 (MERMAIDE_WAIT_SECONDS), but it has 2 CPUs "
+        "on 1 node: see `ray status` on the head"
+    )
+    monkeypatch.setenv("MERMAIDE_WAIT_SECONDS", "long")
+    with pytest.raises(InputError, match="must be a number of seconds >= 0, got 'long'"):
+        await_resources([{"CPU": 1}] * 3, Console(file=told))
+
+
+def test_what_can_never_be_had_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, told: io.StringIO) -> None:
+    asked = joining(monkeypatch, [[HEAD]], [HEAD, worker(16), worker(16)])
+    with pytest.raises(InputError) as refused:
+        await_resources([{"CPU": 1, "GPU": 1}, *[{"CPU": 1}] * 40], Console(file=told))
+    assert (
+        "must have room for 41 CPUs and 1 GPU in 41 processes at the same time, but it has 32 CPUs on 2 nodes"
+        in str(refused.value)
+    )
+    assert (told.getvalue(), asked) == ("", [])
+    with pytest.raises(InputError, match="1 GPU in 1 process"):
+        await_resources([{"CPU": 1, "GPU": 1}], Console(file=told), grows=False)
+
+
+def test_machines_are_asked_for_while_the_run_waits(monkeypatch: pytest.MonkeyPatch, told: io.StringIO) -> None:
+    asked = joining(monkeypatch, [[HEAD], [HEAD], [HEAD, worker(4)]], [HEAD, worker(16)])
+    await_resources([{"CPU": 1}] * 3, Console(file=told))
+    assert asked == [3, 0]
+
+
+class _Ray:
+    """A cluster with this machine as its head, as far as `_most` looks."""
+
+    @staticmethod
+    def nodes() -> list[dict[str, Any]]:
+        return [{"NodeID": "me", "IsHeadNode": True}]
+
+    @staticmethod
+    def get_runtime_context() -> Any:
+        return type("Context", (), {"get_node_id": staticmethod(lambda: "me")})
+
+
+@pytest.mark.parametrize(
+    ("made_by", "expected"),
+    [
+        ({"provider": {"type": "local", "worker_ips": ["a", "b"]}}, None),  # one is still to come
+        ({"provider": {"type": "local", "worker_ips": ["a"]}}, [0, 2]),
+        (
+            {
+                "provider": {"type": "aws"},
+                "max_workers": 3,
+                "head_node_type": "head",
+                "available_node_types": {
+                    "head": {"resources": {"CPU": 0}},
+                    "worker": {"max_workers": 2, "resources": {"CPU": 16}},
+                    "large": {"max_workers": 9, "resources": {"CPU": 64}},
+                },
+            },
+            [0, 16, 16, 64, 64, 64],
+        ),
+    ],
+)
+def test_most_that_a_cluster_can_become_is_read_from_the_file_that_made_it(
+    made_by: dict[str, Any], expected: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "BOOTSTRAP", tmp_path / "bootstrap.yaml")
+    monkeypatch.setattr(resources, "ray", _Ray)
+    assert resources._most([HEAD, worker(2)]) is None
+    (tmp_path / "bootstrap.yaml").write_text(json.dumps(made_by))
+    most = resources._most([HEAD, worker(2)])
+    assert expected == (most if most is None else [node.resources.get("CPU", 0) for node in most])
+
+
+def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(question: Any) -> list[tuple[str, Any]]:
+        here = question()
+        return [("a (1)", here), ("b (2)", {**here, **changed})]
+
+    monkeypatch.setattr(agreement, "on_every_node", elsewhere)
+    changed: dict[str, str] = {}
+    agreement.check_versions()
+    changed["torch"] = "1.0"
+    with pytest.raises(RunFault, match=r"must run the torch of this process, \d\S+, but b \(2\) has 1\.0"):
+        agreement.check_versions()
+    changed = {"mermaide_ray": "0.1.0 (sources 00000000)"}
+    with pytest.raises(
+        RunFault, match=r"the mermaide_ray of this process, 0\.1\.0 \(sources \w{8}\), but b \(2\) has 0"
+    ):
+        agreement.check_versions()
+    monkeypatch.setattr(
+        agreement, "on_every_node", lambda question: [("c (3)", ImportError("Frames\nNo module named x"))]
+    )
+    with pytest.raises(RunFault, match=r"but c \(3\) has not: No module named x"):
+        agreement.check_versions()
+
+
+# Several nodes of one machine. ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without work of its own; `add_node(num_cpus=…)` adds workers."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    store = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    add_node = cluster.add_node
+    monkeypatch.setattr(cluster, "add_node", lambda num_cpus: add_node(num_cpus=num_cpus, **store))
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def weights_after(iterations: int, runners: int) -> dict[str, NDArray[Any]]:
+    from mermaide_ray.algorithm import MermaideConfig
+
+    algorithm = MermaideConfig.of(tiny(env_runners={"num_env_runners": runners})).build_algo()
+    try:
+        for _ in range(iterations):
+            algorithm.train()
+        return algorithm.principal().arrays()
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_one_two_or_three_nodes_learn_the_same_weights(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    from mermaide_ray.cluster.join import ray_running
+
+    learned: list[dict[str, NDArray[Any]]] = []
+    placed: list[int] = []
+    for count in (1, 2, 3):
+        cluster.add_node(num_cpus=1)
+        with ray_running([{"CPU": 1}] * count, Console(file=io.StringIO()), storage=str(tmp_path / "shared")):
+            learned.append(weights_after(4, runners=count))
+            placed.append(sum(bool(node["Resources"].get("CPU")) for node in ray.nodes() if node["Alive"]))
+    assert placed == [1, 2, 3]
+    assert not list(tmp_path.iterdir())  # the probes of the storage are gone
+    for name, value in learned[0].items():
+        for other in learned[1:]:
+            np.testing.assert_allclose(other[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_lost_node_costs_no_result(cluster: Any) -> None:
+    """A node with a runner crashes between two iterations; another joins in its place."""
+    from mermaide_ray.algorithm import MermaideConfig
+    from mermaide_ray.cluster.join import ray_running
+
+    first = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    with ray_running([{"CPU": 1}] * 2, Console(file=io.StringIO())):
+        algorithm = MermaideConfig.of(tiny(env_runners={"num_env_runners": 2})).build_algo()
+        try:
+            algorithm.train()
+            cluster.remove_node(first, allow_graceful=False)
+            algorithm.train()
+            cluster.add_node(num_cpus=1)
+            algorithm.train()
+            learned = algorithm.principal().arrays()
+        finally:
+            algorithm.stop()
+        undisturbed = weights_after(3, runners=0)
+    for name, value in undisturbed.items():
+        np.testing.assert_allclose(learned[name], value, rtol=0, atol=1e-5, err_msg=name)
