@@ -353,11 +353,8 @@ def load_experiment(
     # A file's `agents.families` replaces the mixture whole; an override changes one setting of it.
     settings = merge(layers[0][1], given, whole=frozenset({"families"}))
     for dotted, value in (overrides or {}).items():
-        path = override_path(dotted)
-        if path[:2] == ("agents", "families") and len(path) > 2:
-            settings = merge({"agents": {"families": DEFAULT_FAMILIES}}, settings, whole=frozenset({"families"}))
-        layers.append((f"--set {dotted}", nested(path, value)))
-        settings = merge(settings, layers[-1][1])
+        layers.append((f"--set {dotted}", nested(override_path(dotted), value)))
+        settings = with_setting(settings, dotted, value)
     return _validated(settings, layers)
 
 
@@ -376,6 +373,14 @@ def variant(experiment: Experiment, preset: str) -> Experiment:
     query = max(1, mine.adaptation_episodes + mine.query_episodes - support)
     episodes = {"meta_learning": {"adaptation_episodes": support, "query_episodes": query}}
     return _validated(merge(settings, episodes), layers)
+
+
+def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """The settings with one changed, by its dotted key; of a family in the default mixture, the rest stays."""
+    path = override_path(dotted)
+    if path[:2] == ("agents", "families") and len(path) > 2:
+        settings = merge({"agents": {"families": DEFAULT_FAMILIES}}, settings, whole=frozenset({"families"}))
+    return merge(settings, nested(path, value))
 
 
 def override_path(dotted: str) -> tuple[str, ...]:

@@ -76,9 +76,9 @@ class Dimension(Section):
         if len(given) != 1:
             kinds = ", ".join(type(self).model_fields)
             raise ValueError(f"must have exactly one of {kinds}, got {', '.join(given) or 'none'}")
-        alternatives = self.alternatives
-        if alternatives is not None:
-            _each_once(tuple(alternatives))
+        values = self.grid if self.grid is not None else self.choice
+        if values is not None:
+            _each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform must be above 0, got {one_line(self.loguniform)}")
         if self.randint is not None and self.randint[0] > self.randint[1]:
@@ -252,14 +252,22 @@ class Sweep(Section):
 
 
 def _check_answer(sweep: Sweep, answer: Answer) -> None:
-    known = ["method", "k", "condition", *sweep.search]
+    known: dict[str, list[str] | None] = {"method": None, "k": None, "condition": list(sweep.conditions)}
+    if sweep.methods:
+        known["method"] = list(sweep.methods)
+    known |= {key: list(d.alternatives) if d.alternatives else None for key, d in sweep.search.items()}
     if answer.compare not in known:
         raise ValueError(
-            f"`answer.compare` must be one of {', '.join(known)}, got {answer.compare!r}{near(answer.compare, known)}"
+            f"`answer.compare` must be one of {', '.join(known)}, got {answer.compare!r}"
+            f"{near(answer.compare, list(known))}"
         )
     for name in answer.conditions or ():
         if name not in sweep.conditions:
             raise ValueError(f"`answer.conditions` must be among {', '.join(sweep.conditions)}, got {name!r}")
+    values = known[answer.compare]
+    for value in (answer.value, *(answer.against or ())):
+        if values is not None and value is not None and label_of(value) not in values:
+            raise ValueError(f"`answer` must compare values of {answer.compare} ({', '.join(values)}), got {value!r}")
 
 
 def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, Any] | None = None) -> Sweep:

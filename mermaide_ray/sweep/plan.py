@@ -14,9 +14,9 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from mermaide_ray.config_file import merge, nested, one_line
+from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, Split, load_preset, override_path, validate, variant
+from mermaide_ray.experiment import Experiment, Split, load_preset, override_path, validate, variant, with_setting
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import Dimension, Sweep, label_of
@@ -132,8 +132,9 @@ class Plan:
         base = load_preset(sweep.preset, where) if sweep.preset else {}
         settings = merge(base, sweep.settings, whole=frozenset({"families"}))
         for key, label in values.items():
-            value = self.drawn_value(key, label)
-            settings = merge(settings, nested(override_path(key), value), whole=frozenset({"families"}))
+            if key == "agents.families":  # a mixture is replaced whole
+                settings = merge(settings, {"agents": {"families": None}})
+            settings = with_setting(settings, key, self.drawn_value(key, label))
         if K_KEY in sweep.search:
             ks = list((sweep.search[K_KEY].alternatives or {}).values())
             flat = sorted({k for value in ks for k in (value if isinstance(value, list | tuple) else [value])})

@@ -1,0 +1,335 @@
+"""`mermaide sweep` from beginning to end on tiny runs: what it leaves, what it does twice (nothing), what may fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import tiny
+
+from mermaide_ray.baselines import BASELINES
+from mermaide_ray.cli import main
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.storage import load_principal
+from mermaide_ray.sweep.file import load_sweep
+from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.results import assemble
+from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+FEW = ["never", "oracle"]
+
+
+def write_sweep(folder: Path, name: str = "tiny.yaml", **sections: Any) -> Path:
+    """A sweep over two costs and two seeds, whose runs take a second; `sections` are laid over it."""
+    settings = tiny().to_dict()
+    del settings["name"], settings["seed"]
+    sweep = {
+        "question": "Does a higher cost make the principal intervene less?",
+        "settings": settings,
+        "search": {"environment.cost_weight": {"grid": [0.1, 1.0]}},
+        "seeds": 2,
+        "baselines": FEW,
+        "resources": {"seeds_per_trial": 2},
+        "answer": {"compare": "environment.cost_weight", "measure": "interventions", "better": "lower"},
+    }
+    path = folder / name
+    path.write_text(yaml.safe_dump(sweep | sections), encoding="utf-8")
+    return path
+
+
+def sorted_rows(folder: Path | str, name: str = "rows") -> pd.DataFrame:
+    keys = ["trial", "method", "seed", "condition", "k", "task"]
+    rows = pd.read_parquet(f"{folder}/{name}.parquet")
+    return rows.sort_values(keys, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep. Read it, don't change it."""
+    folder = tmp_path_factory.mktemp("swept")
+    assert main(["sweep", str(write_sweep(folder)), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_a_sweep_leaves_everything_that_it_promises(swept: Path) -> None:
+    assert {path.name for path in swept.iterdir()} >= {
+        "sweep.yaml",
+        "provenance.json",
+        "rows.parquet",
+        "calibration.parquet",
+        "profiles.parquet",
+        "progress.parquet",
+        "trials.parquet",
+        "runs",
+    }
+    names = {f"cost_weight={cost},seed={seed}" for cost in ("0.1", "1") for seed in (0, 1)}
+    assert {path.name for path in (swept / "runs").iterdir()} == names
+    for name in names:
+        run = swept / "runs" / name
+        assert not (run / "checkpoints").exists()
+        assert load_principal(run)[0].environment.cost_weight == float(name.split(",")[0].split("=")[1])
+        assert json.loads((run / "provenance.json").read_text())["command"] == sys.argv
+    assert not (swept / "failures").exists()
+
+
+def test_rows_hold_every_run_and_each_game_s_baselines_once(swept: Path) -> None:
+    rows = sorted_rows(swept)
+    assert {metric.key for metric in ROW_METRICS} <= set(rows.columns)
+    # 2 conditions x 6 tasks x (2 costs x 2 seeds x 2 K + 2 costs x 2 rules).
+    assert len(rows) == 2 * 6 * (8 + 4)
+    key = ["trial", "method", "seed", "condition", "k", "task", "setting.environment.cost_weight"]
+    assert not rows.duplicated(key).any()
+    fixed = rows[rows["method"].isin(BASELINES)]
+    assert set(fixed["trial"]) == {""}
+    games = fixed.groupby(["method", "condition"])["setting.environment.cost_weight"].unique()
+    assert all(sorted(costs) == [0.1, 1.0] for costs in games)
+    assert set(rows["condition"]) == {"validation", "test"}
+
+
+def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept: Path, tmp_path: Path) -> None:
+    config = swept / "runs" / "cost_weight=1,seed=1" / "config.yaml"
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
+    mine = pd.read_parquet(tmp_path / "run" / "rows.parquet")
+    mine = mine[~mine["method"].isin(BASELINES)].reset_index(drop=True)
+    theirs = pd.read_parquet(config.parent / "rows.parquet")
+    # Beside rules without a world model, its columns become float64 in the run's own table.
+    pd.testing.assert_frame_equal(mine, theirs, check_dtype=False)
+
+
+def test_progress_and_trials_tell_what_tensorboard_shows(swept: Path) -> None:
+    progress, trials = sorted_progress(swept), pd.read_parquet(swept / "trials.parquet")
+    per_run = progress.groupby(["trial", "seed"]).size()
+    assert (per_run == 8).all()
+    assert len(per_run) == len(trials) == 4
+    assert {"principal/return", "validation/score_k1", "setting.environment.cost_weight"} <= set(progress.columns)
+    assert set(trials["status"]) == {"done"}
+    assert (trials["env_steps"] == 1920).all()
+    assert (trials["cpu_s"] > 0).all()
+
+
+def sorted_progress(folder: Path) -> pd.DataFrame:
+    timed = ["throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s"]
+    progress = pd.read_parquet(folder / "progress.parquet").drop(columns=timed)
+    return progress.sort_values(["trial", "method", "seed", "iteration"], ignore_index=True)
+
+
+def test_the_same_command_again_redoes_nothing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (swept / "runs").rglob("*") if path.is_file()}
+    rows = sorted_rows(swept)
+    assert main(["sweep", str(swept.parent / "tiny.yaml"), "--out", str(swept)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (swept / "runs").rglob("*") if path.is_file()} == before
+    pd.testing.assert_frame_equal(sorted_rows(swept), rows)
+    assert "4 runs done, 0 failed, 0 stopped; 144 rows" in capsys.readouterr().out
+
+
+def test_another_sweep_is_refused_the_folder(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(write_sweep(tmp_path, seeds=3)), "--out", str(swept)]) == 2
+    assert "a sweep that goes on must stay the same, but `seeds` is not that of" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert main(["sweep", str(write_sweep(tmp_path)), "--out", str(tmp_path / "full")]) == 2
+    assert "--out must be a new or empty folder or that of the same sweep" in capsys.readouterr().err
+
+
+def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> None:
+    config = write_sweep(tmp_path, resources={"seeds_per_trial": 1})
+    rows = sorted_rows(swept)
+    assert main(["sweep", str(config), "--out", str(swept)]) == 0
+    pd.testing.assert_frame_equal(sorted_rows(swept), rows)
+
+
+def plan_from(config: Path, **arguments: Any) -> Plan:
+    return Plan(load_sweep(config, **arguments), str(config))
+
+
+def finish(plan: Plan, store: Store, stops: Iterator[int]) -> None:
+    """Advances every run, giving up after each next number of milestones as a killed process does, until it is done."""
+    for setting in plan.settings:
+        for seed in plan.sweep.seeds:
+            while True:
+                run = SweepRun(plan, setting, seed, store)
+                for _ in range(next(stops)):
+                    if run.is_done:
+                        break
+                    run.advance()
+                if run.is_done:
+                    break
+                run.close()
+
+
+def test_interrupted_runs_end_as_if_they_had_not_been(swept: Path, tmp_path: Path) -> None:
+    config = write_sweep(tmp_path)
+    store = Store(str(tmp_path / "out"))
+    store.write("sweep.yaml", (swept / "sweep.yaml").read_bytes())
+    dice = random.Random(0)
+    finish(plan_from(config), store, iter(lambda: dice.randint(1, 12), None))
+    outcome = assemble(plan_from(config), store)
+    assert outcome.count("done") == 4
+    pd.testing.assert_frame_equal(sorted_rows(tmp_path / "out"), sorted_rows(swept))
+    pd.testing.assert_frame_equal(sorted_progress(tmp_path / "out"), sorted_progress(swept))
+
+
+def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
+    config = write_sweep(tmp_path, seeds=1)
+    plan, store = plan_from(config), Store(str(tmp_path / "out"))
+    first = SweepRun(plan, plan.settings[0], 0, store)
+    told = [first.advance() for _ in range(3)]
+    first.close()
+    again = SweepRun(plan, plan.settings[0], 0, store)
+    assert [again.advance()["validation/score_k1"] for _ in range(3)] == [part["validation/score_k1"] for part in told]
+    again.close()
+
+
+def test_a_failing_trial_is_on_record_and_takes_no_other_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1)
+    out = tmp_path / "out"
+    assert main(["sweep", str(config), "--out", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "1 runs done, 1 failed, 0 stopped" in told.out
+    assert "1 of 2 runs failed, the first with: RunFault: " in told.err
+    report = (out / "failures" / "meta_lr=1e+30,seed=0.txt").read_text(encoding="utf-8")
+    assert "Traceback" in report
+    assert "meta_lr: 1.0e+30" in report
+    trials = pd.read_parquet(out / "trials.parquet").set_index("trial")
+    assert dict(trials["status"]) == {"meta_lr=0.001": "done", "meta_lr=1e+30": "failed"}
+    assert set(sorted_rows(out)["trial"]) == {"", "meta_lr=0.001"}
+    # Tried again by the same command: a cause outside the settings may be gone.
+    before = (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns
+    assert main(["sweep", str(config), "--out", str(out)]) == 1
+    assert (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns > before
+
+
+def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:
+    config = write_sweep(tmp_path, seeds=1, tune={"stop": {"throughput/env_steps": 700}})
+    plan, store = plan_from(config), Store(str(tmp_path / "out"))
+    finish(plan, store, iter(lambda: 10, None))
+    outcome = assemble(plan, store)
+    # The first milestone at or after 700 steps: each iteration is one here, of 240 steps.
+    assert set(outcome.trials["env_steps"]) == {720}
+    assert outcome.num_rows > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tune", "search"),
+    [
+        ({"searcher": "optuna", "samples": 3}, {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}),
+        (
+            {"scheduler": "asha", "samples": 6, "asha": {"grace": 0.2, "reduction_factor": 2}},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
+        ),
+        (
+            {"scheduler": "pbt", "samples": 4, "pbt": {"interval": 0.25, "quantile": 0.25}},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"uniform": [0, 0.1]}},
+        ),
+    ],
+)
+def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], tmp_path: Path) -> None:
+    config = write_sweep(tmp_path, search=search, tune=tune, answer=None)
+    out = tmp_path / "out"
+    assert main(["sweep", str(config), "--out", str(out)]) == 0
+    trials = pd.read_parquet(out / "trials.parquet")
+    done = trials[trials["status"] == "done"]
+    assert trials["trial"].nunique() == tune["samples"]
+    assert 1 <= done["trial"].nunique() <= tune["samples"]
+    if tune.get("scheduler") != "asha":
+        assert len(done) == len(trials)
+    assert done.groupby("trial")["seed"].nunique().eq(2).all()
+    assert (done["setting.training.meta_lr"].between(1e-4, 1e-2)).all()
+    rows = sorted_rows(out)
+    again = main(["sweep", str(config), "--out", str(out)])
+    assert again == 0
+    if tune.get("scheduler") != "asha":
+        pd.testing.assert_frame_equal(sorted_rows(out), rows)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A real S3-speaking server on this machine, with an empty bucket; its URI."""
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    before = dict(os.environ)
+    os.environ |= secrets
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1").create_bucket(Bucket="sweeps")
+    yield f"s3://sweeps/mine?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    server.stop()
+    for key in secrets:
+        os.environ.pop(key)
+    os.environ |= before
+
+
+@pytest.mark.slow
+def test_interrupted_runs_in_a_bucket_end_as_those_in_a_folder(swept: Path, bucket: str, tmp_path: Path) -> None:
+    config = write_sweep(tmp_path)
+    store = Store(bucket)
+    dice = random.Random(1)
+    finish(plan_from(config), store, iter(lambda: dice.randint(1, 12), None))
+    assert assemble(plan_from(config), store).count("done") == 4
+    for name in ("rows", "progress"):
+        (tmp_path / f"{name}.parquet").write_bytes(store.read(f"{name}.parquet") or b"")
+    pd.testing.assert_frame_equal(sorted_rows(tmp_path), sorted_rows(swept))
+    pd.testing.assert_frame_equal(sorted_progress(tmp_path), sorted_progress(swept))
+    assert "under_way.tar" not in store.names("runs/cost_weight=1,seed=1")
+    assert store.read("nothing") is None
+
+
+def start(config: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MERMAIDE_CHECKPOINT_SECONDS": "0.5"}
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    settings = longer().to_dict()
+    del settings["name"], settings["seed"]
+    config = write_sweep(tmp_path, settings=settings)
+    log, dice = tmp_path / "log.txt", random.Random(0)
+    kills, ended = 0, None
+    while ended is None:
+        process = start(config, tmp_path / "killed", log)
+        # At least until workers run, else nothing is ever done; from there on at any moment.
+        wait = dice.uniform(6, 16) if kills < 20 else 600
+        try:
+            ended = process.wait(timeout=wait)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, dice.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+            process.wait(timeout=60)
+            kills += 1
+            time.sleep(dice.uniform(0, 1))
+    assert ended == 0, log.read_text(encoding="utf-8")[-3000:]
+    undisturbed = start(config, tmp_path / "undisturbed", log)
+    assert undisturbed.wait(timeout=600) == 0
+    assert kills >= 20
+    pd.testing.assert_frame_equal(sorted_rows(tmp_path / "killed"), sorted_rows(tmp_path / "undisturbed"))
+    pd.testing.assert_frame_equal(sorted_progress(tmp_path / "killed"), sorted_progress(tmp_path / "undisturbed"))
+
+
+def longer() -> Experiment:
+    """Runs of some ten seconds each, so that twenty kills fall into them."""
+    evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4, "every": 0.02}
+    return tiny(training={"env_steps": 480_000}, evaluation=evaluation)

@@ -1,0 +1,157 @@
+"""Reading a sweep file: inheritance, scales, dimensions, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from mermaide_ray.cli import main
+from mermaide_ray.errors import InputError
+from mermaide_ray.sweep.file import Sweep, dump_sweep, load_sweep, read_sweep, schema
+
+
+def sweep_from(folder: Path, text: str, name: str = "mine.yaml", **arguments: Any) -> Sweep:
+    (folder / name).write_text(text, encoding="utf-8")
+    return load_sweep(folder / name, **arguments)
+
+
+def problem(folder: Path, text: str, **arguments: Any) -> str:
+    with pytest.raises(InputError) as raised:
+        sweep_from(folder, text, **arguments)
+    return str(raised.value)
+
+
+def test_a_sweep_needs_no_more_than_a_question_and_is_named_after_its_file(tmp_path: Path) -> None:
+    sweep = sweep_from(tmp_path, "question: Why?", name="why.yaml")
+    assert (sweep.name, sweep.seeds, list(sweep.conditions)) == ("why", (0,), ["validation", "test"])
+
+
+def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
+    assert sweep_from(tmp_path, "{question: q, seeds: 3}").seeds == (0, 1, 2)
+    assert sweep_from(tmp_path, "{question: q, seeds: [7, 3]}").seeds == (7, 3)
+    assert "`seeds` must be a number of seeds >= 1" in problem(tmp_path, "{question: q, seeds: 0}")
+    assert "`seeds` must name each value once" in problem(tmp_path, "{question: q, seeds: [1, 1]}")
+
+
+def test_a_scale_is_laid_over_the_rest_and_laptop_is_the_default(tmp_path: Path) -> None:
+    text = """
+question: q
+seeds: 5
+settings: {environment: {horizon: 50, num_arms: 4}}
+scales:
+  smoke: {seeds: 1, settings: {environment: {horizon: 10}}}
+  laptop: {seeds: 2}
+"""
+    smoke = sweep_from(tmp_path, text, scale="smoke")
+    assert (smoke.seeds, smoke.settings["environment"]) == ((0,), {"horizon": 10, "num_arms": 4})
+    assert sweep_from(tmp_path, text).seeds == (0, 1)
+    assert "--scale must be one that the sweep has (smoke, laptop), got 'full'" in problem(tmp_path, text, scale="full")
+
+
+def test_a_file_is_laid_over_what_it_extends_dimension_by_dimension(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        """
+question: base
+settings: {training: {env_steps: 1000, meta_lr: 0.01}}
+search: {environment.num_arms: {grid: [2, 3]}, training.gamma: {uniform: [0.9, 1]}}
+conditions: {near: {split: validation}, far: {split: test}}
+scales: {smoke: {seeds: 1, settings: {training: {env_steps: 10}}}}
+""",
+        encoding="utf-8",
+    )
+    text = """
+extends: base.yaml
+question: mine
+settings: {training: {env_steps: 2000}}
+search: {environment.num_arms: {randint: [2, 9]}, training.gamma: null}
+conditions: {far: null}
+scales: {smoke: {seeds: 2}}
+"""
+    sweep = sweep_from(tmp_path, text)
+    assert sweep.question == "mine"
+    assert sweep.settings["training"] == {"env_steps": 2000, "meta_lr": 0.01}
+    assert {key: dimension.randint for key, dimension in sweep.search.items()} == {"environment.num_arms": (2, 9)}
+    assert list(sweep.conditions) == ["near"]
+    smoke = sweep_from(tmp_path, text, scale="smoke")
+    assert (smoke.seeds, smoke.settings["training"]["env_steps"]) == ((0, 1), 10)
+
+
+def test_extending_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("extends: mine.yaml", encoding="utf-8")
+    assert "`extends` must not lead back" in problem(tmp_path, "{question: q, extends: other.yaml}")
+
+
+def test_an_override_changes_a_setting_of_every_trial(tmp_path: Path) -> None:
+    sweep = sweep_from(tmp_path, "{question: q}", overrides={"training.env_steps": 7})
+    assert sweep.settings == {"training": {"env_steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{name: q}", "`question` must be given, got nothing"),
+        ("{question: q, serach: {}}", "has no key 'serach' (did you mean 'search'?)"),
+        ("{question: q, search: {a.b: {grid: [1], uniform: [0, 1]}}}", "must have exactly one of grid, choice"),
+        ("{question: q, search: {a.b: {}}}", "got none"),
+        ("{question: q, search: {a.b: {grid: [1, 1]}}}", "must name each value once"),
+        ("{question: q, search: {a.b: {grid: [a/b]}}}", "letters, digits and . _ + -"),
+        ("{question: q, search: {a.b: {loguniform: [0, 1]}}}", "loguniform must be above 0"),
+        ("{question: q, search: {a.b: {uniform: [2, 1]}}}", "low <= high"),
+        ("{question: q, conditions: {a: {settings: {training: {}}}}}", "a condition does not train"),
+        ("{question: q, tune: {samples: 3}}", "`tune.samples` must be 1 where no dimension of `search` is drawn"),
+        ("{question: q, tune: {searcher: optuna}}", "needs `search` dimensions that are all drawn"),
+        ("{question: q, answer: {compare: seed}}", "`answer.compare` must be one of method, k, condition"),
+        ("{question: q, answer: {measure: retrun}}", "(did you mean 'return'?)"),
+        ("{question: q, answer: {conditions: [far]}}", "`answer.conditions` must be among validation, test"),
+        ("{question: q, scales: {tiny: {}}}", "`scales` must be among smoke, laptop, full, got 'tiny'"),
+        ("{question: q, methods: [rl2, rl2]}", "`methods` must name each method once"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence_with_the_file(text: str, sentence: str, tmp_path: Path) -> None:
+    told = problem(tmp_path, text)
+    assert sentence in told
+    assert str(tmp_path / "mine.yaml") in told
+    assert "\n" not in told
+
+
+def test_a_resolved_sweep_reads_back_as_it_was(tmp_path: Path) -> None:
+    text = """
+question: q
+seeds: [3, 5]
+search: {training.meta_lr: {loguniform: [1e-4, 1e-2]}, agents.families: {choice: {a: {ucb: {train: {}}}}}}
+conditions: {far: {split: test, k: [0, 2], settings: {environment: {cost_weight: 1}}}}
+answer: {compare: k}
+"""
+    sweep = sweep_from(tmp_path, text)
+    assert read_sweep(dump_sweep(sweep), "sweep.yaml") == sweep
+
+
+def test_the_schema_takes_what_the_reader_takes_and_refuses_what_it_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(json.dumps(schema()))
+    validator = jsonschema.Draft202012Validator(told)
+    jsonschema.Draft202012Validator.check_schema(told)
+    good = yaml.safe_load(
+        """
+question: q
+extends: base.yaml
+settings: {training: {env_steps: 1000}}
+search: {environment.num_arms: {grid: [2, 3]}}
+seeds: 3
+scales: {smoke: {seeds: 1, settings: {environment: {horizon: 10}}}}
+"""
+    )
+    assert list(validator.iter_errors(good)) == []
+    for wrong in (
+        {"settings": {"training": {"env_step": 1}}},
+        {"search": {"a": {"gird": [1]}}},
+        {"scales": {"smoke": {"sedes": 1}}},
+        {"sedes": 1},
+    ):
+        assert list(validator.iter_errors(good | wrong)), wrong

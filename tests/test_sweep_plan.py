@@ -1,0 +1,165 @@
+"""From a sweep to its trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mermaide_ray.cli import main
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import load_experiment, variant
+from mermaide_ray.sweep.file import validate_sweep
+from mermaide_ray.sweep.plan import Plan, budget_of, typed
+
+
+def plan_of(**sections: Any) -> Plan:
+    return Plan(validate_sweep({"question": "q", "name": "test", **sections}, "test.yaml"), "test.yaml")
+
+
+def test_a_grid_is_gone_through_with_every_seed() -> None:
+    plan = plan_of(
+        search={"environment.num_arms": {"grid": [3, 4]}, "environment.cost_weight": {"grid": [0.1, 0.5, 1.0]}}, seeds=2
+    )
+    assert [trial.name for trial in plan.trials][:3] == [
+        "num_arms=3,cost_weight=0.1,seed=0",
+        "num_arms=3,cost_weight=0.1,seed=1",
+        "num_arms=3,cost_weight=0.5,seed=0",
+    ]
+    assert (len(plan.settings), plan.num_runs) == (6, 12)
+    last = plan.settings[-1].experiment.environment
+    assert (last.num_arms, last.cost_weight) == (4, 1.0)
+    assert plan.settings[-1].with_seed(1).seed == 1
+
+
+def test_without_anything_to_vary_a_trial_is_its_seed() -> None:
+    assert [trial.name for trial in plan_of(seeds=[4]).trials] == ["seed=4"]
+
+
+def test_short_names_stay_apart() -> None:
+    plan = plan_of(search={"meta_learning.inner_lr": {"grid": [0.1]}, "training.gamma": {"grid": [1.0]}})
+    assert plan.settings[0].trial == "inner_lr=0.1,gamma=1"
+    search = {f"agents.families.{name}.weight": {"grid": [1]} for name in ("ucb", "epsilon_greedy")}
+    assert plan_of(search=search).settings[0].trial == (
+        "agents.families.ucb.weight=1,agents.families.epsilon_greedy.weight=1"
+    )
+
+
+def test_methods_are_variants_of_one_setting() -> None:
+    plan = plan_of(methods=["mermaide", "rl2"], settings={"training": {"env_steps": 10_000}})
+    names = [setting.trial for setting in plan.settings]
+    assert names == ["method=mermaide", "method=rl2"]
+    base = load_experiment(overrides={"training.env_steps": 10_000})
+    assert plan.settings[1].experiment == variant(base, "rl2")
+
+
+def test_a_method_that_sets_what_is_searched_is_refused() -> None:
+    with pytest.raises(InputError, match=r"method rl2 sets meta_learning.inner_steps to 0"):
+        plan_of(methods=["mermaide", "rl2"], search={"meta_learning.inner_steps": {"grid": [1, 2]}})
+
+
+def test_k_as_a_dimension_multiplies_no_trial() -> None:
+    plan = plan_of(search={"evaluation.k": {"grid": [0, 1, 5]}, "training.gamma": {"grid": [0.9, 1.0]}})
+    assert [setting.trial for setting in plan.settings] == ["gamma=0.9", "gamma=1"]
+    assert plan.settings[0].experiment.evaluation.k == (0, 1, 5)
+    assert plan.metric == "validation/score_k5"
+
+
+def test_values_with_labels_go_by_their_labels() -> None:
+    narrow = {"ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}, "test": {"ucb_coefficient": [0.6, 1.5]}}}
+    plan = plan_of(search={"agents.families": {"grid": {"narrow": narrow}}})
+    assert plan.settings[0].trial == "families=narrow"
+    # The value replaces the mixture whole: no family of the default is left in it.
+    assert list(plan.settings[0].experiment.agents.families) == ["ucb"]
+
+
+def test_draws_keep_to_their_ranges_and_more_samples_keep_the_earlier_ones() -> None:
+    search = {
+        "training.meta_lr": {"loguniform": [1e-4, 1e-2]},
+        "training.gamma": {"uniform": [0.9, 1.0]},
+        "world_model.hidden_size": {"randint": [8, 16]},
+        "training.baseline": {"choice": ["value", "leave_one_out"]},
+        "environment.num_arms": {"grid": [3, 4]},
+    }
+    settings = {"meta_learning": {"adaptation_episodes": 2}}
+    few = plan_of(search=search, settings=settings, tune={"samples": 5})
+    many = plan_of(search=search, settings=settings, tune={"samples": 40})
+    assert [s.trial for s in few.settings] == [s.trial for s in many.settings][: len(few.settings)]
+    assert (len(few.settings), len(many.settings)) == (10, 80)
+    drawn = [s.experiment for s in many.settings]
+    assert all(1e-4 <= e.training.meta_lr <= 1e-2 and 0.9 <= e.training.gamma <= 1 for e in drawn)
+    assert {e.world_model.hidden_size for e in drawn} == set(range(8, 17))
+    # Half of a loguniform range lies below its geometric middle.
+    assert 10 <= sum(e.training.meta_lr < 1e-3 for e in drawn) / 2 <= 30
+    other = plan_of(search=search, settings=settings, tune={"samples": 5, "seed": 1})
+    assert [s.trial for s in few.settings] != [s.trial for s in other.settings]
+
+
+def test_equal_draws_are_one_run() -> None:
+    plan = plan_of(search={"world_model.hidden_size": {"randint": [8, 9]}}, tune={"samples": 10})
+    assert sorted(setting.trial for setting in plan.settings) == ["hidden_size=8", "hidden_size=9"]
+
+
+def test_seeds_share_trials_as_resources_say_and_under_a_scheduler_all_do() -> None:
+    assert [trial.name for trial in plan_of(seeds=5, resources={"seeds_per_trial": 2}).trials] == [
+        "seed=0-1",
+        "seed=2-3",
+        "seed=4",
+    ]
+    judged = plan_of(seeds=5, search={"training.gamma": {"grid": [0.9, 1.0]}}, tune={"scheduler": "asha"})
+    assert [len(trial.seeds) for trial in judged.trials] == [5, 5]
+
+
+def test_a_condition_may_change_agents_and_game_but_not_what_the_networks_are_made_for() -> None:
+    plan = plan_of(conditions={"dear": {"split": "test", "settings": {"environment": {"cost_weight": 2}}, "k": [3]}})
+    ((name, experiment, ks),) = plan.scored_in(plan.settings[0])
+    assert (name, experiment.environment.cost_weight, ks) == ("dear", 2.0, (3,))
+    assert plan.settings[0].experiment.environment.cost_weight == 0.3
+    with pytest.raises(InputError, match=r"`conditions.wide` must keep the num_arms"):
+        plan_of(conditions={"wide": {"settings": {"environment": {"num_arms": 20}}}})
+
+
+def test_what_is_wrong_with_a_combination_names_the_trial() -> None:
+    with pytest.raises(InputError, match=r"test.yaml, trial num_arms=1"):
+        plan_of(search={"environment.num_arms": {"grid": [2, 1]}})
+    # A searcher that finds its settings as it goes is checked at the ends of its ranges.
+    with pytest.raises(InputError, match=r"`training.gamma` must be .* got 1.5"):
+        plan_of(search={"training.gamma": {"uniform": [0.5, 1.5]}}, tune={"searcher": "optuna", "samples": 2})
+
+
+def test_rows_are_counted_beforehand_with_each_game_once() -> None:
+    plan = plan_of(
+        settings={"evaluation": {"tasks": 6, "k": [0, 1, 2]}},
+        methods=["mermaide", "rl2"],
+        search={"environment.cost_weight": {"grid": [0.1, 1.0]}},
+        seeds=3,
+        baselines=["never", "oracle"],
+    )
+    # 2 conditions x 6 tasks x (2 methods x 2 costs x 3 seeds x 3 K + 2 costs x 2 rules).
+    assert plan.num_rows() == 2 * 6 * (2 * 2 * 3 * 3 + 2 * 2)
+    assert plan.env_steps == 12 * budget_of(plan.settings[0].experiment)
+
+
+@pytest.mark.parametrize(("label", "value"), [("5", 5), ("0.001", 0.001), ("1e-05", 1e-5), ("narrow", "narrow")])
+def test_a_label_is_a_number_where_it_can_be(label: str, value: object) -> None:
+    assert typed(label) == value
+    assert type(typed(label)) is type(value)
+
+
+def test_a_dry_run_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "costs.yaml"
+    config.write_text(
+        "question: Which alpha?\nsettings: {training: {env_steps: 1e6}}\n"
+        "search: {environment.cost_weight: {grid: [0.1, 1]}}\nseeds: 2\n",
+        encoding="utf-8",
+    )
+    assert main(["sweep", str(config), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("Which alpha?")
+    assert "cost_weight=0.1,seed=1" in told
+    assert "4 runs, 4.03M env steps" in told
+    assert not (tmp_path / "out").exists()
+    config.write_text(config.read_text(encoding="utf-8") + "rows: 7\n", encoding="utf-8")
+    assert main(["sweep", str(config), "--dry-run"]) == 2
+    assert "`rows` must be what the sweep yields at this scale, 4400, got 7" in capsys.readouterr().err
