@@ -15,7 +15,9 @@ from mermaide_ray.sweep.plan import Plan, budget_of, typed
 
 
 def plan_of(**sections: Any) -> Plan:
-    return Plan(validate_sweep({"question": "q", "name": "test", **sections}, "test.yaml"), "test.yaml")
+    plan = Plan(validate_sweep({"question": "q", "name": "test", **sections}, "test.yaml"), "test.yaml")
+    plan.check()
+    return plan
 
 
 def test_a_grid_is_gone_through_with_every_seed() -> None:

@@ -22,6 +22,7 @@ def test_there_are_sweeps_for_the_questions_that_users_ask_first() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_sweep_is_valid_at_every_scale(path: Path, scale: Scale) -> None:
     plan = Plan(load_sweep(path, scale), str(path))
+    plan.check()
     assert plan.num_runs >= 1
     if plan.sweep.rows is not None:
         assert plan.num_rows() == plan.sweep.rows

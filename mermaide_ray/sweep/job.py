@@ -29,6 +29,7 @@ _WIDTH = 100
 def dry_run(sweep: Sweep, where: str) -> None:
     """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
     plan, console = Plan(sweep, where), _console()
+    plan.check()
     console.print(Text(sweep.question, style="bold"))
     if sweep.is_planned:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -71,6 +72,7 @@ def run_sweep(sweep: Sweep, where: str, root: str) -> None:
         RunFault: Some runs failed; all others are done and on record.
     """
     plan, console, store = Plan(sweep, where), _console(), Store(root)
+    plan.check()
     _check_rows(plan, plan.num_rows())
     _check_names(plan)
     _begin(store, sweep)

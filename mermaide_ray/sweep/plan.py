@@ -48,7 +48,7 @@ class Setting:
 
     def run_name(self, seed: int) -> str:
         """Name of the run with one training seed."""
-        return f"{self.trial},seed={seed}" if self.trial else f"seed={seed}"
+        return trial_name(self.trial, (seed,))
 
     def with_seed(self, seed: int) -> Experiment:
         """The settings of one run."""
@@ -65,8 +65,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Readable, and different for every trial."""
-        seeds = f"{self.seeds[0]}" if len(self.seeds) == 1 else f"{self.seeds[0]}-{self.seeds[-1]}"
-        return f"{self.setting.trial},seed={seeds}" if self.setting.trial else f"seed={seeds}"
+        return trial_name(self.setting.trial, self.seeds)
 
 
 class Plan:
@@ -76,33 +75,39 @@ class Plan:
         sweep: The resolved sweep.
         where: The sweep as the user knows it, for error messages.
 
-    Raises:
-        InputError: A combination is no valid experiment, or a condition none that its principals can be scored in.
     """
 
     def __init__(self, sweep: Sweep, where: str) -> None:
         self.sweep, self._where = sweep, where
         self.dimensions = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
         self._short = _short_names(list(self.dimensions))
-        if not sweep.is_planned:
+
+    def check(self) -> None:
+        """Builds every setting, to find what is wrong before anything starts.
+
+        Raises:
+            InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
+        """
+        settings = self.settings
+        if not self.sweep.is_planned:
             # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
-            for end in (0, 1):
-                self.setting({key: _end(dimension, end) for key, dimension in self.dimensions.items()})
-        for setting in self.settings:
+            settings = [self.setting({key: _end(d, end) for key, d in self.dimensions.items()}) for end in (0, 1)]
+        for setting in settings:
             self._check_conditions(setting)
 
     @cached_property
-    def settings(self) -> list[Setting]:
-        """Every setting, in order; empty where a searcher finds them as it goes."""
+    def choices(self) -> list[tuple[Values, str | None]]:
+        """Values and method of every setting, in order; empty where a searcher finds them as it goes."""
         if not self.sweep.is_planned:
             return []
-        found: dict[str, Setting] = {}
-        for values in self._combinations():
-            for method in self.sweep.methods or (None,):
-                setting = self.setting(values, method)
-                # Two draws may round to the same label: one run, counted once.
-                found.setdefault(setting.trial, setting)
-        return list(found.values())
+        methods = self.sweep.methods or (None,)
+        # Two draws may round to the same labels: one run, counted once.
+        return list({self.name(v, m): (v, m) for v in self._combinations() for m in methods}.values())
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """Every setting, in the order of `choices`."""
+        return [self.setting(values, method) for values, method in self.choices]
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -124,10 +129,7 @@ class Plan:
         Raises:
             InputError: It is no valid experiment.
         """
-        sweep = self.sweep
-        parts = [f"method={method}"] if method else []
-        parts += [f"{self._short[key]}={label}" for key, label in values.items()]
-        trial = ",".join(parts)
+        sweep, trial = self.sweep, self.name(values, method)
         where = f"{self._where}, trial {trial}" if trial else self._where
         base = load_preset(sweep.preset, where) if sweep.preset else {}
         settings = merge(base, sweep.settings, whole=frozenset({"families"}))
@@ -151,6 +153,11 @@ class Plan:
                     )
         return Setting(trial, dict(values), experiment, method)
 
+    def name(self, values: Mapping[str, str], method: str | None = None) -> str:
+        """The trial's name, without the seed."""
+        parts = [f"method={method}"] if method else []
+        return ",".join([*parts, *(f"{self._short[key]}={label}" for key, label in values.items())])
+
     def drawn_value(self, key: str, label: str) -> Any:
         """The value of a searched setting that goes by a label."""
         dimension = self.dimensions[key]
@@ -168,8 +175,7 @@ class Plan:
     @property
     def metric(self) -> str:
         """What search and scheduler maximise."""
-        ks = self.settings[0].experiment.evaluation.k if self.settings else self._some_setting().experiment.evaluation.k
-        return self.sweep.tune.metric or validation_key(max(ks))
+        return self.sweep.tune.metric or validation_key(max(self._some_setting().experiment.evaluation.k))
 
     @property
     def num_workers(self) -> int:
@@ -180,7 +186,7 @@ class Plan:
     @property
     def num_runs(self) -> int:
         """Training runs: settings x seeds."""
-        count = len(self.settings) if self.sweep.is_planned else self.sweep.tune.samples
+        count = len(self.choices) if self.sweep.is_planned else self.sweep.tune.samples
         return count * len(self.sweep.seeds)
 
     @property
@@ -249,6 +255,12 @@ class Plan:
                         f"`conditions.{name}` must keep the {key} that the principal was trained with "
                         f"({getattr(trained, key)}), got {getattr(experiment.environment, key)} ({self._where})"
                     )
+
+
+def trial_name(setting: str, seeds: Sequence[int]) -> str:
+    """A setting's name with the seeds that are trained."""
+    told = f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
+    return f"{setting},{told}" if setting else told
 
 
 def budget_of(experiment: Experiment) -> int:

@@ -136,11 +136,8 @@ def _line(status: dict[str, Any]) -> pd.DataFrame:
 def _baselines(plan: Plan, store: Store, done: Sequence[dict[str, Any]]) -> dict[str, tuple[Values, pd.DataFrame]]:
     """Rows of fixed rules and oracles: each game once, with the searched values that all its settings share."""
     shared: dict[str, Values] = {}
-    for values, method in {(tuple(s["values"].items()), s["method"]) for s in done}:
-        setting = next(
-            (s for s in plan.settings if (tuple(s.values.items()), s.experiment.name) == (values, method)), None
-        )
-        setting = setting or plan.setting(dict(values))
+    for values, method in dict.fromkeys((tuple(s["values"].items()), s["preset"]) for s in done):
+        setting = plan.setting(dict(values), method)
         for condition, experiment, _ in plan.scored_in(setting):
             key = plan.game_key(condition, experiment)
             known = shared.setdefault(key, dict(values))

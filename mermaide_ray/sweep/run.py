@@ -12,7 +12,8 @@ import platform
 import shutil
 import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,19 +83,17 @@ class SweepRun:
         """Goes on to the next milestone and returns its metrics; scores the run where that is its last."""
         if self._outcome is not None:
             return self._outcome
-        wall, cpu = time.monotonic(), time.process_time()
-        session = self._open()
-        if self._told_before:
-            told = self._told_before.pop(0)
-        else:
-            told = session.iterate()
-            while not session.is_milestone(session.iteration):
-                if session.saved_at == session.iteration:
-                    self._keep()
+        with self._clocked():
+            session = self._open()
+            if self._told_before:
+                told = self._told_before.pop(0)
+            else:
                 told = session.iterate()
-            session.save()
-        self._clock["wall_s"] += time.monotonic() - wall
-        self._clock["cpu_s"] += time.process_time() - cpu
+                while not session.is_milestone(session.iteration):
+                    if session.saved_at == session.iteration:
+                        self._keep()
+                    told = session.iterate()
+                session.save()
         self._keep()
         stop = self._plan.sweep.tune.stop
         good_enough = any(told.get(metric, float("-inf")) >= value for metric, value in stop.items())
@@ -102,7 +101,7 @@ class SweepRun:
             self._finish(session, told)
         return told
 
-    def fail(self, error: Exception) -> str:
+    def fail(self, error: BaseException) -> str:
         """Puts the failure on record, with settings and traceback; returns one line."""
         self.close()
         line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
@@ -136,7 +135,6 @@ class SweepRun:
         shutil.copy(folder / run.progress.name, run.progress)
         self._store.keep_run(self._folder, local)
         self._store.close_run(local)
-        self._told_before = []
 
     def _open(self) -> Session:
         if self._session is not None:
@@ -159,7 +157,8 @@ class SweepRun:
             Session(run, checkpoint_seconds(), board=run.path, swept=self._swept(), changed=self._changed)
         )
         session = self._session
-        self._told_before = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
+        if not self._changed:  # else they are another run's
+            self._told_before = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
         return session
 
     def _origin(self) -> dict[str, Any]:
@@ -186,22 +185,31 @@ class SweepRun:
                 file.write_text(json.dumps(self._clock), encoding="utf-8")
             self._store.keep_run(self._folder, local)
 
+    @contextmanager
+    def _clocked(self) -> Iterator[None]:
+        """Counts the time spent within; over all attempts, but for what a kill took with it."""
+        wall, cpu = time.monotonic(), time.process_time()
+        yield
+        self._clock["wall_s"] += time.monotonic() - wall
+        self._clock["cpu_s"] += time.process_time() - cpu
+
     def _swept(self) -> dict[str, Any]:
         """What tells this run from the others of the sweep."""
         return {"method": self._experiment.name, **self._setting.values, "seed": self.seed}
 
     def _finish(self, session: Session, told: Told) -> None:
         """Scores the run and makes its files the store's, the status last."""
-        session.export()
         run = session.run
-        results = self._score(run)
-        for name in TABLES:
-            with whole_file(run.path / f"{name}.parquet") as file:
-                getattr(results, name).to_parquet(file, index=False)
-        scores = _scores(results.rows)
-        shown = dict(list(scores.items())[: MOST_SCALARS - len(SCALARS)])
-        figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
-        session.board.finish(self._swept(), shown, figures, session.env_steps)
+        with self._clocked():
+            session.export()
+            results = self._score(run)
+            for name in TABLES:
+                with whole_file(run.path / f"{name}.parquet") as file:
+                    getattr(results, name).to_parquet(file, index=False)
+            scores = _scores(results.rows)
+            shown = dict(list(scores.items())[: MOST_SCALARS - len(SCALARS)])
+            figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
+            session.board.finish(self._swept(), shown, figures, session.env_steps)
         outcome = {**told, **scores, "throughput/env_steps": float(session.env_steps)}
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.finish_run(self._folder, run.path)
@@ -234,6 +242,7 @@ class SweepRun:
         told = {
             "trial": self._setting.trial,
             "method": self._experiment.name,
+            "preset": self._setting.method,
             "seed": self.seed,
             "values": self._setting.values,
             "status": status,

@@ -28,7 +28,7 @@ from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import Plan, Trial, budget_of
+from mermaide_ray.sweep.plan import Plan, Trial, Values, budget_of, trial_name
 from mermaide_ray.sweep.results import read_status
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
@@ -115,7 +115,7 @@ class _Watch(tune.Callback):
     plan: ClassVar[Plan]
 
     def _name(self, trial: Any) -> str:
-        return trial_of(self.plan, trial.config).name
+        return _name_of(self.plan, trial.config)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
@@ -182,15 +182,23 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         ),
         verbose=0,
     )
-    tuner: tune.Tuner | None = None
+    tuner = None
     trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(bundles(plan)))
     if tuning.scheduler == "pbt":
         tuner = _restored(store, trainable)
+        if tuner is None:
+            store.delete("runs")  # half a population is of no use without Tune's record of who copied from whom
     if tuner is None:
         store.delete(TUNE_FOLDER)
         tuner = _fresh(plan, store, trainable, run_config)
-    if tuner is not None:
-        tuner.fit()
+    if tuner is None:
+        return
+    for result in tuner.fit():
+        if result.error is not None:  # its process died more often than allowed
+            trial = trial_of(plan, result.config or {})
+            for run in (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds):
+                if not run.is_done:
+                    run.fail(result.error)
 
 
 def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
@@ -316,14 +324,32 @@ def bundles(plan: Plan) -> list[dict[str, float]]:
 
 def trial_of(plan: Plan, config: Mapping[str, Any]) -> Trial:
     """The trial that a configuration of Tune's means."""
+    values, method, seeds = _choice_of(plan, config)
+    setting = plan.setting(values, method)
+    if "member" in config:
+        setting = replace(setting, trial=_member(config))
+    return Trial(setting, seeds)
+
+
+def _name_of(plan: Plan, config: Mapping[str, Any]) -> str:
+    """The trial's name, without the seeds where all share it."""
+    values, method, seeds = _choice_of(plan, config)
+    name = _member(config) if "member" in config else plan.name(values, method)
+    if len(seeds) == len(plan.sweep.seeds):
+        return name or plan.sweep.name
+    return trial_name(name, seeds)
+
+
+def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | None, tuple[int, ...]]:
     if "trial" in config:
         planned = config["trial"]
-        return Trial(plan.setting(planned["values"], planned["method"]), tuple(planned["seeds"]))
-    labels = {key: label_of(value) for key, value in config["drawn"].items()}
-    setting = plan.setting(labels)
-    if "member" in config:
-        setting = replace(setting, trial=f"member={config['member']}")
-    return Trial(setting, plan.sweep.seeds)
+        return planned["values"], planned["method"], tuple(planned["seeds"])
+    return {key: label_of(value) for key, value in config["drawn"].items()}, None, plan.sweep.seeds
+
+
+def _member(config: Mapping[str, Any]) -> str:
+    """A member of a population keeps its name while its settings change."""
+    return f"member={config['member']}"
 
 
 def plan_of(store: Store) -> Plan:
