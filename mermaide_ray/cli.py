@@ -102,11 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(call=_export)
 
     sweep = commands.add_parser("sweep", help="answer a question: train and score all that a sweep file asks for")
-    sweep.add_argument("config", type=Path, metavar="FILE", help="the sweep, such as tune_configs/cost.yaml")
+    sweep.add_argument("config", type=Path, nargs="?", metavar="FILE", help="such as tune_configs/cost.yaml")
     sweep.add_argument("--scale", choices=("smoke", "laptop", "full"), help="size of the sweep; default: laptop")
     _add_overrides(sweep)
     sweep.add_argument("--out", metavar="DIR", help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE")
     sweep.add_argument("--storage", metavar="DIR", help="folder or URI in which to make NAME-SCALE, in place of runs")
+    sweep.add_argument("--resume", metavar="DIR", help="go on with the sweep in DIR (so does the same command again)")
     sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
     _add_address(sweep)
     sweep.set_defaults(call=_sweep)
@@ -230,19 +231,28 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from mermaide_ray.sweep.file import DEFAULT_SCALE, load_sweep
+    from mermaide_ray.sweep.file import DEFAULT_SCALE, SWEEP_FILE, load_sweep, read_sweep
+    from mermaide_ray.sweep.store import Store, below
 
-    sweep = load_sweep(args.config, args.scale, _overrides(args))
-    from mermaide_ray.sweep.job import dry_run, run_sweep
-    from mermaide_ray.sweep.store import below
-
-    if args.dry_run:
-        dry_run(sweep, str(args.config))
-        return
+    if args.resume:
+        given = [name for name in ("config", "scale", "set", "out", "storage") if getattr(args, name)]
+        if given:
+            raise InputError(f"--resume must stand without {given[0]}: the sweep keeps what its {SWEEP_FILE} says")
+        where = below(args.resume, SWEEP_FILE)
+        sweep = read_sweep(Store(args.resume).read_text(SWEEP_FILE, "the folder of a sweep"), where)
+    elif args.config is None:
+        raise InputError("a sweep must be given as FILE, or with --resume DIR, got neither (see mermaide sweep --help)")
+    else:
+        where, sweep = str(args.config), load_sweep(args.config, args.scale, _overrides(args))
     if args.out and args.storage:
         raise InputError("--storage must stand without --out, which names the folder itself")
+    from mermaide_ray.sweep.job import dry_run, run_sweep
+
+    if args.dry_run:
+        dry_run(sweep, where)
+        return
     name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
-    run_sweep(sweep, str(args.config), args.out or below(args.storage or "runs", name))
+    run_sweep(sweep, where, args.resume or args.out or below(args.storage or "runs", name))
 
 
 def _schema(args: argparse.Namespace) -> None:

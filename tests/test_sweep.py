@@ -23,11 +23,12 @@ from mermaide_ray.cli import main
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal
-from mermaide_ray.sweep.file import load_sweep
+from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
+from mermaide_ray.sweep.tuning import WORST, SweepTrial
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -137,6 +138,17 @@ def test_the_same_command_again_redoes_nothing(swept: Path, capsys: pytest.Captu
     assert "4 runs done, 0 failed, 0 stopped; 144 rows" in capsys.readouterr().out
 
 
+def test_resume_needs_no_file(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = sorted_rows(swept)
+    assert main(["sweep", "--resume", str(swept)]) == 0
+    pd.testing.assert_frame_equal(sorted_rows(swept), rows)
+    capsys.readouterr()
+    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert f"the folder of a sweep must hold sweep.yaml, got {tmp_path}" in capsys.readouterr().err
+    assert main(["sweep", "--resume", str(swept), "--scale", "smoke"]) == 2
+    assert main(["sweep"]) == 2
+
+
 def test_another_sweep_is_refused_the_folder(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(write_sweep(tmp_path, seeds=3)), "--out", str(swept)]) == 2
     assert "a sweep that goes on must stay the same, but `seeds` is not that of" in capsys.readouterr().err
@@ -198,7 +210,7 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
 def test_a_failing_trial_is_on_record_and_takes_no_other_down(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1)
+    config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1, answer=None)
     out = tmp_path / "out"
     assert main(["sweep", str(config), "--out", str(out)]) == 1
     told = capsys.readouterr()
@@ -214,6 +226,28 @@ def test_a_failing_trial_is_on_record_and_takes_no_other_down(
     before = (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns
     assert main(["sweep", str(config), "--out", str(out)]) == 1
     assert (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns > before
+
+
+def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_sweep(tmp_path)
+    store = Store(str(tmp_path / "out"))
+    store.write("sweep.yaml", dump_sweep(load_sweep(config)).encode())
+    advance = SweepRun.advance
+
+    def failing(run: SweepRun) -> dict[str, float]:
+        if run.seed == 1:
+            raise ValueError("no luck\nat all")
+        return advance(run)
+
+    monkeypatch.setattr(SweepRun, "advance", failing)
+    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
+    told = [trial.step() for _ in range(8)]
+    assert [part["done"] for part in told] == [False] * 7 + [True]
+    assert {part["failed"] for part in told} == {"ValueError: no luck"}
+    assert {part["validation/score_k1"] for part in told} == {WORST}
+    outcome = assemble(plan_from(config), store)
+    assert (outcome.count("done"), outcome.count("failed"), outcome.count("stopped")) == (1, 1, 2)
 
 
 def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:
@@ -295,12 +329,22 @@ def test_interrupted_runs_in_a_bucket_end_as_those_in_a_folder(swept: Path, buck
     assert store.read("nothing") is None
 
 
-def start(config: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(config: Path, out: Path | str, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MERMAIDE_CHECKPOINT_SECONDS": "0.5"}
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_runs_in_a_bucket(swept: Path, bucket: str, tmp_path: Path) -> None:
+    place, _, query = bucket.partition("?")
+    process = start(write_sweep(tmp_path), f"{place}/whole?{query}", tmp_path / "log.txt")
+    assert process.wait(timeout=300) == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    store = Store(f"{place}/whole?{query}")
+    (tmp_path / "rows.parquet").write_bytes(store.read("rows.parquet") or b"")
+    pd.testing.assert_frame_equal(sorted_rows(tmp_path), sorted_rows(swept))
 
 
 @pytest.mark.slow

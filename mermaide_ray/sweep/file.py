@@ -23,6 +23,7 @@ from mermaide_ray.settings import Number, Range, Section, Whole, sentence
 Scale = Literal["smoke", "laptop", "full"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DEFAULT_SCALE: Scale = "laptop"
+SWEEP_FILE = "sweep.yaml"
 
 # A label names a folder and a curve.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

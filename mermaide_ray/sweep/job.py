@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.progress import clock, count
-from mermaide_ray.sweep.file import Sweep, dump_sweep, read_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import TYPICAL_ENV_STEPS_PER_CPU_SECOND, Plan, budget_of
 from mermaide_ray.sweep.store import Store
 
@@ -117,24 +117,24 @@ def report(plan: Plan, store: Store, console: Console) -> None:
 
 def _begin(store: Store, sweep: Sweep) -> None:
     """Writes the sweep, or makes sure that the one already there is the same."""
-    known = store.read("sweep.yaml")
+    known = store.read(SWEEP_FILE)
     if known is None:
         if store.is_folder and store.path.exists() and (not store.path.is_dir() or any(store.path.iterdir())):
             raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
         from mermaide_ray.storage import provenance
 
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
-        store.write("sweep.yaml", dump_sweep(sweep).encode())
+        store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    theirs = read_sweep(known.decode(), store.uri("sweep.yaml"))
+    theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
     for key in type(sweep).model_fields.keys() - {"resources", "answer", "question"}:
         if getattr(theirs, key) != getattr(sweep, key):
             raise InputError(
-                f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri('sweep.yaml')} "
+                f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri(SWEEP_FILE)} "
                 "(give another --out)"
             )
-    store.write("sweep.yaml", dump_sweep(sweep).encode())
+    store.write(SWEEP_FILE, dump_sweep(sweep).encode())
 
 
 def _check_rows(plan: Plan, rows: int | None) -> None:

@@ -61,10 +61,10 @@ class Panel:
         # What the first milestone tells may have been done by an earlier attempt: it is no measure of speed.
         self._began.setdefault(trial, env_steps)
         known.env_steps = env_steps
-        if failure:
+        if failure and known.state != "failed":
             known.state = "failed"
             self._console.print(Text(f"failed: {trial}: {failure}", style="red"), soft_wrap=True)
-        else:
+        if not failure:
             known.score = score
         self._show()
 

@@ -121,6 +121,8 @@ def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame([json.loads(line) for line in lines])
     if table.empty:
         return table
+    # RLlib hands metrics over in any order.
+    table = table[["iteration", *sorted(set(table.columns) - {"iteration"})]]
     return _labelled(table.assign(method=status["method"], seed=status["seed"]), status["trial"], status["values"])
 
 

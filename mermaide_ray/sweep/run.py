@@ -60,6 +60,8 @@ class SweepRun:
         self.name = setting.run_name(seed)
         self._folder = f"runs/{self.name}"
         self._experiment = setting.with_seed(seed)
+        self.error: str | None = None
+        """Why the run has failed, in a line."""
         self._held = ExitStack()
         self._session: Session | None = None
         self._told_before: list[Told] = []
@@ -101,15 +103,14 @@ class SweepRun:
             self._finish(session, told)
         return told
 
-    def fail(self, error: BaseException) -> str:
-        """Puts the failure on record, with settings and traceback; returns one line."""
+    def fail(self, error: BaseException) -> None:
+        """Puts the failure on record, with settings and traceback. Env steps that it did no longer count."""
         self.close()
-        line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        self.error = line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         trace = "".join(traceback.format_exception(error))
         report = f"{self.name}: {line}\n\n{trace}\n{explained_yaml(self._experiment)}"
         self._store.write(f"failures/{self.name}.txt", report.encode())
         self._write_status("failed", {}, line)
-        return line
 
     def close(self) -> None:
         """Frees what it holds; it can be gone on with."""

@@ -62,6 +62,17 @@ class Store:
         except OSError as error:
             raise RunFault(f"the sweep's storage must be readable, but {self.uri(name)} is not: {error}") from None
 
+    def read_text(self, name: str, what: str) -> str:
+        """A file that must be there.
+
+        Raises:
+            InputError: It is not.
+        """
+        content = self.read(name)
+        if content is None:
+            raise InputError(f"{what} must hold {name}, got {self.root}")
+        return content.decode()
+
     def write(self, name: str, content: bytes) -> None:
         """Writes a file whole or not at all."""
         try:

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import Dimension, label_of, read_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, budget_of, trial_name
 from mermaide_ray.sweep.results import read_status
@@ -67,23 +67,27 @@ class SweepTrial(tune.Trainable):
         ]
 
     def step(self) -> dict[str, Any]:
-        """Every run on to its next milestone. A run that fails ends the trial: trying again would fail again."""
+        """Every run on to its next milestone. One that fails is on record, and the others go on without it."""
         told = []
         for run in self._runs:
+            if run.error is not None:
+                continue
             try:
                 told.append(run.advance())
             except Exception as error:
-                # Not raised: Tune would take it for a crash, and start the trial again and again.
-                failed = {"failed": run.fail(error), self._plan.metric: WORST, "done": True}
-                return {**failed, SPENT: 1.0, "env_steps": sum(run.env_steps for run in self._runs)}
-        env_steps = sum(run.env_steps for run in self._runs)
-        shared = [key for key in told[0] if all(key in part for part in told)]
+                # Not raised: Tune would take it for a crash, and start the trial again only to see it fail again.
+                run.fail(error)
+        metric, env_steps = self._plan.metric, sum(run.env_steps for run in self._runs)
+        failures = [run.error for run in self._runs if run.error is not None]
+        budget = budget_of(self._trial.setting.experiment) * len(self._runs)
+        shared = [key for key in told[0] if all(key in part for part in told)] if told else []
         return {
             **{key: float(np.mean([part[key] for part in told])) for key in shared},
-            self._plan.metric: float(np.mean([part.get(self._plan.metric, WORST) for part in told])),
+            metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
+            "failed": failures[0] if failures else None,
             "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / (budget_of(self._trial.setting.experiment) * len(self._runs))),
-            "done": all(run.is_done for run in self._runs),
+            SPENT: min(1.0, env_steps / budget),
+            "done": all(run.is_done or run.error is not None for run in self._runs),
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -354,7 +358,5 @@ def _member(config: Mapping[str, Any]) -> str:
 
 def plan_of(store: Store) -> Plan:
     """The plan of the sweep in a store."""
-    content = store.read("sweep.yaml")
-    assert content is not None, "the driver writes it first"
-    where = store.uri("sweep.yaml")
-    return Plan(read_sweep(content.decode(), where), where)
+    where = store.uri(SWEEP_FILE)
+    return Plan(read_sweep(store.read_text(SWEEP_FILE, "a sweep's folder"), where), where)
