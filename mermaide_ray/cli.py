@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(sweep)
     sweep.set_defaults(call=_sweep)
 
+    tensorboard = commands.add_parser("tensorboard", help="watch runs and sweeps in the browser, with TensorBoard")
+    tensorboard.add_argument("folders", nargs="+", metavar="DIR", help="run, sweep, or folder of such")
+    tensorboard.add_argument("--port", type=_at_least(0), metavar="N", help="default: 6006 or the next that is free")
+    tensorboard.set_defaults(call=_tensorboard)
+
     commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors").set_defaults(call=_schema)
 
     report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
@@ -253,6 +258,12 @@ def _sweep(args: argparse.Namespace) -> None:
         return
     name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
     run_sweep(sweep, where, args.resume or args.out or below(args.storage or "runs", name))
+
+
+def _tensorboard(args: argparse.Namespace) -> None:
+    from mermaide_ray.monitor import monitor
+
+    monitor(args.folders, args.port)
 
 
 def _schema(args: argparse.Namespace) -> None:

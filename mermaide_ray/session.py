@@ -27,6 +27,7 @@ class Session:
         checkpoint_every: Seconds between checkpoints, which a crash can cost.
         board: Folder of the TensorBoard events; the run's own if not given.
         swept: The settings that tell this run from others beside it, for TensorBoard's HParams; all if not given.
+        question: What the sweep that the run belongs to asks, to be shown with it.
         changed: Whether the settings may differ from the checkpoint's, which then only lends weights and optimiser.
     """
 
@@ -36,6 +37,7 @@ class Session:
         checkpoint_every: float,
         board: Path | None = None,
         swept: Mapping[str, Any] | None = None,
+        question: str | None = None,
         changed: bool = False,
     ) -> None:
         self.run = run
@@ -47,7 +49,7 @@ class Session:
         run.rewind_progress(self.iteration)
         self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
         if not self.iteration:
-            self.board.begin(self.experiment, swept)
+            self.board.begin(self.experiment, swept, question)
         self._saved, self.saved_at = time.monotonic(), self.iteration
 
     def __enter__(self) -> Session:

@@ -13,7 +13,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from mermaide_ray.config_file import explained_yaml, one_line
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.metrics import SCALAR_GROUPS, SCALARS
+from mermaide_ray.metrics import MOST_SCALARS, SCALAR_GROUPS, SCALARS, validation_key
+
+# Env steps are the axis of the others.
+_CURVES = {metric.key for metric in SCALARS if not metric.key.startswith("validation/")} - {"throughput/env_steps"}
+_MOST_VALIDATION = 2
 
 
 class Board:
@@ -27,26 +31,29 @@ class Board:
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
-    def begin(self, experiment: Experiment, swept: Mapping[str, Any] | None = None) -> None:
-        """Adds the settings as text (those of a sweep first), and the layout of the custom scalars."""
-        if swept:
-            self._writer.add_text("swept", "\n".join(f"    {key}: {one_line(value)}" for key, value in swept.items()))
+    def begin(
+        self, experiment: Experiment, swept: Mapping[str, Any] | None = None, question: str | None = None
+    ) -> None:
+        """Adds the settings as text (of a sweep its question and what it varies first), and the scalars' layout."""
+        lines = [f"    {key}: {one_line(value)}" for key, value in (swept or {}).items()]
+        if about := "\n\n".join(filter(None, (question, "\n".join(lines)))):
+            # TensorBoard sorts by name: before "config".
+            self._writer.add_text("about", about)
         # Indented: TensorBoard renders Markdown, and this is YAML.
         self._writer.add_text("config", textwrap.indent(explained_yaml(experiment), "    "))
-        layout = {
-            group: {
-                metric.key.split("/")[1]: ["Multiline", [metric.key]]
-                for metric in SCALARS
-                if metric.key.startswith(f"{group}/")
-            }
-            for group in SCALAR_GROUPS
-        }
+        layout: dict[str, dict[str, list[Any]]] = {group: {} for group in SCALAR_GROUPS}
+        for metric in SCALARS:
+            group, name = metric.key.split("/")
+            if metric.key in _CURVES:
+                layout[group][name] = ["Multiline", [metric.key]]
+        layout["validation"]["score"] = ["Multiline", [validation_key(0).replace("0", r"\d+")]]
         self._writer.add_custom_scalars(layout)
 
     def scalars(self, told: Mapping[str, Any], env_steps: int) -> None:
         """Adds the flat metrics of one iteration; its number is not one of them."""
+        by_k = _at_ends({key: value for key, value in told.items() if key.startswith("validation/")})
         for key, value in told.items():
-            if "/" in key and key != "throughput/env_steps":
+            if key in _CURVES or key in by_k:
                 self._writer.add_scalar(key, value, env_steps)
 
     def finish(
@@ -57,7 +64,8 @@ class Board:
 
         settings = dict(_flat(settings))
         # Not by add_hparams, which would make a run of its own beside this one.
-        for summary in hparams(settings, dict(scores)):  # type: ignore[no-untyped-call]
+        scores = dict(list(_at_ends(scores).items())[: MOST_SCALARS - len(_CURVES) - _MOST_VALIDATION])
+        for summary in hparams(settings, scores):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for key, value in scores.items():
             self._writer.add_scalar(key, value, env_steps)
@@ -73,6 +81,16 @@ class Board:
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+
+
+def _at_ends(scores: Mapping[str, float]) -> dict[str, float]:
+    """Of scores by K (`…_k<K>`), those at the largest K, then those at the smallest: what people look at."""
+    ks: dict[str, list[int]] = {}
+    for key in scores:
+        name, _, k = key.rpartition("_k")
+        ks.setdefault(name, []).append(int(k))
+    keys = [f"{name}_k{end(found)}" for end in (max, min) for name, found in ks.items()]
+    return {key: scores[key] for key in keys}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | bool | str]]:

@@ -24,7 +24,6 @@ from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.kshot import Table
-from mermaide_ray.metrics import MOST_SCALARS, SCALARS
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
@@ -155,7 +154,14 @@ class SweepRun:
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._session = self._held.enter_context(
-            Session(run, checkpoint_seconds(), board=run.path, swept=self._swept(), changed=self._changed)
+            Session(
+                run,
+                checkpoint_seconds(),
+                board=run.path,
+                swept=self._swept(),
+                question=self._plan.sweep.question,
+                changed=self._changed,
+            )
         )
         session = self._session
         if not self._changed:  # else they are another run's
@@ -208,9 +214,8 @@ class SweepRun:
                 with whole_file(run.path / f"{name}.parquet") as file:
                     getattr(results, name).to_parquet(file, index=False)
             scores = _scores(results.rows)
-            shown = dict(list(scores.items())[: MOST_SCALARS - len(SCALARS)])
             figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
-            session.board.finish(self._swept(), shown, figures, session.env_steps)
+            session.board.finish(self._swept(), scores, figures, session.env_steps)
         outcome = {**told, **scores, "throughput/env_steps": float(session.env_steps)}
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.finish_run(self._folder, run.path)
