@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     tensorboard.add_argument("--port", type=_at_least(0), metavar="N", help="default: 6006 or the next that is free")
     tensorboard.set_defaults(call=_tensorboard)
 
-    commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors").set_defaults(call=_schema)
+    schema = commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors")
+    schema.add_argument("--markdown", action="store_true", help="print all keys of settings and sweeps as tables")
+    schema.set_defaults(call=_schema)
 
     report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="sweep's or run's; several are compared")
@@ -269,8 +271,12 @@ def _tensorboard(args: argparse.Namespace) -> None:
 def _schema(args: argparse.Namespace) -> None:
     import json
 
+    from mermaide_ray.reference import markdown
     from mermaide_ray.sweep.file import schema
 
+    if args.markdown:
+        print(markdown(), end="")
+        return
     print(json.dumps(schema(), indent=1))
 
 

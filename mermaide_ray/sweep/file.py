@@ -29,6 +29,7 @@ SWEEP_FILE = "sweep.yaml"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Sections of the settings that decide how a principal is trained; the others may differ where it is scored.
 _SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _REPLACED_WHOLE = frozenset({"families", "grid", "choice"})
 
 
@@ -200,7 +201,7 @@ class Answer(Section):
 class Sweep(Section):
     """One scientific question: what is varied, on which seeds, where it is scored, what is claimed."""
 
-    question: str = Field(min_length=1, description="in one sentence")
+    question: str = Field(min_length=1, description="in one sentence, here or in a file that this one extends")
     name: Label = Field(description="the file's stem if not given")
     preset: str | None = Field(None, description="as in a train config")
     settings: dict[str, Any] = Field(
@@ -221,7 +222,7 @@ class Sweep(Section):
     )
     tune: Tuning = Field(default_factory=Tuning)
     resources: Resources = Field(default_factory=Resources)
-    answer: Answer | None = None
+    answer: Answer | None = Field(None, description="the claim that the report answers with a verdict")
     rows: Whole | None = Field(None, ge=1, description="rows that the sweep must yield, as a check")
 
     @model_validator(mode="after")
@@ -328,7 +329,10 @@ def schema() -> dict[str, Any]:
     whole["$defs"]["Experiment"] = experiment
     properties = whole["properties"]
     properties["settings"] = {"$ref": "#/$defs/Experiment", "description": properties["settings"]["description"]}
-    properties["seeds"] = {"anyOf": [{"type": "integer", "minimum": 1}, properties["seeds"]]}
+    seeds = properties["seeds"]
+    default, meaning = seeds.pop("default"), seeds.pop("description")
+    number = {"type": "integer", "minimum": 1}
+    properties["seeds"] = {"anyOf": [number, seeds], "default": default, "description": meaning}
     properties["extends"] = {"type": "string", "description": "a sweep file that this one is laid over"}
     whole["required"] = []  # `extends` and scales may give what is missing here
     partial = {"type": "object", "properties": dict(properties), "additionalProperties": False}
@@ -339,7 +343,17 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     whole["$defs"]["PartialSweep"] = partial
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
+    standard: dict[str, Any] = _standard(whole)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **standard}
+
+
+def _standard(schema: Any) -> Any:
+    """A schema in which the bounds of optional numbers, too, go by JSON Schema's names (Pydantic leaves its own)."""
+    if isinstance(schema, list):
+        return [_standard(part) for part in schema]
+    if isinstance(schema, dict):
+        return {_BOUNDS.get(key, key): _standard(part) for key, part in schema.items()}
+    return schema
 
 
 def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

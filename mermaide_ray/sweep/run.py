@@ -29,7 +29,7 @@ from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
 from mermaide_ray.session import Session, checkpoint_seconds
 from mermaide_ray.storage import RunDirectory, whole_file
-from mermaide_ray.sweep.plan import Plan, Setting, budget_of
+from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
 from mermaide_ray.sweep.results import STATUS, TABLES, read_status, to_parquet
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.training import contender_from
@@ -202,7 +202,8 @@ class SweepRun:
 
     def _swept(self) -> dict[str, Any]:
         """What tells this run from the others of the sweep."""
-        return {"method": self._experiment.name, **self._setting.values, "seed": self.seed}
+        values = {key: typed(label) for key, label in self._setting.values.items()}
+        return {"method": self._experiment.name, **values, "seed": self.seed}
 
     def _finish(self, session: Session, told: Told) -> None:
         """Scores the run and makes its files the store's, the status last."""
