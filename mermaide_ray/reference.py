@@ -13,8 +13,8 @@ _OPENING = """\
 # Every setting
 
 Written by `mermaide schema --markdown`. Settings stand in the YAML file that `mermaide train --config` takes, in
-`settings:` of a sweep, or one by one on the command line (`--set training.meta_lr=1e-3`). A file holds only what differs
-from the defaults; `mermaide config` prints all of them as a run would have them. [paper] marks what MERMAIDE
+`settings:` of a sweep, or one by one on the command line (`--set training.meta_lr=1e-3`). A file holds only what
+differs from the defaults; `mermaide config` prints all of them as a run would have them. [paper] marks what MERMAIDE
 (arXiv 2304.04668) reports; all else is this project's own choice.
 """
 _FAMILIES = """
