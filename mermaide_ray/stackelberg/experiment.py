@@ -1,0 +1,126 @@
+"""The whole experiment: for each noise, train what is to be trained, score all, draw, and say what came out.
+
+Each (method, noise, seed) leaves a file of rows as soon as it is done, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from rich.console import Console
+
+from mermaide_ray.config_file import read_yaml
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.drawing import save_png
+from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_scratch
+from mermaide_ray.stackelberg.report import figure, verdict
+from mermaide_ray.stackelberg.settings import LEARNED, Settings
+from mermaide_ray.stackelberg.training import meta_train
+from mermaide_ray.storage import provenance, whole_file
+
+_PART = ("method", "noise", "seed")
+
+
+def run(settings: Settings, out: Path, console: Console | None = None) -> pd.DataFrame:
+    """Runs the experiment, or what is left of it, and returns its rows.
+
+    Leaves in `out`: config.yaml, provenance.json, parts/, rows.parquet, figures/stackelberg.png, verdict.md.
+
+    Args:
+        settings: All that it depends on.
+        out: A new folder, or that of an earlier run with the same settings.
+        console: Where progress is told.
+
+    Raises:
+        InputError: The folder is another run's, or another process is at work in it.
+    """
+    console = console or Console()
+    torch.set_num_threads(1)
+    _open(settings, out)
+    with _alone(out):
+        rows = pd.concat(_parts(settings, out, console), ignore_index=True)
+        with whole_file(out / "rows.parquet") as file:
+            rows.to_parquet(file, index=False)
+        target = settings.evaluation.target
+        evaluation = settings.evaluation
+        note = (
+            f"Mean and 95% interval over {settings.seeds} training seeds (scratch: one, it has no training) and "
+            f"{evaluation.tasks} followers, {evaluation.trials} meetings each. Normalised regret: 0 is the strong "
+            "Stackelberg equilibrium, 1 the best commitment without knowing the follower."
+        )
+        save_png(figure(rows, target, note), out / "figures" / "stackelberg.png")
+        said = verdict(rows, target)
+        with whole_file(out / "verdict.md") as file:
+            file.write_text(said, encoding="utf-8")
+    console.print(said, markup=False, highlight=False)
+    console.print(f"rows, figure and verdict are in {out}", highlight=False)
+    return rows
+
+
+def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataFrame]:
+    """The rows of each method, noise and seed: read where they are, else made and written."""
+    evaluations: list[Evaluation] = []
+    jobs = [
+        (method, noise, seed)
+        for noise in settings.response_noises
+        for method in (*LEARNED, "scratch")
+        for seed in range(settings.seeds if method in LEARNED else 1)
+    ]
+    for done, (method, noise, seed) in enumerate(jobs, start=1):
+        path = out / "parts" / f"{method},response_noise={noise:g},seed={seed}.parquet"
+        if not path.is_file():
+            started = time.process_time()
+            # Made when first needed: the equilibria of all followers take seconds.
+            evaluations = evaluations or [Evaluation(settings, condition=condition) for condition in CONDITIONS]
+            if method == "scratch":
+                validation = Evaluation(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
+                principal = tuned_scratch(settings, validation, noise)
+            else:
+                principal = meta_train(settings.with_noise(noise), method, seed)
+            rows = pd.concat([each.rows(principal, method, seed, noise) for each in evaluations], ignore_index=True)
+            with whole_file(path) as file:
+                rows.to_parquet(file, index=False)
+            seconds = time.process_time() - started
+            console.print(f"{done}/{len(jobs)} {path.stem} ({seconds:.0f} CPU s)", markup=False, highlight=False)
+        yield pd.read_parquet(path)
+
+
+def _open(settings: Settings, out: Path) -> None:
+    """Makes the folder, or checks that it is one of the same settings."""
+    config = out / "config.yaml"
+    if config.is_file():
+        if Settings.model_validate(read_yaml(config)) != settings:
+            raise InputError(f"--out must be a new folder, or one of the same settings, got {out} (see {config})")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out must be a new or empty folder, or a run's to go on with, got {out}")
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "provenance.json") as file:
+        file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
+    with whole_file(config) as file:
+        file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """While this process works in the folder, no other may."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        # Freed by the kernel when the process ends, however it ends.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise InputError(f"a run must be made by one process at a time, {out} already is") from None
+    try:
+        yield
+    finally:
+        os.close(folder)
