@@ -126,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: report, in DIR)")
     report.set_defaults(call=_report)
 
+    stackelberg = commands.add_parser(
+        "stackelberg",
+        help="experiment: commit against unknown followers, meta-learned against from scratch",
+    )
+    stackelberg.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    stackelberg.add_argument("--scale", choices=("smoke", "laptop", "full"), default="laptop", help="default: laptop")
+    _add_overrides(stackelberg)
+    stackelberg.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results; one that is there already is gone on with"
+    )
+    stackelberg.set_defaults(call=_stackelberg)
+
     config = commands.add_parser("config", help="print the whole effective config, each setting explained")
     _add_settings(config)
     config.set_defaults(call=_config)
@@ -287,6 +299,15 @@ def _report(args: argparse.Namespace) -> None:
     from mermaide_ray.report.document import write_report
 
     print(write_report(args.folders, args.out).summary())
+
+
+def _stackelberg(args: argparse.Namespace) -> None:
+    from mermaide_ray.stackelberg.settings import load_settings
+
+    settings = load_settings(args.config, args.scale, _overrides(args))
+    from mermaide_ray.stackelberg.experiment import run
+
+    run(settings, args.out or Path("runs") / f"stackelberg-{args.scale}")
 
 
 def _config(args: argparse.Namespace) -> None:

@@ -21,6 +21,10 @@ ENVS: dict[str, Game] = {
         "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
         "a principal pays or penalises a bandit learner that it has never met, so that it pulls a target arm",
     ),
+    "stackelberg": Game(
+        "mermaide_ray.envs.stackelberg:StackelbergEnv",
+        "a principal commits to a mixed strategy of a bimatrix game, against a follower whose payoffs it does not know",
+    ),
 }
 
 

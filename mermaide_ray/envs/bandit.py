@@ -18,6 +18,7 @@ from ray.rllib.utils.typing import MultiAgentDict
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
 from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
 from mermaide_ray.noise import Key, deal
@@ -112,7 +113,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self._num_arms = environment.num_arms
         self._names = list(experiment.agents.families)
         self._layouts = [AgentObservation(family, self._num_arms) for family in self._distribution.families]
-        self._turns = _Turns(config)
+        self._turns = Turns(config)
 
         size = self._view.observation_size + int(self._settings.deal_principal_dice)
         self.observation_spaces = {
@@ -192,23 +193,3 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         if not over:
             self._layout.show_dice(self._row, self._uniform[step], self._normal[step])
         return {PRINCIPAL: seen, self._agent_id: self._row.copy()}
-
-
-class _Turns:
-    """Positions in the schedule for one environment: every `num_workers`-th for its env runner, in order of reset.
-
-    RLlib builds all sub-environments of an env runner from one and the same EnvContext, with `vector_index` 0 in each
-    (Ray 2.60), so they share a counter that hangs on that context.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._first = max(getattr(config, "worker_index", 0) or 0, 1) - 1
-        self._stride = max(getattr(config, "num_workers", 0) or 0, 1)
-        shared = vars(config) if hasattr(config, "__dict__") else {}
-        self._count: list[int] = shared.setdefault("turns_taken", [0])
-
-    def next(self) -> int:
-        """The position of the next episode."""
-        turn = self._count[0]
-        self._count[0] += 1
-        return self._first + self._stride * turn

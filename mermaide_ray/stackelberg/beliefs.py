@@ -3,13 +3,14 @@
 A belief is a matrix of the follower's payoffs, float [B, E, M, C]: the probability of a column is the softmax of its
 expected payoff against the commitment. Three kinds of principal form it:
 
-- `Adaptive` (mermaide): a world model, meta-learned. Networks of the leader's payoffs give the belief before anything
-  was seen and the directions in which it may move; gradient steps on the responses seen move it. Only these context
-  parameters adapt, as in CAVIA (Zintgraf et al., arXiv 1810.03642).
+- `Adaptive` (mermaide): a world model, meta-learned: what to believe before anything was seen, and the directions in
+  which a belief may move. Gradient steps on the responses seen move it. Only these context parameters adapt, as in
+  CAVIA (Zintgraf et al., arXiv 1810.03642); through the belief, the policy adapts with them.
 - `scratch`: the same class with nothing learned: no belief, every direction alike.
-- `Recurrent` (rl2): a recurrent network that reads commitments, responses and payoffs, trained by policy gradient alone.
+- `Recurrent` (rl2): a recurrent network that reads commitments, responses and payoffs, trained by policy gradient
+  alone.
 
-B tasks, E trials, N rounds seen so far, M rows, C columns, F factors, H hidden.
+B tasks, E trials, N rounds seen so far, M rows, C columns, F context parameters, H hidden.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from mermaide_ray.models.gru import gru_scan
 from mermaide_ray.stackelberg.games import Outcome, mixture
 from mermaide_ray.stackelberg.settings import Game, Principal, Scratch
-
 
 # Networks speak in this unit (nats): believing in a sharp best response shouldn't take large weights.
 PAYOFF_UNIT = 5.0
@@ -67,7 +67,11 @@ class Context:
 
 
 class Adaptive(nn.Module):
-    """Gradient adaptation of a belief within meta-learned directions."""
+    """Gradient adaptation of a belief within meta-learned directions.
+
+    Each step is preconditioned by a bound on the loss's curvature, so that none overshoots. Plain steps at a learned
+    rate, and Newton's, made the meta-gradient explode (norms up to 27,000) once beliefs became sharp.
+    """
 
     each_round = False
 
@@ -76,21 +80,25 @@ class Adaptive(nn.Module):
         self._noise = game.response_noise
         self._steps, self._rate = principal.inner_steps, principal.inner_lr
         size = game.rows * game.columns
-        self._shape = (1 + size, game.rows, game.columns)
-        self.hidden = _linear(size, principal.hidden_size, generator)
-        self.output = _silent(principal.hidden_size, math.prod(self._shape))
-        self.skip = _silent(size, math.prod(self._shape))
-        with torch.no_grad():
-            self.skip.bias[size:] = principal.payoff_scale / PAYOFF_UNIT * torch.eye(size).flatten()
+        self._shape = (game.rows, game.columns)
+        scale = principal.payoff_scale / PAYOFF_UNIT
+        # Free directions, and some that are linear in the leader's payoffs (at zero, their gradient would be zero).
+        self.free = nn.Parameter(scale * torch.eye(size))
+        self.linear = nn.Parameter(
+            0.3 * scale * torch.randn(principal.linear_factors, size, size, generator=generator) / math.sqrt(size)
+        )
+        self.prior = nn.Parameter(torch.zeros(size, size))
         self.log_prior_weight = nn.Parameter(torch.tensor(math.log(principal.prior_weight)))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(principal.sharpness)))
 
     def begin(self, leader: Tensor, trials: int) -> Context:
         """Before the first round with the followers of these games, leader payoffs float [B, M, C]."""
         flat = leader.flatten(1)
-        beliefs = PAYOFF_UNIT * (self.output(self.hidden(flat).relu()) + self.skip(flat)).view(-1, *self._shape)
-        context = leader.new_zeros(len(leader), trials, self._shape[0] - 1)
-        return Context(beliefs[:, 0], beliefs[:, 1:], context)
+        linear = torch.einsum("bm,fmn->bfn", flat, self.linear)
+        directions = torch.cat([self.free.expand(len(leader), -1, -1), linear], dim=1)
+        context = leader.new_zeros(len(leader), trials, directions.shape[1])
+        prior = (PAYOFF_UNIT * flat @ self.prior).view(-1, *self._shape)
+        return Context(prior, PAYOFF_UNIT * directions.view(*directions.shape[:2], *self._shape), context)
 
     def belief(self, state: Context) -> Tensor:
         """float [B, E, M, C]."""
@@ -188,7 +196,7 @@ def scratch(game: Game, settings: Scratch, payoff_scale: float, sharpness: float
         sharpness: Inverse temperature of its exploration.
     """
     principal = Principal(
-        hidden_size=1, inner_steps=settings.inner_steps, payoff_scale=payoff_scale, sharpness=sharpness
+        linear_factors=0, inner_steps=settings.inner_steps, payoff_scale=payoff_scale, sharpness=sharpness
     )
     return Adaptive(game, principal, torch.Generator()).requires_grad_(False)
 
@@ -202,7 +210,7 @@ class Memory:
 
 
 class Recurrent(nn.Module):
-    """A recurrent state carried over all episodes with a follower. Source: Duan et al., arXiv 1611.02779 (RL squared)."""
+    """A recurrent state carried over all episodes (RL squared). Source: Duan et al., arXiv 1611.02779."""
 
     each_round = True
 
@@ -225,7 +233,7 @@ class Recurrent(nn.Module):
     def belief(self, state: Memory) -> Tensor:
         """float [B, E, M, C]."""
         read = torch.cat([state.leader, state.hidden], dim=-1)
-        flat = self.output(self.hidden(read).relu()) + self.skip(read)
+        flat: Tensor = self.output(self.hidden(read).relu()) + self.skip(read)
         return PAYOFF_UNIT * flat.view(*flat.shape[:2], *self._shape)
 
     def observe(self, state: Memory, commitment: Tensor, outcome: Outcome) -> Memory:

@@ -27,8 +27,6 @@ from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
 from mermaide_ray.storage import provenance, whole_file
 
-_PART = ("method", "noise", "seed")
-
 
 def run(settings: Settings, out: Path, console: Console | None = None) -> pd.DataFrame:
     """Runs the experiment, or what is left of it, and returns its rows.
@@ -61,19 +59,21 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
         said = verdict(rows, target)
         with whole_file(out / "verdict.md") as file:
             file.write_text(said, encoding="utf-8")
-    console.print(said, markup=False, highlight=False)
-    console.print(f"rows, figure and verdict are in {out}", highlight=False)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"rows, figure and verdict are in {out}", highlight=False, soft_wrap=True)
     return rows
 
 
 def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataFrame]:
     """The rows of each method, noise and seed: read where they are, else made and written."""
     evaluations: list[Evaluation] = []
+    # Seed by seed, so that a run cut short has something to say on each noise.
     jobs = [
         (method, noise, seed)
+        for seed in range(settings.seeds)
         for noise in settings.response_noises
         for method in (*LEARNED, "scratch")
-        for seed in range(settings.seeds if method in LEARNED else 1)
+        if method in LEARNED or not seed
     ]
     for done, (method, noise, seed) in enumerate(jobs, start=1):
         path = out / "parts" / f"{method},response_noise={noise:g},seed={seed}.parquet"

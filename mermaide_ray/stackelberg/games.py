@@ -99,7 +99,8 @@ def best_response(commitment: Tensor, leader: Tensor, follower: Tensor) -> Tenso
 
     Args:
         commitment: Mixed strategy over rows, float [..., M].
-        leader, follower: Payoffs, float [..., M, C].
+        leader: The principal's payoffs, float [..., M, C].
+        follower: The agent's, likewise.
     """
     utility = mixture(commitment, follower)
     best = utility >= utility.amax(-1, keepdim=True) - TIE
@@ -143,7 +144,8 @@ def deal(key: Key, tasks: Sequence[int], trials: int, episodes: int, rounds: int
     def by_trial(array: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array.swapaxes(1, 2)))
 
-    return Dice(*(by_trial(uniform[..., which]) for which in range(3)), payoff_noise=by_trial(normal))
+    commit, garble, garbled = (by_trial(uniform[..., which]) for which in range(3))
+    return Dice(commit, garble, garbled, by_trial(normal))
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,12 @@ def play_round(
 
     Args:
         game: Settings.
-        leader, follower: Payoffs, float [..., M, C].
+        leader: The principal's payoffs, float [..., M, C].
+        follower: The agent's, likewise.
         commitment: float [..., M].
-        garble, garbled, payoff_noise: The round's dice, float [...].
+        garble: The round's dice, float [...], as in `Dice`.
+        garbled: Likewise.
+        payoff_noise: Likewise.
     """
     response = best_response(commitment, leader, follower)
     payoff = mixture(commitment, leader).take_along_dim(response.unsqueeze(-1), -1).squeeze(-1)

@@ -111,7 +111,8 @@ def meet(
                 )
             )
             state = principal.observe(state, commitment, outcome)
-        state = principal.adapt(state)
+        if after or episode + 1 < episodes:  # else nobody asks
+            state = principal.adapt(state)
         if after:
             after(episode + 1, principal.belief(state))
     return Trial(*(torch.stack(part, dim=2) for part in zip(*told, strict=True)))

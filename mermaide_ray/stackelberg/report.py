@@ -140,7 +140,7 @@ def verdict(rows: pd.DataFrame, target: float, ks: Sequence[int] = (1, 2, 4)) ->
     others = [method for method in METHODS if method != "mermaide"]
     lines += [
         "",
-        "Normalised regret of mermaide less that of the other, paired (negative: mermaide is closer to the equilibrium):",
+        "Normalised regret of mermaide less that of the other, paired (negative: mermaide is nearer the equilibrium):",
         "",
         "| followers | noise p | against | " + " | ".join(f"K = {k}" for k in known) + " |",
         "|---|---:|---|" + "---:|" * len(known),

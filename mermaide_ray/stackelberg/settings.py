@@ -31,7 +31,7 @@ class Game(Section):
 
     rows: Whole = Field(3, ge=2, le=6, description="the leader's actions")
     columns: Whole = Field(6, ge=2, le=20, description="the follower's actions")
-    rounds: Whole = Field(3, ge=1, description="rounds per episode")
+    rounds: Whole = Field(4, ge=1, description="rounds per episode")
     alignment: Number = Field(1.0, ge=0, description="the alignment a is uniform on [-alignment, alignment]")
     tastes: Whole = Field(2, ge=0, description="basis matrices of the follower's payoffs")
     taste_scale: Number = Field(1.0, ge=0, description="standard deviation of the tastes c")
@@ -47,7 +47,10 @@ class Principal(Section):
     """Beliefs and plans."""
 
     hidden_size: Whole = Field(64, ge=1, description="units of the networks' hidden layer and of the recurrent state")
-    inner_steps: Whole = Field(8, ge=1, description="gradient steps on all that was seen, after each episode")
+    linear_factors: Whole = Field(
+        2, ge=0, description="directions of a belief that are linear in the leader's payoffs (mermaide)"
+    )
+    inner_steps: Whole = Field(5, ge=1, description="gradient steps on all that was seen, after each episode")
     inner_lr: Number = Field(1.0, gt=0, lt=2, description="inner learning rate; 1 never overshoots")
     payoff_scale: Number = Field(
         3.0, gt=0, description="standard deviation of the follower's payoffs (in nats) that meta-training starts from"
@@ -70,22 +73,23 @@ class Scratch(Section):
     payoff_scale: tuple[Annotated[Number, Field(gt=0)], ...] = Field(
         (1.0, 3.0, 10.0), min_length=1, description="standard deviations, in nats, of the payoffs expected, to try"
     )
-    inner_steps: Whole = Field(16, ge=1, description="gradient steps on all that was seen, after each episode")
+    inner_steps: Whole = Field(10, ge=1, description="gradient steps on all that was seen, after each episode")
 
 
 class Training(Section):
     """Meta-training."""
 
-    iterations: Whole = Field(400, ge=1, description="meta-iterations")
-    tasks: Whole = Field(32, ge=1, description="followers per meta-iteration, B")
+    iterations: Whole = Field(250, ge=1, description="meta-iterations")
+    tasks: Whole = Field(64, ge=1, description="followers per meta-iteration, B")
     trials: Whole = Field(2, ge=2, description="trials per follower, E: each is the others' baseline")
-    episodes: Whole = Field(6, ge=1, description="episodes of a trial; the belief adapts between them")
-    meta_lr: Number = Field(5e-3, gt=0, description="learning rate of Adam; falls linearly to a tenth")
+    episodes: Whole = Field(4, ge=1, description="episodes of a trial; the belief adapts between them")
+    meta_lr: Number = Field(1e-2, gt=0, description="mermaide's learning rate of Adam; falls linearly to a tenth")
+    recurrent_lr: Number = Field(3e-3, gt=0, description="rl2's, likewise")
     gamma: Number = Field(0.9, ge=0, le=1, description="discount per round of the policy gradient")
     policy_weight: Number = Field(1.0, ge=0, description="weight of the policy gradient")
-    model_weight: Number = Field(1.0, ge=0, description="weight of the next response's negative log-likelihood")
+    model_weight: Number = Field(10.0, ge=0, description="weight of the next response's negative log-likelihood")
     entropy_weight: Number = Field(0.01, ge=0, description="weight of the policy's entropy, falling to a tenth")
-    max_grad_norm: Number = Field(1.0, gt=0, description="global norm at which the meta-gradient is clipped")
+    max_grad_norm: Number = Field(10.0, gt=0, description="global norm at which the meta-gradient is clipped")
 
 
 class Evaluation(Section):

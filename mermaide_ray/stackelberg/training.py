@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent
 from mermaide_ray.stackelberg.games import GameDistribution, deal
 from mermaide_ray.stackelberg.meeting import Trial, meet
 from mermaide_ray.stackelberg.planner import lattice
-from mermaide_ray.stackelberg.settings import Settings, Training
+from mermaide_ray.stackelberg.settings import Method, Settings, Training
 
 
 def advantages(training: Training, payoffs: Tensor) -> Tensor:
@@ -46,33 +44,36 @@ def meta_loss(training: Training, trial: Trial, models: bool, entropy_weight: fl
     return loss + training.model_weight * trial.nll.mean() if models else loss
 
 
-def meta_train(settings: Settings, method: str, seed: int, tell=None) -> Adaptive | Recurrent:
-    """Trains a principal.
+def meta_train(settings: Settings, method: Method, seed: int) -> Adaptive | Recurrent:
+    """Trains a principal; deterministic.
 
     Args:
-        settings: The experiment.
-        method: "mermaide" or "rl2".
+        settings: The experiment, at one observation noise.
+        method: One of LEARNED.
         seed: Training seed: initialisation, training followers and their luck.
     """
     game, training = settings.game, settings.training
-    kind = Adaptive if method == "mermaide" else Recurrent
+    models = method == "mermaide"
+    kind = Adaptive if models else Recurrent
     principal = kind(game, settings.principal, torch.Generator().manual_seed(seed))
     distribution = GameDistribution(game, seed)
     commitments = lattice(game.rows, settings.principal.resolution)
-    optimizer = torch.optim.Adam(principal.parameters(), lr=training.meta_lr)
+    rate = training.meta_lr if models else training.recurrent_lr
+    optimizer = torch.optim.Adam(principal.parameters(), lr=rate)
     for iteration in range(training.iterations):
-        done = iteration / training.iterations
+        left = 1 - 0.9 * iteration / training.iterations
         ids = range(iteration * training.tasks, (iteration + 1) * training.tasks)
-        games = distribution.tasks("train", ids)
-        dice = deal((seed, "train", "stackelberg/trial", iteration), ids, training.trials, training.episodes, game.rounds)
-        trial = meet(game, principal, games, dice, commitments)
-        loss = meta_loss(training, trial, method == "mermaide", training.entropy_weight * (1 - 0.9 * done))
-        optimizer.param_groups[0]["lr"] = training.meta_lr * (1 - 0.9 * done)
+        key = (seed, "train", "stackelberg/trial", iteration)
+        dice = deal(key, ids, training.trials, training.episodes, game.rounds)
+        trial = meet(game, principal, distribution.tasks("train", ids), dice, commitments)
+        loss = meta_loss(training, trial, models, training.entropy_weight * left)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(principal.parameters(), training.max_grad_norm)
         if not torch.isfinite(norm):
-            raise RunFault(f"the meta-gradient must be finite, got {norm} in iteration {iteration} of {method}")
+            raise RunFault(
+                f"the meta-gradient must be finite, got {float(norm)} in iteration {iteration} of {method}, seed {seed}"
+            )
+        optimizer.param_groups[0]["lr"] = rate * left
         optimizer.step()
-        if tell: tell(iteration, principal, trial, norm)
     return principal.requires_grad_(False)
