@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mermaide_ray.config_file import read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.drawing import save_png
+from mermaide_ray.report.drawing import save_figure
 from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_scratch
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
@@ -55,7 +55,7 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
             f"{evaluation.tasks} followers, {evaluation.trials} meetings each. Normalised regret: 0 is the strong "
             "Stackelberg equilibrium, 1 the best commitment without knowing the follower."
         )
-        save_png(figure(rows, target, note), out / "figures" / "stackelberg.png")
+        save_figure(figure(rows, target, note), out / "figures" / "stackelberg.png")
         said = verdict(rows, target)
         with whole_file(out / "verdict.md") as file:
             file.write_text(said, encoding="utf-8")
