@@ -63,7 +63,7 @@ class GameDistribution:
         follower = np.empty_like(leader)
         alignment = np.empty(len(ids))
         for row, task in enumerate(ids):
-            rng = generator(seed, split, "stackelberg/task", 0, task)
+            rng = generator(seed, split, "stackelberg/follower", 0, task)
             leader[row] = rng.standard_normal(leader[row].shape)
             (follower[row],), (alignment[row],) = self._follower(leader[row], rng, 1)
         arrays = (torch.from_numpy(x.astype(np.float32)) for x in (leader, follower, alignment))
