@@ -57,15 +57,28 @@ class Board:
                 self._writer.add_scalar(key, value, env_steps)
 
     def finish(
-        self, settings: Mapping[str, Any], scores: Mapping[str, float], figures: Sequence[Path], env_steps: int
+        self,
+        settings: Mapping[str, Any],
+        scores: Mapping[str, float],
+        figures: Sequence[Path],
+        env_steps: int,
+        words: Mapping[str, list[str]] | None = None,
     ) -> None:
-        """Adds final scores beside the settings (nested, or flat by dotted key), and the figures as images."""
+        """Adds final scores beside the settings, and the figures as images.
+
+        Args:
+            settings: Nested, or flat by dotted key.
+            scores: By `…_k<K>`.
+            figures: PNG files.
+            env_steps: Of the whole run.
+            words: For settings whose values are words: all that runs beside this one have, to be filtered by.
+        """
         from matplotlib import image
 
         settings = dict(_flat(settings))
         # Not by add_hparams, which would make a run of its own beside this one.
         scores = dict(list(_at_ends(scores).items())[: MOST_SCALARS - len(_CURVES) - _MOST_VALIDATION])
-        for summary in hparams(settings, scores):  # type: ignore[no-untyped-call]
+        for summary in hparams(settings, scores, dict(words or {})):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for key, value in scores.items():
             self._writer.add_scalar(key, value, env_steps)

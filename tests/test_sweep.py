@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
@@ -121,6 +123,19 @@ def test_progress_and_trials_tell_what_tensorboard_shows(swept: Path) -> None:
     assert set(trials["status"]) == {"done"}
     assert (trials["env_steps"] == 1920).all()
     assert (trials["cpu_s"] > 0).all()
+
+
+def test_tensorboard_shows_the_question_and_what_is_swept_and_no_number_that_the_tables_lack(swept: Path) -> None:
+    events = EventAccumulator(str(swept / "runs" / "cost_weight=1,seed=1")).Reload()
+    tables = (pd.read_parquet(swept / f"{name}.parquet") for name in ("progress", "trials"))
+    assert set(events.Tags()["scalars"]) <= {column for table in tables for column in table.columns}
+    about = events.Tensors("about/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert about.startswith("Does a higher cost make the principal intervene less?\n")
+    start = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    shown = metadata.parse_session_start_info_plugin_data(start).hparams
+    # A number, so that a range of it can be asked for.
+    assert shown["environment.cost_weight"].number_value == 1.0
+    assert set(shown) == {"method", "environment.cost_weight", "seed"}
 
 
 def sorted_progress(folder: Path) -> pd.DataFrame:

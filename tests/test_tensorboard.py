@@ -14,7 +14,8 @@ from mermaide_ray.metrics import MOST_SCALARS, SCALARS, validation_key
 from mermaide_ray.tensorboard import Board
 
 KS = (0, 1, 2, 5, 10)
-SETTINGS = {"environment.num_arms": "20", "seed": 3}
+SETTINGS = {"environment.num_arms": 20, "agents.families": "ucb", "seed": 3}
+WORDS = {"agents.families": ["ucb", "softmax"]}
 
 
 def written(folder: Path) -> EventAccumulator:
@@ -23,7 +24,8 @@ def written(folder: Path) -> EventAccumulator:
     board.begin(Experiment(), SETTINGS, "How many arms can a principal steer?")
     told = {metric.key: 1.0 for metric in SCALARS} | {validation_key(k): float(k) for k in KS}
     board.scalars({"iteration": 1, **told}, 100)
-    board.finish(SETTINGS, {f"score/{place}_k{k}": 0.5 for place in ("validation", "test", "far") for k in KS}, [], 100)
+    scores = {f"score/{place}_k{k}": 0.5 for place in ("validation", "test", "far") for k in KS}
+    board.finish(SETTINGS, scores, [], 100, WORDS)
     board.close()
     return EventAccumulator(str(folder)).Reload()
 
@@ -52,6 +54,12 @@ def test_a_run_of_a_sweep_shows_its_question_and_only_what_is_swept(tmp_path: Pa
     events = written(tmp_path)
     [about] = events.Tensors("about/text_summary")
     text = about.tensor_proto.string_val[0].decode()
-    assert text.startswith("How many arms can a principal steer?\n\n    environment.num_arms: ")
+    assert text.startswith("How many arms can a principal steer?\n\n    environment.num_arms: 20\n")
     content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     assert set(metadata.parse_session_start_info_plugin_data(content).hparams) == set(SETTINGS)
+
+
+def test_settings_that_are_words_can_be_filtered_by(tmp_path: Path) -> None:
+    content = written(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    known = {info.name: info for info in metadata.parse_experiment_plugin_data(content).hparam_infos}
+    assert list(known["agents.families"].domain_discrete) == WORDS["agents.families"]

@@ -205,6 +205,13 @@ class SweepRun:
         values = {key: typed(label) for key, label in self._setting.values.items()}
         return {"method": self._experiment.name, **values, "seed": self.seed}
 
+    def _words(self) -> dict[str, list[str]]:
+        """All values in the sweep of what is told apart by words."""
+        methods = {self._experiment.name, *(setting.experiment.name for setting in self._plan.settings)}
+        swept = {key: list(d.alternatives or ()) for key, d in self._plan.dimensions.items()}
+        values = {"method": sorted(methods), **swept}
+        return {key: found for key, found in values.items() if found and isinstance(self._swept()[key], str)}
+
     def _finish(self, session: Session, told: Told) -> None:
         """Scores the run and makes its files the store's, the status last."""
         run = session.run
@@ -216,7 +223,7 @@ class SweepRun:
                     getattr(results, name).to_parquet(file, index=False)
             scores = _scores(results.rows)
             figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
-            session.board.finish(self._swept(), scores, figures, session.env_steps)
+            session.board.finish(self._swept(), scores, figures, session.env_steps, self._words())
         outcome = {**told, **scores, "throughput/env_steps": float(session.env_steps)}
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.finish_run(self._folder, run.path)
