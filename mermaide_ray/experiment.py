@@ -152,9 +152,12 @@ class MetaLearning(Section):
     )
     inner_lr: Number = Field(0.1, ge=0, description="inner learning rate (initial value if learned)")
     learn_inner_lr: Switch = Field(False, description="learn one inner rate per parameter tensor (Meta-SGD)")
-    adapt: Literal["all", "heads", "policy", "world_model"] = Field(
-        "all", description="which parameters the inner loop changes"
+    adapt: Literal["all", "heads", "policy", "world_model", "context"] = Field(
+        "all",
+        description="which parameters the inner loop changes; context: a vector of its own, which core and policy read "
+        "(CAVIA, 1810.03642)",
     )
+    context_size: Whole = Field(16, ge=1, description="adapt = context only: entries of the vector")
     order: Literal["first", "second"] = Field("second", description="order of the meta-gradient")
     estimator: Literal["vanilla", "dice", "lvc"] = Field(
         "lvc",

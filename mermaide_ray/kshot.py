@@ -14,7 +14,7 @@ from mermaide_ray.experiment import Environment
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, choose, shared, step
+from mermaide_ray.models.principal import Weights, choose, conditioned, shared, step
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -33,6 +33,7 @@ class NetworkPrincipal:
     """
 
     def __init__(self, method: Method, view: View, weights: Weights, initial: Tensor | None = None) -> None:
+        weights = conditioned(weights)
         self._architecture, self._view, self._weights = method.architecture, view, weights
         self._initial = initial
         self.state = torch.empty(0)

@@ -24,7 +24,7 @@ from mermaide_ray.learners.maml import (
     unroll,
 )
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import CORE, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
+from mermaide_ray.models.principal import CONTEXT, CORE, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
 from mermaide_ray.trajectory import Trajectories, View
 
 B, K, E = 3, 2, 2
@@ -150,6 +150,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "carried state": {"meta_learning": {"carry_state": True}},
     "carried state, two inner steps": {"meta_learning": {"carry_state": True, "inner_steps": 2, "estimator": "lvc"}},
     "no world model": {"world_model": {"enabled": False}},
+    "context": {"meta_learning": {"adapt": "context", "context_size": 2}},
     "heavy support": {"meta_learning": {"support_weight": 2.0}},
 }
 
@@ -261,6 +262,7 @@ def test_estimators_take_the_same_inner_step_and_another_meta_gradient() -> None
         ("heads", True, (*WORLD_MODEL_HEAD, *POLICY)),
         ("policy", True, POLICY),
         ("world_model", True, (*CORE, *WORLD_MODEL_HEAD)),
+        ("context", True, CONTEXT),
         ("all", False, (*CORE, *POLICY)),
         ("heads", False, POLICY),
         ("policy", False, POLICY),

@@ -37,6 +37,7 @@ class Method:
             world_model=experiment.world_model.enabled,
             policy_gradient=experiment.world_model.policy_gradient,
             value_scale=float(scale),
+            context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
         )
         return cls(architecture, experiment.meta_learning, training, experiment.world_model)
 

@@ -20,6 +20,7 @@ Weights = dict[str, Tensor]
 
 CORE = ("core_input", "core_bias", "core_recurrent")
 WORLD_MODEL_HEAD = ("world_model_weight", "world_model_bias")
+CONTEXT = ("context",)
 POLICY = ("policy_hidden_weight", "policy_hidden_bias", "policy_output_weight", "policy_output_bias")
 VALUE = ("value_hidden_weight", "value_hidden_bias", "value_output_weight", "value_output_bias")
 
@@ -38,6 +39,7 @@ class Architecture:
             and whose prediction the policy reads.
         policy_gradient: Whether gradients of policy and value flow into the core.
         value_scale: Size of a typical return; the value head predicts in units of it.
+        context_size: C, entries of the context vector, which shifts the biases of core and policy; 0: none.
     """
 
     observation_size: int
@@ -48,6 +50,7 @@ class Architecture:
     world_model: bool
     policy_gradient: bool
     value_scale: float
+    context_size: int = 0
 
     @property
     def feature_size(self) -> int:
@@ -64,6 +67,12 @@ class Architecture:
         }
         if self.world_model:
             shapes |= {"world_model_weight": (hidden, self.num_arms), "world_model_bias": (self.num_arms,)}
+        if self.context_size:
+            shapes |= {
+                "context": (self.context_size,),
+                "context_to_core": (self.context_size, 3 * hidden),
+                "context_to_policy": (self.context_size, wide),
+            }
         for head, outputs in (("policy", self.num_interventions), ("value", 1)):
             shapes |= {
                 f"{head}_hidden_weight": (features, wide),
@@ -77,7 +86,7 @@ class Architecture:
         """Fresh weights, float32, without the task axis: uniform by fan-in, the policy's last layer near zero."""
         weights = {}
         for name, shape in self.shapes().items():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name in CONTEXT:
                 weights[name] = torch.zeros(shape)
                 continue
             bound = math.sqrt((1.0 if name.startswith("core") else 3.0) / shape[0])
@@ -88,13 +97,14 @@ class Architecture:
             weights[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
         return weights
 
-    def adaptable(self, which: Literal["all", "heads", "policy", "world_model"]) -> tuple[str, ...]:
+    def adaptable(self, which: Literal["all", "heads", "policy", "world_model", "context"]) -> tuple[str, ...]:
         """Names of the weights that the inner loop changes. The value is a training aid and never adapts."""
         names = {
             "all": (*CORE, *WORLD_MODEL_HEAD, *POLICY),
             "heads": (*WORLD_MODEL_HEAD, *POLICY),
             "policy": POLICY,
             "world_model": (*CORE, *WORLD_MODEL_HEAD),
+            "context": CONTEXT,
         }[which]
         return tuple(name for name in names if self.world_model or name not in WORLD_MODEL_HEAD)
 
@@ -119,6 +129,24 @@ class Outputs:
 def shared(weights: Weights, num_tasks: int) -> Weights:
     """Weights without task axis, given one by expansion (no copy)."""
     return {name: value.expand(num_tasks, *value.shape) for name, value in weights.items()}
+
+
+def conditioned(weights: Weights) -> Weights:
+    """The same networks with the context (if there is one) put into the biases that it shifts.
+
+    Source: CAVIA (Zintgraf et al., arXiv 1810.03642), section 3; a context as further input is a shift of the bias.
+    """
+    if "context" not in weights:
+        return weights
+    context = weights["context"].unsqueeze(1)
+
+    def shifted(bias: str, by: str) -> Tensor:
+        return torch.baddbmm(weights[bias].unsqueeze(1), context, weights[by]).squeeze(1)
+
+    return weights | {
+        "core_bias": shifted("core_bias", "context_to_core"),
+        "policy_hidden_bias": shifted("policy_hidden_bias", "context_to_policy"),
+    }
 
 
 def project(weights: Weights, observations: Tensor) -> Tensor:
@@ -162,6 +190,7 @@ def replay(
         initial: Core state before the first step, float [B, E, H]; zeros if not given.
     """
     batch, _, episodes, _ = observations.shape
+    weights = conditioned(weights)
     if initial is None:
         initial = observations.new_zeros(batch, episodes, architecture.hidden_size)
     hidden = gru_scan(project(weights, observations), initial, weights["core_recurrent"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.models.method import RATE, Method, split_parameters
-from mermaide_ray.models.principal import Weights, choose, project, shared, step
+from mermaide_ray.models.principal import Weights, choose, conditioned, project, shared, step
 from mermaide_ray.noise import generator
 
 
@@ -63,7 +63,7 @@ class PrincipalModule(TorchRLModule):
         observation = batch[Columns.OBS][:, 0]
         uniform, observation = observation[:, -1], observation[:, :-1]
         with torch.no_grad():
-            weights = shared(self.weights(), 1)
+            weights = conditioned(shared(self.weights(), 1))
             projected = project(weights, observation.unsqueeze(0))
             state = batch[Columns.STATE_IN]["core"].unsqueeze(0)
             logits, state, _ = step(self.method.architecture, weights, projected, state)
