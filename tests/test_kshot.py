@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "leave one out": {"meta_learning": {"adaptation_episodes": 2}, "training": {"baseline": "leave_one_out"}},
     "carried state": {"meta_learning": {"carry_state": True, "adaptation_episodes": 2}},
     "rl2": {"meta_learning": {"carry_state": True, "inner_steps": 0}, "world_model": {"enabled": False}},
-    "context": {"meta_learning": {"adapt": "context", "context_size": 4, "inner_lr": 3.0}},
+    "context": {"meta_learning": {"adapt": "context", "context_size": 4, "inner_lr": 0.3}},
     "learned rates": {"meta_learning": {"learn_inner_lr": True}},
     "absolute labels, choosing arms": {"environment": {"arm_labels": "absolute", "intervention": "arm"}},
     "relative labels, choosing arms": {"environment": {"intervention": "arm"}},
