@@ -33,6 +33,8 @@ class SharpModule(PrincipalModule):
         with torch.no_grad():
             for name, parameter in self.weights().items():
                 parameter.mul_(30 if name == "policy_output_weight" else 3)
+                if name == "context":
+                    parameter.fill_(0.1)
 
 
 def _module(experiment: Experiment) -> PrincipalModule:
@@ -206,7 +208,14 @@ def test_carried_state_plays_support_episodes_one_after_the_other() -> None:
 )
 def test_lookups_are_the_module_on_observation_vectors(kind: str, num_arms: int, labels: str) -> None:
     environment = {"intervention": kind, "arm_labels": labels, "num_arms": num_arms}
-    experiment = tiny(environment=environment)
+    _assert_lookups_are_the_module(tiny(environment=environment))
+
+
+def test_lookups_are_the_module_where_a_context_shifts_the_biases() -> None:
+    _assert_lookups_are_the_module(tiny(meta_learning={"adapt": "context", "context_size": 4}))
+
+
+def _assert_lookups_are_the_module(experiment: Experiment) -> None:
     module, tasks, view = _module(experiment), _tasks(experiment), View(experiment.environment)
     weights = {name: value.detach().unsqueeze(0) for name, value in module.weights().items()}
     principal = NetworkPrincipal(module.method, view, weights)
