@@ -127,7 +127,10 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
     ("claim", "message"),
     [
         ({"compare": "method", "value": "maml"}, r"`answer.value` must be a method .* got 'maml'"),
-        ({"compare": "methd"}, r"`answer.compare` must be one of method, k, got 'methd' \(did you mean 'method'"),
+        (
+            {"compare": "methd"},
+            r"`answer.compare` must be one of method, k, condition, got 'methd' \(did you mean 'method'",
+        ),
         ({"compare": "method", "value": "rl2", "measure": "reutrn"}, r"`answer.measure` .* \(did you mean 'return'"),
         ({"compare": "method", "value": "rl2", "conditions": ["far"]}, r"`answer.conditions` must be .* got 'far'"),
         ({"compare": "method", "value": "rl2", "k": 7}, r"`answer.k` must be a K of the rows of rl2 \[0, 1\], got 7"),
@@ -137,3 +140,19 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
 def test_a_claim_about_what_is_not_there_is_refused(claim: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         answered(tmp_path / "sweep", claim, seeds=2, tasks=4)
+
+
+def test_conditions_are_compared_within_the_main_method(tmp_path: Path) -> None:
+    claim = {"compare": "condition", "value": "validation", "k": 0}
+    found = answered(tmp_path / "sweep", claim)
+    assert (found.verdict, found.name, found.contrasts[0].other) == (SUPPORTED, "validation", "test")
+    assert found.contrasts[0].difference.value == pytest.approx(0.1, abs=0.05)
+    assert "(K = 0)" in found.sentence
+
+
+def test_where_no_value_is_named_the_first_is_claimed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"search": {"training.meta_lr": [0.001, 0.01]}}
+    assert answered(tmp_path / "setting", {"compare": "training.meta_lr"}, **options).name == "meta_lr = 0.001"
+    # As a resolved sweep.yaml holds it: what was not given is null.
+    empty = {"value": None, "against": None, "conditions": None, "k": None, "measure": "normalised_score"}
+    assert answered(tmp_path / "method", {"compare": "method", **empty}).name == "mermaide"

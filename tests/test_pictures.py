@@ -82,3 +82,22 @@ def test_curves_of_several_settings_are_averaged_where_all_have_been() -> None:
     two = pd.DataFrame({steps: [10, 20], key: [3.0, 4.0]})
     mean = _over_settings([one, two], (key, "validation/score_k0"))
     assert mean[[steps, key]].to_numpy().tolist() == [[10, 2.0], [20, 3.0]]
+
+
+def test_profiles_that_stay_with_their_runs_are_drawn_for_the_best_setting_alone(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    methods = {"mermaide": Effects(per_setting={key: 0.1})}
+    folder = write_sweep(tmp_path / "sweep", methods, {key: [0.001, 0.01]}, tasks=4, seeds=2, horizon=20, curves=False)
+    (whole,) = drawn(read_study([folder]))["intervention_heatmap"].axes[0].images
+    profiles = pd.read_parquet(folder / "profiles.parquet")
+    (folder / "profiles.parquet").unlink()
+    for (rate, seed), own in profiles.groupby([f"setting.{key}", "seed"]):
+        run = folder / "runs" / f"method=mermaide,meta_lr={rate},seed={seed}"
+        run.mkdir(parents=True)
+        # Of the worse setting no row can be read: nothing may try.
+        if rate == 0.01:
+            own.drop(columns=["trial", f"setting.{key}"]).to_parquet(run / "profiles.parquet")
+        else:
+            (run / "profiles.parquet").write_text("broken")
+    (apart,) = drawn(read_study([folder]))["intervention_heatmap"].axes[0].images
+    assert np.asarray(apart.get_array()) == pytest.approx(np.asarray(whole.get_array()))

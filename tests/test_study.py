@@ -90,7 +90,7 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     told = " ".join(study.notes)
     assert "the sweep has not ended (no rows.parquet); this report covers the 3 training runs" in told
     assert "1 of 5 training runs failed" in told
-    assert "1 of 5 training runs have not ended" in told
+    assert "1 of 5 training runs were stopped, or have not come to their end" in told
     assert "3 of 8 planned training runs have not begun" in told
 
 

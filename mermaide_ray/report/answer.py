@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.metrics import ROW_METRICS
-from mermaide_ray.registry import near
 from mermaide_ray.report.cells import Cell
-from mermaide_ray.report.sources import number
+from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, conditions_of, measure_of, sides_of
 from mermaide_ray.report.statistics import (
     QUARTILE,
     Interval,
@@ -19,24 +16,11 @@ from mermaide_ray.report.statistics import (
     probability_of_improvement,
     unpaired_difference,
 )
-from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import SCORE, is_privileged, label
+from mermaide_ray.report.study import Study
+from mermaide_ray.report.table import SCORE
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-METHOD, K = "method", "k"
 MEASURE_NAMES = {SCORE: "normalised score"}
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the things compared: its name, and its cells by condition."""
-
-    name: str
-    cells: Mapping[str, list[Cell]]
-
-    def over(self, conditions: Sequence[str]) -> list[Cell]:
-        """Its cells in these conditions."""
-        return [cell for condition in conditions for cell in self.cells[condition]]
 
 
 @dataclass(frozen=True)
@@ -96,9 +80,9 @@ def answer(study: Study, *, seed: int = 0) -> Answer:
     if claim is None:
         held_out = [name for name in study.conditions if name == "test"] or study.conditions
         claim = {"compare": METHOD, "value": study.main, "conditions": held_out}
-    measure, sign = _measure(study, claim)
-    conditions = _conditions(study, claim)
-    one, others, k = _sides(study, claim, conditions)
+    measure, sign = measure_of(study, claim)
+    conditions = [ANYWHERE] if claim.get("compare") == CONDITION else conditions_of(study, claim)
+    one, others, k = sides_of(study, claim, conditions)
     contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in others]
     if not contrasts:
         return Answer(_alone(study, one, conditions, measure, k), None, one.name, measure, (), ())
@@ -130,79 +114,6 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
     if unsure is None:
         unsure = next((contrast for contrast in by_condition if contrast.better is False), None)
     return (SUPPORTED, None) if unsure is None else (UNDECIDED, unsure)
-
-
-def _measure(study: Study, claim: Mapping[str, Any]) -> tuple[str, int]:
-    measure, known = str(claim.get("measure", SCORE)), [metric.key for metric in ROW_METRICS]
-    if measure not in known or measure not in study.cells.measures:
-        raise InputError(
-            f"`answer.measure` must be a metric of the rows ({', '.join(known)}), got {measure!r}{near(measure, known)}"
-        )
-    better = str(claim.get("better", "higher"))
-    if better not in ("higher", "lower"):
-        raise InputError(f"`answer.better` must be higher or lower, got {better!r}")
-    return measure, 1 if better == "higher" else -1
-
-
-def _conditions(study: Study, claim: Mapping[str, Any]) -> list[str]:
-    wanted = claim.get("conditions") or study.conditions
-    wanted = [wanted] if isinstance(wanted, str) else list(map(str, wanted))
-    missing = [name for name in wanted if name not in study.conditions]
-    if missing:
-        raise InputError(
-            f"`answer.conditions` must be conditions of the rows ({', '.join(study.conditions)}), got {missing[0]!r}"
-        )
-    return wanted
-
-
-def _sides(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) -> tuple[Side, list[Side], int]:
-    """The side that is claimed to be better, the others, and K (-1 where K is what is compared)."""
-    compare, value = str(claim.get("compare", METHOD)), claim.get("value", study.main)
-    method = str(value) if compare == METHOD else study.main
-    if method not in study.methods:
-        raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
-    k = int(claim.get("k", max(study.cells.ks(method))))
-    if compare != K and k not in study.cells.ks(method):
-        raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
-    if compare == METHOD:
-        default: list[Any] = [name for name in study.methods if name != method and not is_privileged(name)]
-    elif compare == K:
-        default = [k for k in study.cells.ks(method) if k != number(value)]
-    elif compare in study.settings:
-        default = [other for other in study.values_of(compare) if other != number(value)]
-    else:
-        known = [METHOD, K, *map(str, study.settings.columns)]
-        raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
-    against = claim.get("against")
-    rivals = default if against is None else list(against) if isinstance(against, list | tuple) else [against]
-    if compare == METHOD:
-        unknown = [name for name in rivals if name not in study.methods]
-        # A sweep that is still running may lack one of them yet.
-        rivals = [name for name in rivals if name not in unknown]
-        settings = list(map(str, study.settings.index))
-
-        def side(name: Any) -> Side:
-            own = study.k_for(str(name), k)
-            return Side(label(str(name)), {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
-
-    elif compare == K:
-
-        def side(name: Any) -> Side:
-            return Side(f"K = {int(name)}", {c: study.cells_of(method, int(name), [c]) for c in conditions})
-
-    else:
-
-        def side(name: Any) -> Side:
-            chosen = [str(s) for s, at in study.settings[compare].items() if at == number(name)]
-            return Side(
-                f"{short(compare)} = {shown(number(name))}",
-                {c: study.cells_of(method, k, [c], chosen) for c in conditions},
-            )
-
-    one = side(value)
-    if not one.over(conditions):
-        raise InputError(f"`answer.value` must be in the rows, got none with {compare} = {value}")
-    return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k
 
 
 def _contrast(
@@ -278,9 +189,9 @@ def _named(measure: str) -> str:
 
 
 def _where(conditions: Sequence[str], k: int) -> str:
-    at = f", K = {k}" if k >= 0 else ""
-    *first, last = conditions
-    return f"{', '.join(first)} and {last}{at}" if first else f"{last}{at}"
+    *first, last = [name for name in conditions if name != ANYWHERE] or [""]
+    places = f"{', '.join(first)} and {last}" if first else last
+    return ", ".join(filter(None, (places, f"K = {k}" if k >= 0 else "")))
 
 
 def _span(interval: Interval) -> str:

@@ -106,9 +106,10 @@ def _read_sweep(folder: Path) -> Source:
         if not parts:
             raise InputError(f"a report needs at least one finished trial, got none yet in {folder}")
         rows = _categories(pd.concat(parts, ignore_index=True))
+        planned = planned_runs(settings)
         notes.append(
             f"{folder.name}: the sweep has not ended (no rows.parquet); this report covers the {len(parts)} training "
-            "runs that are finished, and no fixed rules unless they are among them."
+            f"runs that are finished{f', of {planned} planned' if planned else ''}, and no fixed rules."
         )
     trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
     notes += _gaps(settings, rows, trials, folder.name)
@@ -140,12 +141,14 @@ def _rows_of_trial(run: Path, sweep: Mapping[str, Any]) -> pd.DataFrame | None:
     rows = _rows(run / "rows.parquet")
     if rows is None or any(column.startswith(SETTING) for column in rows.columns):
         return rows
+    return rows.assign(**{SETTING + key: value for key, value in values_of_run(run, sweep).items()})
+
+
+def values_of_run(run: Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """Searched settings of a training run, as its folder's name tells them (`num_arms=20,seed=3`)."""
     told = dict(part.split("=", 1) for part in run.name.split(",") if "=" in part)
-    for key in _search(sweep):
-        value = told.get(key, told.get(key.rpartition(".")[2]))
-        if value is not None:
-            rows[SETTING + key] = number(value)
-    return rows
+    found = {key: told.get(key, told.get(key.rpartition(".")[2])) for key in _search(sweep)}
+    return {key: number(value) for key, value in found.items() if value is not None}
 
 
 def number(value: Any) -> Any:
@@ -186,9 +189,12 @@ def _gaps(sweep: Mapping[str, Any], rows: pd.DataFrame, trials: pd.DataFrame | N
         counts = status.value_counts()
         if counts.get(FAILED, 0):
             yield f"{name}: {counts[FAILED]} of {len(trials)} training runs failed; their scores are missing below."
-        unfinished = len(trials) - counts.get(DONE, 0) - counts.get(FAILED, 0) - counts.get("stopped", 0)
+        unfinished = len(trials) - counts.get(DONE, 0) - counts.get(FAILED, 0)
         if unfinished:
-            yield f"{name}: {unfinished} of {len(trials)} training runs have not ended; their scores are missing below."
+            yield (
+                f"{name}: {unfinished} of {len(trials)} training runs were stopped, or have not come to their end; "
+                "their scores are missing below."
+            )
         if planned and len(trials) < planned:
             yield f"{name}: {planned - len(trials)} of {planned} planned training runs have not begun."
     expected = sweep.get("rows")

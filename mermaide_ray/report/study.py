@@ -31,7 +31,7 @@ class Study:
     Attributes:
         sources: The folders.
         cells: Their rows, by cell.
-        rows: The rows themselves, with a column `setting`.
+        rows: The rows themselves, with the columns `setting` and `source` (the folder's number).
         settings: Swept settings of the trained methods: a line per setting's label, a column per dotted key.
         main: The method that the report is about.
         notes: Sentences on what is missing or was put together.
@@ -82,6 +82,11 @@ class Study:
         """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
         return method not in BASELINES and ":" not in method
 
+    def holds(self, source: int, method: str, setting: str) -> bool:
+        """Whether the folder with this number has rows of a method in a setting ("" for any)."""
+        own = (self.rows["source"] == source) & (self.rows["method"] == method)
+        return bool((own & (self.rows["setting"] == setting)).any() if setting else own.any())
+
     def horizon(self, cell: Cell) -> float:
         """Pulls per episode in a cell's game: as searched, as `always` intervenes, as set, or the default."""
         key = "environment.horizon"
@@ -127,7 +132,7 @@ def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
     paths = list(dict.fromkeys(folder.resolve() for folder in folders))
     sources = tuple(read_source(folder) for folder in paths)
     notes = [note for source in sources for note in source.notes]
-    frames = _with_run_settings(sources)
+    frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(_with_run_settings(sources))]
     frames, told = _told_apart(sources, frames)
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, largest, panels_of, small_print
 from mermaide_ray.report.score_tables import best_settings
-from mermaide_ray.report.sources import SETTING, curves_of
+from mermaide_ray.report.sources import SETTING, Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
 from mermaide_ray.report.table import label
 
@@ -116,41 +117,44 @@ def _of_main(
     best = next(iter(best_settings(study)), "") if len(study.settings) > 1 else ""
     setting: dict[str, Any] = dict(study.settings.loc[best]) if best else {}
     frames = []
-    for source in study.sources:
-        conditions: list[tuple[str, str, Any]] = [("method", "==", study.main), *where]
-        columns_there = {column for column in source.rows.columns if column.startswith(SETTING)}
-        if best and columns_there:
-            conditions += [
-                (SETTING + key, "==", value)
-                for key, value in _raw_settings(source.rows, setting, study.dimensions).items()
-            ]
-        elif best and not _is_in(source.rows, study, best):
+    for number, source in enumerate(study.sources):
+        if not study.holds(number, study.main, best):
             continue
-        frame = read_rows(
-            source.folder / file, columns, optional=lambda c: c == "condition", where=conditions, categorical=True
-        )
-        if frame is not None:
-            frame = frame.assign(split=frame["condition"] if "condition" in frame else frame["split"])
-            frames.append(frame.astype({"split": str}))
+        own = [("method", "==", study.main), *where]
+        raw = _raw_settings(source.rows, setting, study.dimensions) if source.is_sweep else {}
+        searched = [(SETTING + key, "==", value) for key, value in raw.items()]
+        found = [_read(source.folder / file, columns, [*own, *searched])]
+        if found[0] is None and source.is_sweep:
+            # A sweep that is under way, or whose profiles are too many for one file.
+            runs = [run for run in sorted(source.folder.glob("runs/*/")) if _is_run_of(run, source, setting)]
+            found = [_read(run / file, columns, own) for run in runs]
+        frames += [frame for frame in found if frame is not None]
     if not frames:
         return None
     return pd.concat(frames, ignore_index=True), f" ({best}, the best setting)" if best else ""
 
 
+def _read(path: Path, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]) -> pd.DataFrame | None:
+    """Rows with the condition, as far as there is one, in place of the split."""
+    frame = read_rows(path, columns, optional=lambda column: column == "condition", where=where, categorical=True)
+    if frame is None:
+        return None
+    return frame.assign(split=frame["condition"] if "condition" in frame else frame["split"]).astype({"split": str})
+
+
 def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The values of a setting as the files hold them: numbers, or text."""
+    """The values of a setting as the sweep's files hold them: numbers, or text."""
     raw = {}
     for key in keys:
-        if SETTING + key in rows and setting[key] is not None:
+        if SETTING + key in rows and setting.get(key) is not None:
             is_number = pd.api.types.is_numeric_dtype(rows[SETTING + key])
             raw[key] = setting[key] if is_number else shown(setting[key])
     return raw
 
 
-def _is_in(rows: pd.DataFrame, study: Study, setting: str) -> bool:
-    """Whether a plain run's folder has rows in this setting: its rows came into the study with it."""
-    own = study.rows[(study.rows["method"] == study.main) & (study.rows["setting"] == setting)]
-    return bool(set(rows["seed"].unique()) & set(own["seed"].unique()))
+def _is_run_of(run: Path, source: Source, setting: Mapping[str, Any]) -> bool:
+    """Whether a training run of a sweep has this setting, as its folder's name tells."""
+    return all(setting.get(key) == value for key, value in values_of_run(run, source.settings).items() if setting)
 
 
 def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:

@@ -1,0 +1,116 @@
+"""What a sweep's `answer` section claims: a measure, conditions, and the sides that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.registry import near
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.sources import number
+from mermaide_ray.report.study import Study, short, shown
+from mermaide_ray.report.table import SCORE, is_privileged, label
+
+METHOD, K, CONDITION = "method", "k", "condition"
+# Where conditions are what is compared, a side has cells of its own condition only.
+ANYWHERE = "–"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things compared: its name, and its cells by condition."""
+
+    name: str
+    cells: Mapping[str, list[Cell]]
+
+    def over(self, conditions: Sequence[str]) -> list[Cell]:
+        """Its cells in these conditions."""
+        return [cell for condition in conditions for cell in self.cells[condition]]
+
+
+def measure_of(study: Study, claim: Mapping[str, Any]) -> tuple[str, int]:
+    """The measure compared, and 1 where more of it is better, -1 where less is."""
+    measure, known = str(claim.get("measure", SCORE)), [metric.key for metric in ROW_METRICS]
+    if measure not in known or measure not in study.cells.measures:
+        raise InputError(
+            f"`answer.measure` must be a metric of the rows ({', '.join(known)}), got {measure!r}{near(measure, known)}"
+        )
+    better = str(claim.get("better", "higher"))
+    if better not in ("higher", "lower"):
+        raise InputError(f"`answer.better` must be higher or lower, got {better!r}")
+    return measure, 1 if better == "higher" else -1
+
+
+def conditions_of(study: Study, claim: Mapping[str, Any]) -> list[str]:
+    """The conditions that the claim is about."""
+    wanted = claim.get("conditions") or study.conditions
+    wanted = [wanted] if isinstance(wanted, str) else list(map(str, wanted))
+    missing = [name for name in wanted if name not in study.conditions]
+    if missing:
+        raise InputError(
+            f"`answer.conditions` must be conditions of the rows ({', '.join(study.conditions)}), got {missing[0]!r}"
+        )
+    return wanted
+
+
+def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) -> tuple[Side, list[Side], int]:
+    """The side that is claimed to be better, the others, and K (-1 where K is what is compared)."""
+    compare, value = str(claim.get("compare", METHOD)), claim.get("value")
+    method = str(value) if compare == METHOD and value is not None else study.main
+    if method not in study.methods:
+        raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
+    given = claim.get("k")
+    k = max(study.cells.ks(method)) if given is None else int(given)
+    if compare != K and k not in study.cells.ks(method):
+        raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
+    if compare == METHOD:
+        every: list[Any] = [method, *(name for name in study.methods if name != method and not is_privileged(name))]
+    elif compare == K:
+        every = study.cells.ks(method)
+    elif compare == CONDITION:
+        every = study.conditions
+    elif compare in study.settings:
+        every = study.values_of(compare)
+    else:
+        known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
+        raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
+    value = every[0] if value is None else value
+    default = [other for other in every if number(other) != number(value)]
+    against = claim.get("against")
+    rivals = default if against is None else list(against) if isinstance(against, list | tuple) else [against]
+    if compare == METHOD:
+        unknown = [name for name in rivals if name not in study.methods]
+        # A sweep that is still running may lack one of them yet.
+        rivals = [name for name in rivals if name not in unknown]
+        settings = list(map(str, study.settings.index))
+
+        def side(name: Any) -> Side:
+            own = study.k_for(str(name), k)
+            return Side(label(str(name)), {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
+
+    elif compare == K:
+
+        def side(name: Any) -> Side:
+            return Side(f"K = {int(name)}", {c: study.cells_of(method, int(name), [c]) for c in conditions})
+
+    elif compare == CONDITION:
+
+        def side(name: Any) -> Side:
+            return Side(str(name), {ANYWHERE: study.cells_of(method, k, [str(name)])})
+
+    else:
+
+        def side(name: Any) -> Side:
+            chosen = [str(s) for s, at in study.settings[compare].items() if at == number(name)]
+            return Side(
+                f"{short(compare)} = {shown(number(name))}",
+                {c: study.cells_of(method, k, [c], chosen) for c in conditions},
+            )
+
+    one = side(value)
+    if not one.over(conditions):
+        raise InputError(f"`answer.value` must be in the rows, got none with {compare} = {value}")
+    return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k
