@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -332,3 +332,13 @@ class _Writer:
                 )
             )
         return pd.concat(parts, ignore_index=True).assign(**self.about(method, setting)) if parts else pd.DataFrame()
+
+
+def profile_frames(
+    methods: Mapping[str, Effects], search: Mapping[str, Sequence[Any]], *, seeds: int, tasks: int, settings: int
+) -> Iterator[pd.DataFrame]:
+    """Profiles of the first method in the first `settings` settings, at K = 1, one frame each: millions of rows."""
+    name = next(iter(methods))
+    writer = _Writer(methods, search, (), seeds, tasks, (1,), ("validation", "test"), HORIZON, 1, set(), 0)
+    for values in itertools.islice(itertools.product(*search.values()), settings):
+        yield writer.profiles(name, dict(zip(search, values, strict=True)))

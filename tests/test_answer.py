@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
+from mermaide_ray.report.score_tables import best_settings
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
 
@@ -156,3 +158,14 @@ def test_where_no_value_is_named_the_first_is_claimed(tmp_path: Path) -> None:
     # As a resolved sweep.yaml holds it: what was not given is null.
     empty = {"value": None, "against": None, "conditions": None, "k": None, "measure": "normalised_score"}
     assert answered(tmp_path / "method", {"compare": "method", **empty}).name == "mermaide"
+
+
+def test_conditions_that_are_scored_at_other_k_meet_at_the_largest_that_they_share(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", ks=(0, 1, 3), answer={"compare": "method", "value": "mermaide"}, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[(rows["condition"] == "test") | (rows["k"] < 3)].to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    assert "(validation and test, K = 1)" in answer(study).sentence
+    # Each condition's tables show its own largest K, and settings are ranked where they are scored.
+    assert [study.largest("mermaide", condition) for condition in ("validation", "test")] == [[1], [3]]
+    assert best_settings(study) == [""]

@@ -87,7 +87,10 @@ class Cells:
         self.left_out: dict[str, None] = {}
         self._games: dict[tuple[str, str], bytes] = {}
         self._played: dict[tuple[str, str, int, bytes], Cell] = {}
+        self._ks: dict[tuple[str, str | None], set[int]] = {}
         for cell in self._slices:
+            for condition in (None, cell.condition):
+                self._ks.setdefault((cell.method, condition), set()).add(cell.k)
             game = self._game(cell)
             self._games.setdefault((cell.setting, cell.condition), game)
             self._played.setdefault((cell.method, cell.condition, cell.k, game), cell)
@@ -100,9 +103,9 @@ class Cells:
         """Measures that there are."""
         return set(self._rows.columns)
 
-    def ks(self, method: str) -> list[int]:
-        """The K at which a method is scored."""
-        return sorted({cell.k for cell in self._slices if cell.method == method})
+    def ks(self, method: str, condition: str | None = None) -> list[int]:
+        """The K at which a method is scored, anywhere or in one condition."""
+        return sorted(self._ks.get((method, condition), ()))
 
     def find(self, method: str, setting: str, condition: str, k: int) -> Cell | None:
         """The method's cell in this setting, or the one where it played the same game."""

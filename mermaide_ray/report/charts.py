@@ -174,14 +174,14 @@ def non_dominated(points: Sequence[Point]) -> list[Point]:
 
 
 def adaptation_gain(
-    gains: Mapping[str, Mapping[str, tuple[Array, Array]]], names: Mapping[str, str], ks: tuple[int, int], *, note: str
+    gains: Mapping[str, Mapping[str, tuple[Array, Array]]], names: Mapping[str, str], ylabel: str, *, note: str
 ) -> Figure:
     """What adapting to an agent brings, against how much that agent explores; a panel per family.
 
     Args:
         gains: Family -> condition -> (exploration [T], gain in score [T]).
         names: Family -> the hyperparameter on the axis.
-        ks: The smallest and the largest K, which the gain lies between.
+        ylabel: What the gain is called.
         note: Small print below the figure.
     """
     conditions = list(dict.fromkeys(condition for found in gains.values() for condition in found))
@@ -196,7 +196,7 @@ def adaptation_gain(
             axis.plot(middle, means, linewidth=1.6, markersize=6, label=title_of(condition).replace("\n", " "), **style)
         axis.set_title(family)
         axis.set_xlabel(names[family])
-    axes[0][0].set_ylabel(f"score at K = {ks[1]} minus K = {ks[0]}")
+    axes[0][0].set_ylabel(ylabel)
     finish(figure)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)

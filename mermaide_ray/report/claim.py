@@ -63,7 +63,10 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     if method not in study.methods:
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
     given = claim.get("k")
-    k = max(study.cells.ks(method)) if given is None else int(given)
+    # At the largest K that all these conditions have in common, if they have any.
+    scored = [set(study.cells.ks(method, condition)) for condition in conditions if condition != ANYWHERE]
+    shared = set.intersection(*scored) if scored else set()
+    k = max(shared or study.cells.ks(method)) if given is None else int(given)
     if compare != K and k not in study.cells.ks(method):
         raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
     if compare == METHOD:

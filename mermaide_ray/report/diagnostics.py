@@ -91,7 +91,7 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
 
 def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
     for method, k, condition, cells in _trained(study, largest=True):
-        least = min(study.cells.ks(method))
+        least = min(study.cells.ks(method, condition))
         before = study.cells_of(method, least, [condition], [cell.setting for cell in cells])
         if k == least or not before:
             continue
@@ -259,9 +259,9 @@ def _trained(study: Study, largest: bool) -> Iterator[tuple[str, int, str, list[
     """(method, K, condition, cells) of trained methods, at the largest K or at all."""
     for method in study.methods:
         if study.is_trained(method):
-            ks = study.cells.ks(method)
-            for k in ks[-1:] if largest else ks:
-                for condition in study.conditions:
+            for condition in study.conditions:
+                ks = study.cells.ks(method, condition)
+                for k in ks[-1:] if largest else ks:
                     cells = study.cells_of(method, k, [condition])
                     if cells:
                         yield method, k, condition, cells

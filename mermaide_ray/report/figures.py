@@ -170,10 +170,11 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
         calibration: Rows of calibration.parquet of one method.
         note: Small print below the figure.
     """
-    splits, most = list(calibration["split"].unique()), int(calibration["k"].max())
+    splits = list(calibration["split"].unique())
     figure, axes = panels(2, len(splits), note, sharey="row", heights=(3, 1))
     for column, split in enumerate(splits):
         curve, histogram = axes[0][column], axes[1][column]
+        most = int(calibration.loc[calibration["split"] == split, "k"].max())
         curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect")
         for index, (k, when) in enumerate({0: BEFORE, most: AFTER if most else BEFORE}.items()):
             chosen = calibration[(calibration["split"] == split) & (calibration["k"] == k)]

@@ -80,12 +80,10 @@ def condition_title(condition: str) -> str:
 def best_settings(study: Study) -> list[str]:
     """Settings of the main method by its score, best first, on a condition that is no test as far as there is one."""
     condition = next(iter([name for name in study.conditions if name == "validation"] or study.conditions))
-    k = max(study.cells.ks(study.main))
     means = {}
     for setting in map(str, study.settings.index):
-        cell = study.cells.find(study.main, setting, condition, k)
-        matrix = study.cells.matrix(cell) if cell else None
-        if matrix is not None and matrix.size:
+        matrix = study.cells.pooled(study.at_largest(study.main, condition, [setting]))
+        if matrix.size:
             means[setting] = float(matrix.to_numpy().mean())
     return sorted(means, key=lambda setting: -means[setting])
 
@@ -137,20 +135,19 @@ def _of_setting(study: Study, key: str) -> Table:
         if rows:
             rules.add(len(rows))
         for method in methods:
-            k = max(study.cells.ks(method))
-            columns = [study.cells_of(method, k, [condition], settings) for condition in study.conditions]
+            columns = [study.at_largest(method, condition, settings) for condition in study.conditions]
             if any(columns):
                 figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
                 most = max(columns, key=len)
-                rows.append((shown(value), label(method), str(k), *figures, basis_text(study, most)))
+                rows.append((shown(value), label(method), *figures, basis_text(study, most)))
     others = [short(other) for other in study.dimensions if other != key]
-    caption = "Normalised score at the largest K: interquartile mean [95% bootstrap interval]."
+    caption = f"Normalised score at the largest K ({_largest(study)}): interquartile mean [95% bootstrap interval]."
     if others:
         caption += f" Averaged over {', '.join(others)}."
     return Table(
         f"by_{_file_name(short(key))}",
         f"Scores by {key}",
-        (short(key), "method", "K", *study.conditions, "seeds × tasks"),
+        (short(key), "method", *study.conditions, "seeds × tasks"),
         tuple(rows[:MOST_LINES]),
         text=2,
         caption=caption + _cut(len(rows)),
@@ -159,20 +156,31 @@ def _of_setting(study: Study, key: str) -> Table:
 
 
 def _best_settings(study: Study) -> Table:
-    ranked, k = best_settings(study), max(study.cells.ks(study.main))
+    ranked = best_settings(study)
     most = MOST_LINES // 2
     rows = []
     for setting in ranked[:most]:
-        columns = [study.cells_of(study.main, k, [condition], [setting]) for condition in study.conditions]
+        columns = [study.at_largest(study.main, condition, [setting]) for condition in study.conditions]
         values = [shown(study.settings.loc[setting, key]) for key in study.dimensions]
         figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
         rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
     chosen = "validation" if "validation" in study.conditions else study.conditions[0]
-    caption = f"{label(study.main)}, K = {k}; normalised score [95%], in the order of the score on {chosen}."
+    caption = (
+        f"{label(study.main)}, largest K ({_largest(study)}); normalised score [95%], in the order of the score on "
+        f"{chosen}."
+    )
     if len(ranked) > most:
         caption += f" The best {most} of {len(ranked)} settings; rows.parquet holds all."
     head = (*map(short, study.dimensions), *study.conditions, "seeds × tasks")
     return Table("settings", "Settings, best first", head, tuple(rows), text=len(study.dimensions), caption=caption)
+
+
+def _largest(study: Study) -> str:
+    """`2`, or `validation 1, test 2` where conditions are scored at other K."""
+    found = {condition: k for condition in study.conditions for k in study.largest(study.main, condition)}
+    if len(set(found.values())) == 1:
+        return str(next(iter(found.values())))
+    return ", ".join(f"{condition} {k}" for condition, k in found.items())
 
 
 def _contrast_line(contrast: Contrast) -> tuple[str, ...]:

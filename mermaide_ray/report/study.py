@@ -112,6 +112,16 @@ class Study:
         found = [self.cells.find(method, str(setting), condition, k) for condition in conditions for setting in chosen]
         return [cell for cell in dict.fromkeys(found) if cell is not None]
 
+    def largest(self, method: str, condition: str) -> list[int]:
+        """The largest K at which a method is scored in a condition; empty where it isn't scored there."""
+        return self.cells.ks(method, condition)[-1:]
+
+    def at_largest(self, method: str, condition: str, settings: Sequence[str] | None = None) -> list[Cell]:
+        """The method's cells in one condition at its largest K there."""
+        return [
+            cell for k in self.largest(method, condition) for cell in self.cells_of(method, k, [condition], settings)
+        ]
+
     def k_for(self, method: str, k: int) -> int:
         """K at which a method stands against others at `k`: the same, or its only or smallest one."""
         ks = self.cells.ks(method)

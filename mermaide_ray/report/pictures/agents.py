@@ -12,7 +12,6 @@ from mermaide_ray.report.pictures.picture import (
     MOST_METHODS,
     Picture,
     basis,
-    largest,
     left_out,
     panels_of,
     small_print,
@@ -25,13 +24,15 @@ from mermaide_ray.report.table import SCORE, label
 
 def adaptation_gain(study: Study) -> Iterator[Picture]:
     """What adapting to an agent brings, against its exploration."""
-    ks = study.cells.ks(study.main)
     params = [column for column in study.rows.columns if column.startswith(PARAM)]
-    if len(ks) < 2 or not params:
+    ends = {}
+    for condition in panels_of(study):
+        ks = study.cells.ks(study.main, condition)
+        if len(ks) > 1:
+            ends[condition] = ks[0], ks[-1]
+    if not ends or not params:
         return
-    low, high = ks[0], ks[-1]
-    rows = study.rows
-    rows = rows[(rows["method"] == study.main) & rows["k"].isin([low, high])]
+    rows = study.rows[study.rows["method"] == study.main]
     gains: dict[str, dict[str, tuple[Any, Any]]] = {}
     names: dict[str, str] = {}
     for family, of_family in rows.groupby("family", observed=True):
@@ -39,8 +40,8 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
         if not known or len(gains) == MOST_FAMILIES:
             continue
         names[str(family)] = known[0].removeprefix(PARAM)
-        for condition in panels_of(study):
-            chosen = of_family[of_family["condition"] == condition]
+        for condition, (low, high) in ends.items():
+            chosen = of_family[(of_family["condition"] == condition) & of_family["k"].isin([low, high])]
             means = chosen.groupby(["task", "k"])[SCORE].mean().unstack("k")
             if means.shape[1] == 2:
                 gain = (means[high] - means[low]).dropna()
@@ -49,6 +50,8 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
                     gains.setdefault(str(family), {})[condition] = at.to_numpy(float), gain.to_numpy(float)
     if not gains:
         return
+    pairs = dict.fromkeys(ends.values())
+    gained = ", ".join(f"K = {high} minus score at K = {low}" for low, high in pairs)
     told = [
         f"{family}, {condition}: {gain.mean():+.3f} on average"
         for family, found in gains.items()
@@ -62,9 +65,9 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
     yield Picture(
         "adaptation_gain",
         "What adaptation brings, by how much the agent explores",
-        f"Score after K = {high} support episodes minus score at K = {low}, against the agent's first hyperparameter.",
+        f"Score after {gained}, against the agent's first hyperparameter.",
         f"Scatter of the gain of adaptation over the exploration parameter. {'; '.join(told)}.",
-        draw_gains(gains, names, (low, high), note=note),
+        draw_gains(gains, names, f"score at {gained}" if len(pairs) == 1 else "gain in score, largest K", note=note),
     )
 
 
@@ -76,7 +79,7 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
     floors = {"wm_nll_uniform": "floor: every arm alike", "wm_nll_frequency": "floor: running frequencies"}
     for condition in panels_of(study):
         for method in [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]:
-            cells = study.cells_of(method, largest(study, method), [condition])
+            cells = study.at_largest(method, condition)
             if not study.cells.pooled(cells, "wm_nll_after").size:
                 continue
             of_condition = losses.setdefault(condition, {})

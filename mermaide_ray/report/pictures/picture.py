@@ -64,7 +64,7 @@ def left_out(study: Study) -> str:
 def basis(study: Study) -> str:
     """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
     condition = study.conditions[-1]
-    matrix = study.cells.pooled(study.cells_of(study.main, max(study.cells.ks(study.main)), [condition]))
+    matrix = study.cells.pooled(study.at_largest(study.main, condition))
     settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
     return f"{len(matrix)} training seeds × {matrix.shape[1]} tasks ({label(study.main)}, {condition}{settings})."
 
@@ -76,8 +76,3 @@ def mean_of(study: Study, cells: Sequence[Cell]) -> Interval | None:
         return None
     value = trimmed_mean(matrix.to_numpy(), QUARTILE)
     return Interval(value, value, value)
-
-
-def largest(study: Study, method: str) -> int:
-    """The largest K of a method."""
-    return max(study.cells.ks(method))

@@ -20,7 +20,6 @@ from mermaide_ray.report.pictures.picture import (
     MOST_PANELS,
     Picture,
     basis,
-    largest,
     left_out,
     panels_of,
     small_print,
@@ -63,7 +62,7 @@ def kshot_curve(study: Study) -> Iterator[Picture]:
     scores: dict[str, dict[str, dict[int, Interval]]] = {}
     for condition in panels_of(study):
         for method in methods:
-            for k in study.cells.ks(method):
+            for k in study.cells.ks(method, condition):
                 interval = study.cells.interval(study.cells_of(method, k, [condition]), SCORE, QUARTILE)
                 if interval is not None:
                     scores.setdefault(condition, {}).setdefault(method, {})[k] = interval
@@ -95,7 +94,7 @@ def performance_profiles(study: Study) -> Iterator[Picture]:
     scores: dict[str, dict[str, Any]] = {}
     for condition in panels_of(study):
         for method in methods:
-            matrix = study.cells.pooled(study.cells_of(method, largest(study, method), [condition]))
+            matrix = study.cells.pooled(study.at_largest(method, condition))
             if matrix.size:
                 scores.setdefault(condition, {})[method] = matrix.to_numpy()
     if not scores:
@@ -126,12 +125,12 @@ def pareto(study: Study) -> Iterator[Picture]:
     cloud: dict[str, list[Point]] = {}
     for condition in panels_of(study):
         for method in study.methods:
-            for k in study.cells.ks(method):
+            for k in study.cells.ks(method, condition):
                 cells = study.cells_of(method, k, [condition])
                 points.setdefault(condition, []).extend(_points(study, method, k, [cells]))
-        singles = study.cells_of(study.main, largest(study, study.main), [condition])
+        singles = study.at_largest(study.main, condition)
         if 1 < len(singles) <= MOST_DOTS:
-            cloud[condition] = _points(study, study.main, largest(study, study.main), [[cell] for cell in singles])
+            cloud[condition] = _points(study, study.main, singles[0].k, [[cell] for cell in singles])
     told = [
         f"{condition}: on the front {', '.join(f'{label(p.method)} (K = {p.k})' for p in front)}"
         for condition, found in points.items()

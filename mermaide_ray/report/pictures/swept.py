@@ -12,7 +12,6 @@ from mermaide_ray.report.pictures.picture import (
     MOST_PANELS,
     Picture,
     basis,
-    largest,
     left_out,
     mean_of,
     panels_of,
@@ -40,7 +39,7 @@ def setting_curves(study: Study) -> Iterator[Picture]:
             for method in methods:
                 for value in values:
                     settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
-                    cells = study.cells_of(method, largest(study, method), [condition], settings)
+                    cells = study.at_largest(method, condition, settings)
                     point = mean_of(study, cells) if many else study.cells.interval(cells, SCORE, QUARTILE)
                     if point is not None:
                         curves.setdefault(condition, {}).setdefault(method, {})[value] = point
@@ -109,7 +108,7 @@ def _crossing(study: Study, method: str, key: str, row: Any, other: str | None, 
         at &= study.settings[other] == column
     condition = str(column) if other is None else _shift_condition(study)
     settings = [str(setting) for setting in study.settings.index[at]]
-    point = mean_of(study, study.cells_of(method, largest(study, method), [condition], settings))
+    point = mean_of(study, study.at_largest(method, condition, settings))
     return float("nan") if point is None else point.value
 
 

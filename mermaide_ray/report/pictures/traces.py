@@ -15,7 +15,7 @@ from mermaide_ray.report.figures import RETURN, calibration_curve
 from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
-from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, largest, panels_of, small_print
+from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
 from mermaide_ray.report.score_tables import best_settings
 from mermaide_ray.report.sources import SETTING, Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
@@ -63,7 +63,7 @@ def calibration(study: Study) -> Iterator[Picture]:
     if found is None:
         return
     frame, setting = found
-    frame = frame[frame["k"].isin([0, frame["k"].max()]) & frame["split"].isin(panels_of(study))]
+    frame = frame[frame["split"].isin(panels_of(study))]
     if frame.empty:
         return
     frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
@@ -81,20 +81,21 @@ def calibration(study: Study) -> Iterator[Picture]:
 
 def intervention_heatmap(study: Study) -> Iterator[Picture]:
     """When the main method intervenes, agent by agent."""
-    k = largest(study, study.main)
+    largest = {condition: k for condition in study.conditions for k in study.largest(study.main, condition)}
     keys = ["method", "seed", "split", "k", "family", "task", "exploration", "step", "intervention_rate"]
-    found = _of_main(study, "profiles.parquet", keys, [("k", "==", k)])
+    found = _of_main(study, "profiles.parquet", keys, [("k", "in", sorted(set(largest.values())))])
     if found is None:
         return
     frame, setting = found
     families = sorted(frame["family"].unique())[:MOST_FAMILIES]
     frame = frame[frame["split"].isin(panels_of(study)) & frame["family"].isin(families)]
+    frame = frame[frame["k"] == frame["split"].map(largest)]
     if frame.empty:
         return
     frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
     early = frame["step"] < frame["step"].max() / 4
     first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
-    note = f"{label(study.main)}{setting}, K = {k}; mean over {frame['seed'].nunique()} training seeds. Exploration: "
+    note = f"{label(study.main)}{setting}, largest K; mean over {frame['seed'].nunique()} training seeds. Exploration: "
     yield Picture(
         "intervention_heatmap",
         "When the principal intervenes, and for whom",
