@@ -158,6 +158,8 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": usage.ru_utime + usage.ru
         (["train", "--config", "none.yaml"], 2),
         (["train", "--baseline", "none"], 2),
         (["evaluate", "none"], 2),
+        (["report", "--help"], 0),
+        (["report", "none"], 2),
         (["cluster", "check", "none.yaml"], 2),
         (["sweep", "--help"], 0),
         (["sweep", "none.yaml"], 2),
