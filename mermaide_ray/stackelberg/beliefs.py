@@ -87,7 +87,8 @@ class Adaptive(nn.Module):
         self.linear = nn.Parameter(
             0.3 * scale * torch.randn(principal.linear_factors, size, size, generator=generator) / math.sqrt(size)
         )
-        self.prior = nn.Parameter(torch.zeros(size, size))
+        # Where adaptation starts; as good as any to begin with.
+        self.initial = nn.Parameter(torch.zeros(size + principal.linear_factors))
         self.log_prior_weight = nn.Parameter(torch.tensor(math.log(principal.prior_weight)))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(principal.sharpness)))
 
@@ -96,9 +97,9 @@ class Adaptive(nn.Module):
         flat = leader.flatten(1)
         linear = torch.einsum("bm,fmn->bfn", flat, self.linear)
         directions = torch.cat([self.free.expand(len(leader), -1, -1), linear], dim=1)
-        context = leader.new_zeros(len(leader), trials, directions.shape[1])
-        prior = (PAYOFF_UNIT * flat @ self.prior).view(-1, *self._shape)
-        return Context(prior, PAYOFF_UNIT * directions.view(*directions.shape[:2], *self._shape), context)
+        directions = PAYOFF_UNIT * directions.view(*directions.shape[:2], *self._shape)
+        prior = torch.einsum("f,bfmc->bmc", self.initial, directions)
+        return Context(prior, directions, leader.new_zeros(len(leader), trials, len(self.initial)))
 
     def belief(self, state: Context) -> Tensor:
         """float [B, E, M, C]."""

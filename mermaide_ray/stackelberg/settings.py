@@ -77,7 +77,7 @@ class Scratch(Section):
 
 
 class Training(Section):
-    """Meta-training."""
+    """Meta-training. Chosen on validation followers at noise 0 and 0.2, one training seed."""
 
     iterations: Whole = Field(250, ge=1, description="meta-iterations")
     tasks: Whole = Field(64, ge=1, description="followers per meta-iteration, B")
@@ -88,7 +88,7 @@ class Training(Section):
     gamma: Number = Field(0.9, ge=0, le=1, description="discount per round of the policy gradient")
     policy_weight: Number = Field(1.0, ge=0, description="weight of the policy gradient")
     model_weight: Number = Field(10.0, ge=0, description="weight of the next response's negative log-likelihood")
-    entropy_weight: Number = Field(0.01, ge=0, description="weight of the policy's entropy, falling to a tenth")
+    entropy_weight: Number = Field(0.1, ge=0, description="weight of the policy's entropy, falling to a tenth")
     max_grad_norm: Number = Field(10.0, gt=0, description="global norm at which the meta-gradient is clipped")
 
 
