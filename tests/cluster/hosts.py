@@ -24,7 +24,9 @@ REPOSITORY = Path(__file__).parent.parent.parent
 SHARED = "/mnt/shared"
 HOME = "/mnt/home"
 NETWORK = "10.77.0"
-_TOOLS = ("ip", "sshd", "rsync", "unshare", "nsenter", "ssh-keygen")
+_TOOLS = ("ip", "setpriv", "sshd", "rsync", "unshare", "nsenter", "ssh-keygen")
+
+_PREFIX = "mermaide"
 
 # The first process of a host. Mounts are private to it.
 _INIT = """
@@ -76,7 +78,22 @@ class Host:
 
     def __init__(self, network: str, name: str, address: str, work: Path, shared: Path) -> None:
         self.network, self.name, self.address, self.work = network, name, address, work
-        command = ["ip", "netns", "exec", network, "unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts"]
+        # It ends with the tests, however those end.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "ip",
+            "netns",
+            "exec",
+            network,
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount",
+            "--uts",
+        ]
         environment = {**os.environ, "WORK": str(work), "SHARED_FOLDER": str(shared), "NAME": name, "HOME": HOME}
         with (work / "sshd.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -173,10 +190,11 @@ class Hosts:
 
     def __init__(self, names: Sequence[str]) -> None:
         # Not in /tmp, which each host has for itself.
-        self.work = Path(tempfile.mkdtemp(prefix="mermaide-hosts-", dir="/var/tmp"))
+        self.work = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/var/tmp"))
         self.shared = self.work / "shared"
         self.shared.mkdir()
-        self._switch = f"mm{os.getpid()}-switch"
+        _forget_dead()
+        self._switch = f"{_PREFIX}{os.getpid()}-switch"
         self._networks: list[str] = []
         self.hosts: dict[str, Host] = {}
         try:
@@ -216,7 +234,7 @@ class Hosts:
         _ip("-n", name, "link", "set", "lo", "up")
 
     def _host(self, name: str, address: str, addresses: dict[str, str]) -> Host:
-        network = f"mm{os.getpid()}-{name}"
+        network = f"{_PREFIX}{os.getpid()}-{name}"
         self._network(network)
         port = f"port{address.rpartition('.')[2]}"
         _ip("-n", network, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", self._switch)
@@ -243,7 +261,7 @@ class Hosts:
 
 
 def provision(home: Path) -> None:
-    """The environment that `setup_commands` would make from PyPI: this one's packages, and the code that `ray up` brings.
+    """The environment that `setup_commands` would make from PyPI: the packages of this one, the code that comes later.
 
     Args:
         home: Of a host.
@@ -267,6 +285,19 @@ def provision(home: Path) -> None:
         script.write_text(f"#!{HOME}/mermaide_ray/.venv/bin/python\nfrom {module} import {function}\n{function}()\n")
         script.chmod(0o755)
     (at / ".ready").touch()
+
+
+def _forget_dead() -> None:
+    """Takes away what tests left that were killed: names and files, since everything else ended with them."""
+    for kind, place in (("netns", Path("/run/netns")), ("folder", Path("/var/tmp"))):
+        for path in place.glob(f"{_PREFIX}*") if place.is_dir() else ():
+            owner = re.match(rf"{_PREFIX}(\d+)-", path.name)
+            if owner is None or Path(f"/proc/{owner[1]}").exists():
+                continue
+            if kind == "netns":
+                subprocess.run(["ip", "netns", "delete", path.name], check=False)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _ip(*arguments: str) -> None:
