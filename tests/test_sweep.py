@@ -55,6 +55,11 @@ def write_sweep(folder: Path, name: str = "tiny.yaml", **sections: Any) -> Path:
     return path
 
 
+def sweep(*arguments: object) -> int:
+    """The command without its report, which takes longer than these sweeps."""
+    return main(["sweep", "--no-report", *map(str, arguments)])
+
+
 def sorted_rows(folder: Path | str, name: str = "rows") -> pd.DataFrame:
     keys = ["trial", "method", "seed", "condition", "k", "task"]
     rows = pd.read_parquet(f"{folder}/{name}.parquet")
@@ -79,6 +84,7 @@ def test_a_sweep_leaves_everything_that_it_promises(swept: Path) -> None:
         "progress.parquet",
         "trials.parquet",
         "runs",
+        "report",
     }
     names = {f"cost_weight={cost},seed={seed}" for cost in ("0.1", "1") for seed in (0, 1)}
     assert {path.name for path in (swept / "runs").iterdir()} == names
@@ -147,7 +153,7 @@ def sorted_progress(folder: Path) -> pd.DataFrame:
 def test_the_same_command_again_redoes_nothing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (swept / "runs").rglob("*") if path.is_file()}
     rows = sorted_rows(swept)
-    assert main(["sweep", str(swept.parent / "tiny.yaml"), "--out", str(swept)]) == 0
+    assert sweep(swept.parent / "tiny.yaml", "--out", swept) == 0
     assert {path: path.stat().st_mtime_ns for path in (swept / "runs").rglob("*") if path.is_file()} == before
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
     assert "4 runs done, 0 failed, 0 stopped; 144 rows" in capsys.readouterr().out
@@ -155,28 +161,28 @@ def test_the_same_command_again_redoes_nothing(swept: Path, capsys: pytest.Captu
 
 def test_resume_needs_no_file(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = sorted_rows(swept)
-    assert main(["sweep", "--resume", str(swept)]) == 0
+    assert sweep("--resume", swept) == 0
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
     capsys.readouterr()
-    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert sweep("--resume", tmp_path) == 2
     assert f"the folder of a sweep must hold sweep.yaml, got {tmp_path}" in capsys.readouterr().err
-    assert main(["sweep", "--resume", str(swept), "--scale", "smoke"]) == 2
-    assert main(["sweep"]) == 2
+    assert sweep("--resume", swept, "--scale", "smoke") == 2
+    assert sweep() == 2
 
 
 def test_another_sweep_is_refused_the_folder(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(write_sweep(tmp_path, seeds=3)), "--out", str(swept)]) == 2
+    assert sweep(write_sweep(tmp_path, seeds=3), "--out", swept) == 2
     assert "a sweep that goes on must stay the same, but `seeds` is not that of" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert main(["sweep", str(write_sweep(tmp_path)), "--out", str(tmp_path / "full")]) == 2
+    assert sweep(write_sweep(tmp_path), "--out", tmp_path / "full") == 2
     assert "--out must be a new or empty folder or that of the same sweep" in capsys.readouterr().err
 
 
 def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> None:
     config = write_sweep(tmp_path, resources={"seeds_per_trial": 1})
     rows = sorted_rows(swept)
-    assert main(["sweep", str(config), "--out", str(swept)]) == 0
+    assert sweep(config, "--out", swept) == 0
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
 
 
@@ -227,7 +233,7 @@ def test_a_failing_trial_is_on_record_and_takes_no_other_down(
 ) -> None:
     config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1, answer=None)
     out = tmp_path / "out"
-    assert main(["sweep", str(config), "--out", str(out)]) == 1
+    assert sweep(config, "--out", out) == 1
     told = capsys.readouterr()
     assert "1 runs done, 1 failed, 0 stopped" in told.out
     assert "1 of 2 runs failed, the first with: RunFault: " in told.err
@@ -239,7 +245,7 @@ def test_a_failing_trial_is_on_record_and_takes_no_other_down(
     assert set(sorted_rows(out)["trial"]) == {"", "meta_lr=0.001"}
     # Tried again by the same command: a cause outside the settings may be gone.
     before = (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns
-    assert main(["sweep", str(config), "--out", str(out)]) == 1
+    assert sweep(config, "--out", out) == 1
     assert (out / "failures" / "meta_lr=1e+30,seed=0.txt").stat().st_mtime_ns > before
 
 
@@ -293,7 +299,7 @@ def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:
 def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], tmp_path: Path) -> None:
     config = write_sweep(tmp_path, search=search, tune=tune, answer=None)
     out = tmp_path / "out"
-    assert main(["sweep", str(config), "--out", str(out)]) == 0
+    assert sweep(config, "--out", out) == 0
     trials = pd.read_parquet(out / "trials.parquet")
     done = trials[trials["status"] == "done"]
     assert trials["trial"].nunique() == tune["samples"]
@@ -303,7 +309,7 @@ def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], 
     assert done.groupby("trial")["seed"].nunique().eq(2).all()
     assert (done["setting.training.meta_lr"].between(1e-4, 1e-2)).all()
     rows = sorted_rows(out)
-    again = main(["sweep", str(config), "--out", str(out)])
+    again = sweep(config, "--out", out)
     assert again == 0
     if tune.get("scheduler") != "asha":
         pd.testing.assert_frame_equal(sorted_rows(out), rows)
@@ -345,7 +351,7 @@ def test_interrupted_runs_in_a_bucket_end_as_those_in_a_folder(swept: Path, buck
 
 
 def start(config: Path, out: Path | str, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out), "--no-report"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MERMAIDE_CHECKPOINT_SECONDS": "0.5"}
     with log.open("ab") as file:

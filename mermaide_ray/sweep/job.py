@@ -59,13 +59,14 @@ def dry_run(sweep: Sweep, where: str) -> None:
     _check_rows(plan, rows)
 
 
-def run_sweep(sweep: Sweep, where: str, root: str) -> None:
+def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True) -> None:
     """Runs a sweep, or goes on with it where it was interrupted.
 
     Args:
         sweep: The resolved sweep.
         where: The file it is from, for messages.
         root: Folder or URI of the results.
+        with_report: Whether to end with a report.
 
     Raises:
         InputError: The sweep is not valid, or the folder holds another one.
@@ -89,11 +90,11 @@ def run_sweep(sweep: Sweep, where: str, root: str) -> None:
         Panel(console, sweep.name, num_trials, plan.env_steps, plan.metric) as panel,
     ):
         fit(plan, store, panel)
-    report(plan, store, console)
+    _conclude(plan, store, console, with_report)
 
 
-def report(plan: Plan, store: Store, console: Console) -> None:
-    """Assembles the results and tells what came of the sweep."""
+def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:
+    """Assembles the results, tells what came of the sweep, and reports."""
     from mermaide_ray.sweep.results import assemble
 
     outcome = assemble(plan, store)
@@ -105,6 +106,10 @@ def report(plan: Plan, store: Store, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if with_report and done and store.is_folder:
+        from mermaide_ray.report.document import write_report
+
+        console.print(Text(write_report([store.path]).summary()), soft_wrap=True)
     if failed:
         first = outcome.trials[outcome.trials["status"] == "failed"].iloc[0]
         raise RunFault(
