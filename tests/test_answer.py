@@ -117,6 +117,12 @@ def test_values_of_a_setting_are_paired_only_where_the_game_is_the_same(tmp_path
     assert width[0] < width[1] / 2
 
 
+def test_a_claim_that_names_no_side_is_about_the_largest_k_or_the_first_value(tmp_path: Path) -> None:
+    assert answered(tmp_path / "k", {"compare": "k"}).name == "K = 1"
+    search = {"training.meta_lr": [0.01, 0.001]}
+    assert answered(tmp_path / "rate", {"compare": "training.meta_lr"}, search=search).name == "meta_lr = 0.001"
+
+
 def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
     found = answered(tmp_path / "sweep", None)
     assert found.verdict is None
