@@ -2,6 +2,8 @@
 PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3))
 # Learned baselines that `make train` trains beside, each in a process of its own.
 BASELINES ?= rl2
+# Which benchmark `make bench` runs: a module of benchmarks/.
+WHAT ?= speed
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +11,7 @@ READY := $(VENV)/.ready
 # One thread per process: torch's default of one per core slows small networks down up to five times.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test test-all lint format format-check types bench clean
+.PHONY: train test test-slow test-cluster lint format format-check types bench clean
 .DEFAULT_GOAL := test
 
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
@@ -18,8 +20,11 @@ train: $(READY) ## meta-train with the default config and print the final table;
 test: $(READY) ## the tests that take seconds; ARGS="-k name …"
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu" $(ARGS)
 
-test-all: $(READY) ## every test, but those that need a GPU
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test-slow: $(READY) ## the tests that take longer: kills, searchers, buckets, the tutorial
+	$(BIN)/python -m pytest -m "slow and not cluster and not gpu" $(ARGS)
+
+test-cluster: $(READY) ## the tests that start several nodes; root, ssh and rsync for those on three hosts
+	$(BIN)/python -m pytest -m "cluster and not gpu" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,8 +38,8 @@ format-check: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY) ## speed, in CPU seconds and as ratios of one run
-	$(BIN)/python -W ignore -m benchmarks.speed $(ARGS)
+bench: $(READY) ## speed, in CPU seconds and as ratios of one run; WHAT=sweep, report or scaling for theirs
+	$(BIN)/python -W ignore -m benchmarks.$(WHAT) $(ARGS)
 
 clean: ## remove the environment and caches, never results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -78,19 +78,26 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True) -> 
     _check_names(plan)
     _begin(store, sweep)
     console.print(f"results in {root}", soft_wrap=True, highlight=False)
+    from mermaide_ray.sweep.results import unfinished
+
+    if not sweep.is_planned or unfinished(plan, store):
+        _train(plan, store, console)
+    _conclude(plan, store, console, with_report)
+
+
+def _train(plan: Plan, store: Store, console: Console) -> None:
     from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.sweep.panel import Panel
     from mermaide_ray.sweep.tuning import bundles, fit
 
-    num_trials = len(plan.trials) if sweep.is_planned else sweep.tune.samples
-    if sweep.tune.scheduler == "pbt":
-        num_trials = sweep.tune.samples
+    tune = plan.sweep.tune
+    planned = plan.sweep.is_planned and tune.scheduler != "pbt"
+    num_trials = len(plan.trials) if planned else tune.samples
     with (
-        ray_running(bundles(plan), console, storage=root),
-        Panel(console, sweep.name, num_trials, plan.env_steps, plan.metric) as panel,
+        ray_running(bundles(plan), console, storage=store.root),
+        Panel(console, plan.sweep.name, num_trials, plan.env_steps, plan.metric) as panel,
     ):
         fit(plan, store, panel)
-    _conclude(plan, store, console, with_report)
 
 
 def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:

@@ -50,6 +50,11 @@ class Panel:
         if self._live:
             self._live.stop()
 
+    def known(self, trial: str, env_steps: int) -> None:
+        """A trial was done by an earlier attempt."""
+        self._trials[trial] = _Trial("done", env_steps)
+        self._began[trial] = env_steps
+
     def started(self, trial: str) -> None:
         """A trial runs (again)."""
         self._trials.setdefault(trial, _Trial()).state = "running"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.sweep.plan import Plan, Values, typed
+from mermaide_ray.sweep.plan import Plan, Setting, Trial, Values, typed
 from mermaide_ray.sweep.store import Store
 
 STATUS = "status.json"
@@ -44,6 +44,18 @@ def read_status(store: Store, run_name: str) -> dict[str, Any] | None:
     content = store.read(f"runs/{run_name}/{STATUS}")
     status: dict[str, Any] | None = json.loads(content) if content else None
     return status
+
+
+def unfinished(plan: Plan, store: Store) -> list[Trial]:
+    """The planned trials that are worth a process: all of them where a scheduler must hear of each."""
+    if plan.sweep.tune.scheduler != "none":
+        return plan.trials
+
+    def is_done(setting: Setting, seed: int) -> bool:
+        status = read_status(store, setting.run_name(seed))
+        return status is not None and status["status"] == "done"
+
+    return [trial for trial in plan.trials if not all(is_done(trial.setting, seed) for seed in trial.seeds)]
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
@@ -110,9 +122,9 @@ def _table(store: Store, name: str, status: dict[str, Any]) -> pd.DataFrame:
 
 
 def _profiles(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
-    """Profiles at the largest K only: that is what is drawn."""
+    """Profiles at each condition's largest K only: that is what is drawn."""
     table = _table(store, f"runs/{run}/profiles.parquet", status)
-    return table[table["k"] == table["k"].max()] if len(table) else table
+    return table[table["k"] == table.groupby("condition")["k"].transform("max")] if len(table) else table
 
 
 def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, budget_of, trial_name
-from mermaide_ray.sweep.results import read_status
+from mermaide_ray.sweep.results import read_status, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
 
@@ -219,11 +219,17 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         space |= {"member": tune.grid_search(list(range(tuning.samples))), "drawn": drawn}
         search = BasicVariantGenerator(random_state=tuning.seed)
     else:
-        trials = [
-            {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
-            for trial in plan.trials
-        ]
-        space["trial"] = tune.grid_search(trials)
+        trials = unfinished(plan, store)
+        for trial in plan.trials:
+            if trial not in trials:
+                budget = budget_of(trial.setting.experiment) * len(trial.seeds)
+                _Watch.panel.known(_label(plan, trial.setting.trial, trial.seeds), budget)
+        space["trial"] = tune.grid_search(
+            [
+                {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
+                for trial in trials
+            ]
+        )
     config = tune.TuneConfig(
         search_alg=search,
         scheduler=scheduler,
@@ -336,12 +342,16 @@ def trial_of(plan: Plan, config: Mapping[str, Any]) -> Trial:
 
 
 def _name_of(plan: Plan, config: Mapping[str, Any]) -> str:
-    """The trial's name, without the seeds where all share it."""
+    """What the panel calls a trial."""
     values, method, seeds = _choice_of(plan, config)
-    name = _member(config) if "member" in config else plan.name(values, method)
+    return _label(plan, _member(config) if "member" in config else plan.name(values, method), seeds)
+
+
+def _label(plan: Plan, setting: str, seeds: tuple[int, ...]) -> str:
+    """A trial's name, without the seeds where all share it."""
     if len(seeds) == len(plan.sweep.seeds):
-        return name or plan.sweep.name
-    return trial_name(name, seeds)
+        return setting or plan.sweep.name
+    return trial_name(setting, seeds)
 
 
 def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | None, tuple[int, ...]]:
