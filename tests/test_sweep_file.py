@@ -105,7 +105,7 @@ def test_an_override_changes_a_setting_of_every_trial(tmp_path: Path) -> None:
         ("{question: q, conditions: {a: {settings: {training: {}}}}}", "a condition does not train"),
         ("{question: q, tune: {samples: 3}}", "`tune.samples` must be 1 where no dimension of `search` is drawn"),
         ("{question: q, tune: {searcher: optuna}}", "needs `search` dimensions that are all drawn"),
-        ("{question: q, answer: {compare: seed}}", "`answer.compare` must be one of method, k"),
+        ("{question: q, answer: {compare: seed}}", "`answer.compare` must be one of method, k, condition"),
         ("{question: q, answer: {measure: retrun}}", "(did you mean 'return'?)"),
         ("{question: q, answer: {conditions: [far]}}", "`answer.conditions` must be among validation, test"),
         ("{question: q, scales: {tiny: {}}}", "`scales` must be among smoke, laptop, full, got 'tiny'"),

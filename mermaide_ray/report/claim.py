@@ -80,7 +80,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     else:
         known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
         raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
-    value = every[0] if value is None else value
+    if value is None:
+        value = max(every) if compare == K else every[0]
     default = [other for other in every if number(other) != number(value)]
     against = claim.get("against")
     rivals = default if against is None else list(against) if isinstance(against, list | tuple) else [against]

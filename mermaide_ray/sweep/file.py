@@ -180,7 +180,7 @@ class Resources(Section):
 class Answer(Section):
     """The claim that the report answers with a verdict."""
 
-    compare: str = Field("method", description="method, k, or a search key: what the claim is about")
+    compare: str = Field("method", description="method, k, condition, or a search key: what the claim is about")
     value: Scalar | None = Field(
         None, description="the one claimed to be better; if not given the main method, the largest k, the first value"
     )
@@ -256,7 +256,7 @@ class Sweep(Section):
 
 
 def _check_answer(sweep: Sweep, answer: Answer) -> None:
-    known: dict[str, list[str] | None] = {"method": None, "k": None}
+    known: dict[str, list[str] | None] = {"method": None, "k": None, "condition": list(sweep.conditions)}
     if sweep.methods:
         known["method"] = list(sweep.methods)
     known |= {key: list(d.alternatives) if d.alternatives else None for key, d in sweep.search.items()}
