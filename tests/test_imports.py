@@ -166,6 +166,8 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": usage.ru_utime + usage.ru
         (["sweep", "sweep.yaml", "--dry-run"], 0),
         (["sweep", "sweep.yaml", "--set", "training.meta_rl=1"], 2),
         (["schema"], 0),
+        (["schema", "--markdown"], 0),
+        (["tensorboard", "none"], 2),
     ],
 )
 def test_help_lists_and_config_errors_answer_within_a_second_without_ray_or_torch(
