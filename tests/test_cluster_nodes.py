@@ -113,7 +113,7 @@ class _Ray:
 
     @staticmethod
     def nodes() -> list[dict[str, Any]]:
-        return [{"NodeID": "me", "IsHeadNode": True}]
+        return [{"NodeID": "me", "Resources": {"node:__internal_head__": 1.0}}]
 
     @staticmethod
     def get_runtime_context() -> Any:

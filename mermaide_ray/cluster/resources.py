@@ -101,7 +101,7 @@ def _most(there: Sequence[Node]) -> list[Node] | None:
     """The most that the cluster can become, as far as this machine knows; None where it doesn't."""
     file = BOOTSTRAP.expanduser()
     me = ray.get_runtime_context().get_node_id()
-    on_head = any(node["NodeID"] == me and node.get("IsHeadNode") for node in ray.nodes())
+    on_head = any(node["NodeID"] == me and "node:__internal_head__" in node["Resources"] for node in ray.nodes())
     if not on_head or not file.is_file():
         return None
     made_by = load_yaml(file.read_text(encoding="utf-8"))
