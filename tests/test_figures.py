@@ -227,6 +227,13 @@ def test_each_file_allows_its_own_figure(kept: str, tmp_path: Path) -> None:
     assert [path.stem for path in write_figures(run)] == [dict(zip(sources, ALL, strict=True))[kept]]
 
 
+def test_conditions_that_share_a_split_are_drawn_apart(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    rows = pd.read_parquet(run / "rows.parquet").query("split == 'test'")
+    pd.concat([rows.assign(condition=name) for name in ("near", "far")]).to_parquet(run / "rows.parquet")
+    assert [path.stem for path in write_figures(run)] == ALL
+
+
 def test_a_run_without_a_world_model_has_no_calibration_and_an_empty_directory_no_figure(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
     pd.DataFrame().to_parquet(run / "calibration.parquet")

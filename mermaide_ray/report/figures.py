@@ -238,7 +238,7 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
         note = f"One training seed per method; where there are over {MOST_POINTS} iterations, means over neighbours."
         figures["learning_curves"] = learning_curves(curves, note=note + source)
 
-    rows = read_rows(run_dir / "rows.parquet", [*KEYS, SCORE])
+    rows = _by_condition(run_dir / "rows.parquet", [*KEYS, SCORE])
     if rows is not None and has_score(rows).any():
         # The same order in both figures gives a method the same colour.
         order = list(dict.fromkeys([own, *curves, *rows["method"].unique()]))
@@ -246,7 +246,7 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
         note = f"{_counted(rows)}; interquartile mean, 95% bootstrap interval over training seeds and tasks."
         figures["kshot_curve"] = kshot_curve(rows, note=note + source)
 
-    profiles = read_rows(run_dir / "profiles.parquet", [*KEYS, "exploration", "step", "intervention_rate"])
+    profiles = _by_condition(run_dir / "profiles.parquet", [*KEYS, "exploration", "step", "intervention_rate"])
     if profiles is not None and own in set(profiles["method"]):
         profiles = profiles[profiles["method"] == own]
         profiles = profiles[profiles["k"] == profiles["k"].max()]
@@ -256,13 +256,19 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
         figures["intervention_heatmap"] = intervention_heatmap(profiles, note=note + source)
 
     columns = ["method", "seed", "split", "k", "bin", "count", "confidence", "frequency"]
-    calibration = read_rows(run_dir / "calibration.parquet", columns)
+    calibration = _by_condition(run_dir / "calibration.parquet", columns)
     if calibration is not None and own in set(calibration["method"]):
         calibration = calibration[calibration["method"] == own]
         note = f"{own}, training seeds: {calibration['seed'].nunique()}, all families together."
         figures["calibration"] = calibration_curve(calibration, note=note + source)
 
     return [save_figure(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
+
+
+def _by_condition(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """Some columns of a file, with the condition for a split where it has one: two conditions may share a split."""
+    rows = read_rows(path, columns, optional=lambda column: column == "condition")
+    return rows.assign(split=rows["condition"]) if rows is not None and "condition" in rows else rows
 
 
 def _by_k(rows: pd.DataFrame, seed: int) -> dict[int, Interval]:
