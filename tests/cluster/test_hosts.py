@@ -155,7 +155,7 @@ def test_sweep_through_a_killed_node_ends_complete(lab: Hosts, tmp_path: Path) -
     assert "4 runs done, 0 failed, 0 stopped" in said
     (tmp_path / "arms.yaml").write_text(SWEEP)
     assert main(["sweep", str(tmp_path / "arms.yaml"), "--out", str(tmp_path / "undisturbed")]) == 0
-    keys = ["trial", "method", "condition", "seed", "task", "k"]
+    keys = ["trial", "method", "condition", "seed", "task", "k", "setting.environment.num_arms"]
     rows = [
         pd.read_parquet(folder / "rows.parquet").sort_values(keys, kind="stable").reset_index(drop=True)
         for folder in (root, tmp_path / "undisturbed")
