@@ -89,6 +89,7 @@ def figure(rows: pd.DataFrame, target: float, note: str = "") -> Figure:
             axis.set_xscale("symlog", base=2, linthresh=1)
             ks = [k for k in (0, 1, 2, 4, 8, 16, 32) if k <= rows["k"].max()]
             axis.set_xticks(ks, [str(k) for k in ks])
+            axis.set_xlim(-0.3, 1.2 * max(ks))
             axis.set_ylim(0, 1.25)
             axis.set(title=f"{TITLES[condition]}\nobservation noise {noise:g}", xlabel="adaptation episodes")
         axes[line][0].set_ylabel("normalised regret")
