@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One thread per process: torch's default of one per core slows small networks down up to five times.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test test-slow test-cluster lint format format-check types bench clean
+.PHONY: train test test-slow test-cluster sbom lint format format-check types bench clean
 .DEFAULT_GOAL := test
 
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
@@ -25,6 +25,11 @@ test-slow: $(READY) ## the tests that take longer: kills, searchers, buckets, th
 
 test-cluster: $(READY) ## the tests that start several nodes; root, ssh and rsync for those on three hosts
 	$(BIN)/python -m pytest -m "cluster and not gpu" $(ARGS)
+
+sbom: ## software bill of materials of the pinned set, as sbom.json
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	.venv-tools/bin/cyclonedx-py requirements constraints.txt --of JSON -o sbom.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ class RunDirectory:
             InputError: It is somebody else's, incomplete, of another format, or of another version of Ray or of this
                 package.
         """
-        if not self.trusted and (foreign := self._foreign(checkpoint)):
+        if not self.trusted and (foreign := written_by_others(checkpoint, self.path)):
             raise InputError(
                 "a checkpoint holds pickles, which run code when they are loaded: it must lie in its run's own folder "
                 f"and be yours alone to write, but {foreign} (--trust-checkpoint loads it all the same)"
@@ -193,20 +193,6 @@ class RunDirectory:
         if not isinstance(meta.get("iteration"), int):
             raise InputError(f"a checkpoint's meta.json must hold its iteration, got none ({checkpoint})")
         return int(meta["iteration"])
-
-    def _foreign(self, checkpoint: Path) -> str | None:
-        """Why somebody else may have written a checkpoint, if so."""
-        home = self.path.resolve()
-        for path in (checkpoint, *sorted(checkpoint.rglob("*"))):
-            if not path.resolve().is_relative_to(home):
-                return f"{path} leads to {path.resolve()}"
-            about = path.lstat()
-            # Root could replace this very program: its files are as good as one's own.
-            if about.st_uid not in (os.geteuid(), 0):
-                return f"{path} belongs to user {about.st_uid}"
-            if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
-                return f"everybody may write to {path}"
-        return None
 
     def read_progress(self) -> list[dict[str, Any]]:
         """All iterations told so far; an unfinished last line is ignored."""
@@ -228,6 +214,20 @@ class RunDirectory:
         """Adds an iteration."""
         with self.progress.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
+
+
+def written_by_others(folder: Path, home: Path) -> str | None:
+    """Why somebody else may have written what is in a folder, which should lie within `home`; None if nobody else."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if not path.resolve().is_relative_to(home.resolve()):
+            return f"{path} leads to {path.resolve()}"
+        about = path.lstat()
+        # Root could replace this very program: its files are as good as one's own.
+        if about.st_uid not in (os.geteuid(), 0):
+            return f"{path} belongs to user {about.st_uid}"
+        if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
+            return f"everybody may write to {path}"
+    return None
 
 
 def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from mermaide_ray.algorithm import Mermaide
+from mermaide_ray.errors import InputError
 from mermaide_ray.noise import generator
+from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, budget_of, trial_name
@@ -252,6 +254,11 @@ def _restored(store: Store, trainable: Any) -> tune.Tuner | None:
     path = below(_root(store), TUNE_FOLDER)
     if not tune.Tuner.can_restore(path):
         return None
+    if store.is_folder and (foreign := written_by_others(store.path / TUNE_FOLDER, store.path)):
+        raise InputError(
+            "Tune's record of a population holds pickles, which run code when they are loaded: it must be yours alone "
+            f"to write, but {foreign} (delete {store.uri(TUNE_FOLDER)} to start the population afresh)"
+        )
     return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
 
 
