@@ -117,7 +117,9 @@ class SweepRun:
         self._held.close()
 
     def save_to(self, folder: Path) -> None:
-        """Copies what the run would go on from."""
+        """Copies what the run would go on from; nothing of a finished one, which nobody copies from."""
+        if self.is_done:
+            return
         run = self._open().run
         latest = run.latest_checkpoint()
         assert latest is not None, "every milestone is saved"
