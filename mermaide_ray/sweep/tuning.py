@@ -50,7 +50,7 @@ class SweepTrial(tune.Trainable):
     """One setting with some training seeds, each step to the next milestone of all of them.
 
     `config`: `root` (the sweep's folder), `path` (where the driver finds modules) and either `trial` (a planned one) or
-    `drawn` (what Tune draws: dotted key to number or label), and `member` under population based training.
+    `drawn` (what Tune draws: dotted key to number or label).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class SweepTrial(tune.Trainable):
         self._store = Store(config["root"])
         self._plan = plan_of(self._store)
         self._breeds = self._plan.sweep.tune.scheduler == "pbt"
-        self._trial = trial_of(self._plan, config)
+        self._trial = trial_of(self._plan, config, self.trial_id)
         self._runs = [
             SweepRun(self._plan, self._trial.setting, seed, self._store, changed=self._breeds)
             for seed in self._trial.seeds
@@ -121,7 +121,7 @@ class _Watch(tune.Callback):
     plan: ClassVar[Plan]
 
     def _name(self, trial: Any) -> str:
-        return _name_of(self.plan, trial.config)
+        return _name_of(self.plan, trial.config, trial.trial_id)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
@@ -201,7 +201,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         return
     for result in tuner.fit():
         if result.error is not None:  # its process died more often than allowed
-            trial = trial_of(plan, result.config or {})
+            trial = trial_of(plan, result.config or {}, Path(result.path).name)
             for run in (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds):
                 if not run.is_done:
                     run.fail(result.error)
@@ -217,9 +217,8 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         if not samples:
             return None
     elif tuning.scheduler == "pbt":
-        drawn = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
-        space |= {"member": tune.grid_search(list(range(tuning.samples))), "drawn": drawn}
-        search = BasicVariantGenerator(random_state=tuning.seed)
+        space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
+        search, samples = BasicVariantGenerator(random_state=tuning.seed), tuning.samples
     else:
         trials = unfinished(plan, store)
         for trial in plan.trials:
@@ -339,19 +338,20 @@ def bundles(plan: Plan) -> list[dict[str, float]]:
     return [own, *({"CPU": 1.0} for _ in range(plan.num_workers))]
 
 
-def trial_of(plan: Plan, config: Mapping[str, Any]) -> Trial:
+def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
     """The trial that a configuration of Tune's means."""
     values, method, seeds = _choice_of(plan, config)
     setting = plan.setting(values, method)
-    if "member" in config:
-        setting = replace(setting, trial=_member(config))
+    if plan.sweep.tune.scheduler == "pbt":
+        setting = replace(setting, trial=_member(trial_id))
     return Trial(setting, seeds)
 
 
-def _name_of(plan: Plan, config: Mapping[str, Any]) -> str:
+def _name_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> str:
     """What the panel calls a trial."""
     values, method, seeds = _choice_of(plan, config)
-    return _label(plan, _member(config) if "member" in config else plan.name(values, method), seeds)
+    breeds = plan.sweep.tune.scheduler == "pbt"
+    return _label(plan, _member(trial_id) if breeds else plan.name(values, method), seeds)
 
 
 def _label(plan: Plan, setting: str, seeds: tuple[int, ...]) -> str:
@@ -368,9 +368,12 @@ def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | Non
     return {key: label_of(value) for key, value in config["drawn"].items()}, None, plan.sweep.seeds
 
 
-def _member(config: Mapping[str, Any]) -> str:
-    """A member of a population keeps its name while its settings change."""
-    return f"member={config['member']}"
+def _member(trial_id: str) -> str:
+    """A member of a population keeps its name while its settings change. Tune numbers trials: a1b2c_00003.
+
+    Not by its configuration: a member that copies another takes over all of it.
+    """
+    return f"member={int(trial_id.rpartition('_')[2])}"
 
 
 def plan_of(store: Store) -> Plan:
