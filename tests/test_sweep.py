@@ -355,7 +355,15 @@ def start(config: Path, out: Path | str, log: Path) -> subprocess.Popen[bytes]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MERMAIDE_CHECKPOINT_SECONDS": "0.5"}
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+            # Where the tests run in the background of a shell, they and what they start would ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 @pytest.mark.slow

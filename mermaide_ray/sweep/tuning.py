@@ -41,7 +41,6 @@ TUNE_FOLDER = "tune"
 WORST = -1e6
 # Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
 SPENT = "budget_spent"
-_MEMBERS_CHECKPOINTS = 3
 
 tune.register_trainable(NAME, Mermaide)
 
@@ -182,9 +181,9 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         stop=_Budget(tuning.env_steps) if tuning.env_steps else None,
         failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
         checkpoint_config=tune.CheckpointConfig(
+            # All are kept: another member may be about to copy any of them, and they are small.
             checkpoint_frequency=int(tuning.scheduler == "pbt"),
             checkpoint_at_end=False,
-            num_to_keep=_MEMBERS_CHECKPOINTS,
         ),
         verbose=0,
     )
