@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from ray import tune
 
 import mermaide_ray.algorithm
-from mermaide_ray import sweep
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, preset_names, variant
 from mermaide_ray.metrics import METRICS, SCALARS
 from mermaide_ray.models.principal import CORE, WORLD_MODEL_HEAD
+from mermaide_ray.sweep import tuning
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -273,13 +273,13 @@ def test_wrong_setting_is_refused_in_one_sentence_before_anything_starts(wrong: 
 def test_tune_finds_the_algorithm_by_name_and_searches_in_its_settings(tmp_path: Path) -> None:
     config = MermaideConfig.of(tiny()).training(meta_lr=tune.grid_search([1e-3, 2e-2]))
     results = tune.Tuner(
-        sweep.NAME,
+        tuning.NAME,
         param_space=config,
         run_config=tune.RunConfig(
             storage_path=str(tmp_path), name="grid", stop={"training_iteration": 1}, verbose=0, checkpoint_config=None
         ),
     ).fit()
-    assert sweep.NAME == "MERMAIDE"
+    assert tuning.NAME == "MERMAIDE"
     assert not results.errors
     rates = sorted(flat_metrics(result.metrics)["principal/meta_lr"] for result in results)
     assert rates == [pytest.approx(1e-3), pytest.approx(2e-2)]

@@ -350,20 +350,21 @@ def test_interrupted_runs_in_a_bucket_end_as_those_in_a_folder(swept: Path, buck
     assert store.read("nothing") is None
 
 
+# Where the tests run in the background of a shell, they and what they start would ignore Ctrl-C.
+FOREGROUND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mermaide_ray.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def start(config: Path, out: Path | str, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out), "--no-report"]
+    command = [sys.executable, "-c", FOREGROUND, "sweep", str(config), "--out", str(out), "--no-report"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MERMAIDE_CHECKPOINT_SECONDS": "0.5"}
     with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-            # Where the tests run in the background of a shell, they and what they start would ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 
 @pytest.mark.slow
