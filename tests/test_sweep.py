@@ -418,6 +418,6 @@ def wait_for_progress(sweep: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def longer() -> Experiment:
-    """Runs of some ten seconds each, so that twenty kills fall into them."""
+    """Runs long enough that twenty kills, each seconds apart, fall into them."""
     evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4, "every": 0.02}
-    return tiny(training={"env_steps": 960_000}, evaluation=evaluation)
+    return tiny(training={"env_steps": 240_000}, evaluation=evaluation)
