@@ -17,7 +17,6 @@ from mermaide_ray.sweep.store import Store
 STATUS = "status.json"
 TABLES = ("rows", "calibration", "profiles")
 SETTING = "setting."
-_STATES = ("done", "failed", "stopped")
 # Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.
 _MOST_PROFILE_ROWS = 30_000_000
 
