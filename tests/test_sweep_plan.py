@@ -20,15 +20,13 @@ def plan_of(**sections: Any) -> Plan:
     return plan
 
 
-def test_a_grid_is_gone_through_with_every_seed() -> None:
+def test_a_grid_is_gone_through_seed_by_seed() -> None:
     plan = plan_of(
         search={"environment.num_arms": {"grid": [3, 4]}, "environment.cost_weight": {"grid": [0.1, 0.5, 1.0]}}, seeds=2
     )
-    assert [trial.name for trial in plan.trials][:3] == [
-        "num_arms=3,cost_weight=0.1,seed=0",
-        "num_arms=3,cost_weight=0.1,seed=1",
-        "num_arms=3,cost_weight=0.5,seed=0",
-    ]
+    names = [trial.name for trial in plan.trials]
+    assert names[:2] == ["num_arms=3,cost_weight=0.1,seed=0", "num_arms=3,cost_weight=0.5,seed=0"]
+    assert names[6] == "num_arms=3,cost_weight=0.1,seed=1"
     assert (len(plan.settings), plan.num_runs) == (6, 12)
     last = plan.settings[-1].experiment.environment
     assert (last.num_arms, last.cost_weight) == (4, 1.0)

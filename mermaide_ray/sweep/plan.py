@@ -111,10 +111,10 @@ class Plan:
 
     @cached_property
     def trials(self) -> list[Trial]:
-        """Every trial, in order."""
+        """Every trial, one seed of every setting before the next: stopped early, a sweep still compares them all."""
         seeds, together = self.sweep.seeds, self.seeds_per_trial
         parts = [seeds[start : start + together] for start in range(0, len(seeds), together)]
-        return [Trial(setting, part) for setting in self.settings for part in parts]
+        return [Trial(setting, part) for part in parts for setting in self.settings]
 
     @property
     def seeds_per_trial(self) -> int:
