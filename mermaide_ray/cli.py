@@ -297,9 +297,12 @@ def _report(args: argparse.Namespace) -> None:
     for folder in args.folders:
         if not folder.is_dir():
             raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
+    from rich.console import Console
+
+    from mermaide_ray.progress import tell
     from mermaide_ray.report.document import write_report
 
-    print(write_report(args.folders, args.out).summary())
+    tell(Console(), write_report(args.folders, args.out).summary())
 
 
 def _stackelberg(args: argparse.Namespace) -> None:

@@ -59,6 +59,11 @@ class Progress:
         )
 
 
+def tell(console: Console, text: str) -> None:
+    """Prints sentences: broken between words in a terminal, one line each in a log, where a program may read them."""
+    console.print(Text(text), soft_wrap=not console.is_terminal)
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.progress import clock, count
+from mermaide_ray.progress import clock, count, tell
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import TYPICAL_ENV_STEPS_PER_CPU_SECOND, Plan, budget_of
 from mermaide_ray.sweep.store import Store
@@ -116,7 +116,7 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
     if with_report and done and store.is_folder:
         from mermaide_ray.report.document import write_report
 
-        console.print(Text(write_report([store.path]).summary()), soft_wrap=True)
+        tell(console, write_report([store.path]).summary())
     if failed:
         first = outcome.trials[outcome.trials["status"] == "failed"].iloc[0]
         raise RunFault(
