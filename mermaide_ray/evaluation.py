@@ -229,7 +229,7 @@ class Evaluation:
                 "support_return": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
                 "wm_nll_uniform": float(np.log(self.experiment.environment.num_arms)),
-                "wm_nll_frequency": _frequency_nll(labels, self.experiment.environment.num_arms).numpy(),
+                **_frequency(labels, self.experiment.environment.num_arms),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )
@@ -299,15 +299,22 @@ def _bins(confidence: Tensor) -> Tensor:
     return (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
 
 
-def _frequency_nll(labels: Tensor, num_arms: int) -> Tensor:
-    """Floor: the agent's own running frequencies with one pseudo-count per arm (Laplace), [B], for labels [B, T, E]."""
-    total = torch.zeros(labels.shape[0])
+def _frequency(labels: Tensor, num_arms: int) -> dict[str, Any]:
+    """Floor: the agent's own running frequencies with one pseudo-count per arm (Laplace), for labels [B, T, E].
+
+    Returns:
+        Negative log-likelihood and accuracy, numpy [B] each. Of several likeliest arms any of them is the guess.
+    """
+    loss, hits = torch.zeros(labels.shape[0]), torch.zeros(labels.shape[0])
     counts = torch.ones(labels.shape[0], labels.shape[2], num_arms)
     for t in range(labels.shape[1]):
         index = labels[:, t].unsqueeze(-1)
-        total -= (counts.gather(-1, index).squeeze(-1) / (num_arms + t)).log().mean(1)
+        count, most = counts.gather(-1, index), counts.amax(-1, keepdim=True)
+        loss -= (count.squeeze(-1) / (num_arms + t)).log().mean(1)
+        hits += ((count == most) / (counts == most).sum(-1, keepdim=True)).squeeze(-1).mean(1)
         counts.scatter_add_(-1, index, torch.ones_like(index, dtype=counts.dtype))
-    return total / labels.shape[1]
+    pulls = labels.shape[1]
+    return {"wm_nll_frequency": (loss / pulls).numpy(), "wm_accuracy_frequency": (hits / pulls).numpy()}
 
 
 def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:

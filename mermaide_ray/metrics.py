@@ -61,6 +61,7 @@ ROW_METRICS = (
     Metric("wm_ece_after", "1", "expected calibration error of the world model after adaptation"),
     Metric("wm_nll_uniform", "nats per pull", "floor: loss of predicting every arm alike"),
     Metric("wm_nll_frequency", "nats per pull", "floor: loss of predicting the agent's own running frequencies"),
+    Metric("wm_accuracy_frequency", "share of pulls", "floor: pulls of the arm that the agent had pulled most often"),
 )
 
 SCALARS = (

@@ -20,7 +20,7 @@ from mermaide_ray.evaluation import (
     Contender,
     Evaluation,
     Results,
-    _frequency_nll,
+    _frequency,
     _prediction,
 )
 from mermaide_ray.experiment import Experiment
@@ -209,13 +209,14 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_floor_of_running_frequencies_by_hand() -> None:
-    """Arms 0, 0, 1 of two, each seen once beforehand: 1/2, 2/3, 1/4."""
+    """Arms 0, 0, 1 of two, each seen once beforehand: 1/2, 2/3, 1/4; right by chance, right, wrong."""
     labels = torch.tensor([0, 0, 1]).view(1, 3, 1)
     expected = -(math.log(1 / 2) + math.log(2 / 3) + math.log(1 / 4)) / 3
-    assert float(_frequency_nll(labels, 2)) == pytest.approx(expected, rel=1e-5)
     # Episodes don't learn of one another.
-    twice = torch.cat([labels, 1 - labels], dim=2)
-    assert float(_frequency_nll(twice, 2)) == pytest.approx(expected, rel=1e-5)
+    for episodes in (labels, torch.cat([labels, 1 - labels], dim=2)):
+        floor = _frequency(episodes, 2)
+        assert floor["wm_nll_frequency"] == pytest.approx(expected, rel=1e-5)
+        assert floor["wm_accuracy_frequency"] == pytest.approx((1 / 2 + 1 + 0) / 3, rel=1e-5)
 
 
 def test_profiles_add_up_to_the_rows(scored: Results) -> None:
