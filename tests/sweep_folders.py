@@ -224,7 +224,17 @@ class _Writer:
         never, oracle = self.never[condition] + other, self.oracle[condition] - other
         returns = never + scores * (oracle - never)
         frequency = 1.2 + 0.3 * self.quantile[condition]
-        model = {} if margin is None else {"wm_nll_before": frequency - margin / 2, "wm_nll_after": frequency - margin}
+        model = (
+            {}
+            if margin is None
+            else {
+                "wm_nll_before": frequency - margin / 2,
+                "wm_nll_after": frequency - margin,
+                "wm_accuracy_after": 0.8,
+                "wm_accuracy_frequency": 0.5,
+                "wm_ece_after": 0.05,
+            }
+        )
         exploration = self.exploration(condition)
         return pd.DataFrame(
             {

@@ -16,6 +16,7 @@ from mermaide_ray.report.answer import answer
 from mermaide_ray.report.charts import Point, binned, non_dominated
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.traces import _over_settings
+from mermaide_ray.report.score_tables import world_model_table
 from mermaide_ray.report.study import Study, read_study
 
 
@@ -63,6 +64,59 @@ def test_matrices_and_curves_hold_the_scores_of_their_settings(tmp_path: Path) -
     for axis, expected in ((validation, [0.84, 0.94]), (test, [0.74, 0.84])):
         [bars] = axis.containers
         assert bars[0].get_xydata() == pytest.approx(np.array(list(zip([2, 20], expected, strict=True))), abs=1e-3)
+
+
+CONDITIONS = ("validation", "test", "far", "further")
+EXACT = {"seed_sd": 0, "task_sd": 0, "noise_sd": 1e-4}
+
+
+def test_many_conditions_stand_side_by_side_with_their_differences_and_gains(tmp_path: Path) -> None:
+    methods = {"mermaide": Effects(**EXACT), "maml": Effects(score=0.8, gain=0, model_margin=None, **EXACT)}
+    options = {"tasks": 6, "seeds": 3, "profiles": False, "conditions": CONDITIONS}
+    answer = {"compare": "method", "value": "mermaide", "against": ["maml"]}
+    figures = drawn(read_study([write_sweep(tmp_path / "sweep", methods, answer=answer, **options)]))
+    scores, differences, gains = figures["over_conditions"].axes
+    expected = {"mermaide": [0.94, 0.84, 0.84, 0.84], "maml": [0.8, 0.7, 0.7, 0.7]}
+    assert {bars.get_label(): bars[0].get_ydata().tolist() for bars in scores.containers} == {
+        name: pytest.approx(values, abs=1e-3) for name, values in expected.items()
+    }
+    assert differences.containers[0][0].get_ydata() == pytest.approx(np.full(4, 0.14), abs=1e-3)
+    assert gains.containers[0][0].get_ydata() == pytest.approx(np.full(4, 0.04), abs=1e-3)
+    # All conditions together, rather than the first few of them.
+    assert figures["comparison"].axes[0].containers[0][0].get_xdata() == pytest.approx([0.14], abs=1e-3)
+
+
+def test_predictions_in_many_conditions_stand_beside_their_floors(tmp_path: Path) -> None:
+    methods = {"mermaide": Effects(model_margin=0.5)}
+    options = {"tasks": 6, "seeds": 2, "profiles": False, "conditions": CONDITIONS, "ks": (0, 1, 5)}
+    study = read_study([write_sweep(tmp_path / "sweep", methods, **options)])
+    figures = drawn(study)
+    assert "world_model_loss" not in figures
+    losses, accuracy, calibration = figures["world_model_conditions"].axes
+    floor = [line.get_ydata()[0] for line in losses.lines if line.get_label() == "running frequencies"]
+    assert [bars.get_label() for bars in losses.containers] == ["K = 0", "K = 1", "K = 5"]
+    for bars in losses.containers:
+        assert bars[0].get_ydata() == pytest.approx(np.array(floor) - 0.5, abs=1e-5)
+    assert [bars[0].get_ydata()[0] for bars in accuracy.containers] == pytest.approx([0.8] * 3)
+    assert [bars[0].get_ydata()[0] for bars in calibration.containers] == pytest.approx([0.05] * 3)
+    table = world_model_table(study)
+    assert table is not None
+    assert [row[0] for row in table.rows] == list(CONDITIONS)
+    assert {row[table.head.index("less floor [95%]")] for row in table.rows} == {"-0.500 [-0.500, -0.500]"}
+
+
+def test_the_front_follows_each_method_through_the_values_of_a_setting(tmp_path: Path) -> None:
+    key = "environment.cost_weight"
+    methods = {"mermaide": Effects(per_setting={key: -0.2}, **EXACT), "maml": Effects(score=0.7, **EXACT)}
+    options = {"tasks": 6, "seeds": 2, "profiles": False, "game": (key,)}
+    study = read_study([write_sweep(tmp_path / "sweep", methods, {key: [0.1, 0.5]}, **options)])
+    validation, _ = drawn(study)["pareto_front"].axes
+    lines = {line.get_label(): line for line in validation.lines}
+    cells = [study.at_largest("mermaide", "validation", [f"cost_weight={value}"]) for value in (0.1, 0.5)]
+    expected = [study.cells.pooled(cell, "success_rate").to_numpy().mean() for cell in cells]
+    assert lines["mermaide"].get_ydata() == pytest.approx(expected)
+    assert expected[0] > expected[1] + 0.1
+    assert [text.get_text() for text in validation.texts] == ["0.1", "0.5"]
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:

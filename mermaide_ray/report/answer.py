@@ -20,7 +20,9 @@ from mermaide_ray.report.study import Study
 from mermaide_ray.report.table import SCORE
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-MEASURE_NAMES = {SCORE: "normalised score"}
+MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
+# More names than this are a count.
+MOST_CONDITIONS = 3
 
 
 @dataclass(frozen=True)
@@ -184,14 +186,21 @@ def _elsewhere(study: Study, one: Cell, other: Cell) -> bool:
     return one.condition == other.condition and sum(a != b for a, b in zip(*lines, strict=True)) == 1
 
 
-def _named(measure: str) -> str:
+def measure_name(measure: str) -> str:
+    """A measure as sentences and figures call it."""
     return MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
 def _where(conditions: Sequence[str], k: int) -> str:
-    *first, last = [name for name in conditions if name != ANYWHERE] or [""]
-    places = f"{', '.join(first)} and {last}" if first else last
+    places = named_conditions([name for name in conditions if name != ANYWHERE], " and ")
     return ", ".join(filter(None, (places, f"K = {k}" if k >= 0 else "")))
+
+
+def named_conditions(conditions: Sequence[str], last: str = ", ") -> str:
+    """Their names, or how many they are."""
+    if len(conditions) > MOST_CONDITIONS:
+        return f"{len(conditions)} conditions"
+    return last.join(filter(None, (", ".join(conditions[:-1]), *conditions[-1:])))
 
 
 def _span(interval: Interval) -> str:
@@ -212,7 +221,7 @@ def _sentence(
     among = f", its closest rival of {len(contrasts)}" if len(contrasts) > 1 and because is None else ""
     only = " alone" if because is not None and len(decisive.conditions) < len(contrasts[0].conditions) else ""
     return (
-        f"{verdict.capitalize()}: {one.name} reaches a {_named(measure)} of {decisive.level.value:.3f} "
+        f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
         f"({_where(decisive.conditions, k)}{only}), {abs(difference.value):.3f} {way} {decisive.other}{among} "
         f"(95% interval of the difference {_span(difference)}; {_basis(decisive)})."
     )
@@ -223,7 +232,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
     way = "above" if difference.value >= 0 else "below"
     sure = "" if closest.better is not None else ", which includes 0: the difference may be chance"
     return (
-        f"{one.name} reaches a {_named(measure)} of {closest.level.value:.3f} ({_where(closest.conditions, k)}), "
+        f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} ({_where(closest.conditions, k)}), "
         f"{abs(difference.value):.3f} {way} {closest.other}, the best unprivileged other method (95% interval of the "
         f"difference {_span(difference)}{sure}; {_basis(closest)})."
     )
@@ -232,8 +241,8 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
     if interval is None:
-        return f"{one.name} has no {_named(measure)} in {' and '.join(conditions)}: nothing can be said."
+        return f"{one.name} has no {measure_name(measure)} in {' and '.join(conditions)}: nothing can be said."
     return (
-        f"{one.name} reaches a {_named(measure)} of {interval.value:.3f} ({_where(conditions, k)}; 95% interval "
+        f"{one.name} reaches a {measure_name(measure)} of {interval.value:.3f} ({_where(conditions, k)}; 95% interval "
         f"{interval.low:.3f} to {interval.high:.3f}); there is nothing yet to compare it with."
     )

@@ -181,6 +181,12 @@ class Cells:
             )
         return self._intervals[key]
 
+    def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
+        """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""
+        values, others = self.pooled(one, measure), self.pooled(other, measure)
+        both = values.size and others.size
+        return (values - others.reindex_like(values)).dropna(axis="index") if both else pd.DataFrame()
+
     def same_tasks(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
         """Whether both sides met the same agents with the same luck, so that their scores may be paired."""
         return {self._game(cell) for cell in one} == {self._game(cell) for cell in other}

@@ -1,7 +1,7 @@
 """Charts of a study: performance profiles, contrasts, cost, gains, world-model losses.
 
 Each is a function from numbers to a matplotlib `Figure`; what is drawn of a study, and in which words it is described,
-is decided in `gallery.py`.
+is decided in `pictures/`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mermaide_ray.report.answer import Contrast
+from mermaide_ray.report.answer import Contrast, measure_name
 from mermaide_ray.report.drawing import (
     MARKERS,
     PALETTE,
@@ -36,18 +36,21 @@ LETTERS = 26
 
 @dataclass(frozen=True)
 class Point:
-    """What one method at one K costs and reaches.
+    """What one method costs and reaches, at one K or with one value of a setting.
 
     Attributes:
-        method, k: Which.
+        method: Which.
+        at: Its place on the method's line: K, or the setting's value.
         cost: Per episode.
         success: Share of pulls on the target.
+        is_open: Whether to draw it open.
     """
 
     method: str
-    k: int
+    at: float
     cost: float
     success: float
+    is_open: bool = False
 
 
 def performance_profiles(
@@ -108,7 +111,7 @@ def contrast_bars(contrasts: Sequence[Contrast], measure: str, *, note: str = ""
     axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
     axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
-    axes[0][0].set_xlabel(f"difference in {measure.replace('_', ' ')}")
+    axes[0][0].set_xlabel(f"difference in {measure_name(measure)}")
     axes[0][0].set_title("difference")
     if likely:
         axes[0][1].axvline(0.5, color="0.3", linewidth=1)
@@ -127,14 +130,16 @@ def pareto_front(
     cloud: Mapping[str, Sequence[Point]],
     methods: Sequence[str],
     *,
+    named: Sequence[str] = (),
     note: str = "",
 ) -> Figure:
     """Success rate against cost, a panel per condition; a line joins what no unprivileged method beats in both.
 
     Args:
-        points: Condition -> methods at each K.
+        points: Condition -> methods at each K, or with each value of a setting.
         cloud: Condition -> single settings, drawn small.
         methods: All methods of the study, in the order that gives them their colours.
+        named: Methods at whose points their place is written.
         note: Small print below the figure.
     """
     figure, axes = panels(1, len(points), note, sharey=True)
@@ -147,15 +152,18 @@ def pareto_front(
         at = [point.cost for point in front], [point.success for point in front]
         axis.plot(*at, color="0.5", linewidth=1, drawstyle="steps-post", zorder=1)
         for method in methods:
-            own = sorted((point for point in found if point.method == method), key=lambda point: point.k)
+            own = sorted((point for point in found if point.method == method), key=lambda point: point.at)
             if not own:
                 continue
             style = {key: styles[method][key] for key in ("color", "marker")}
             at = [point.cost for point in own], [point.success for point in own]
             axis.plot(*at, linestyle=":", linewidth=1, markersize=6, label=label(method), **style)
-            # The largest K is filled; the others are open.
-            for point in own[:-1]:
-                axis.plot(point.cost, point.success, markersize=5, markerfacecolor="w", linestyle="", **style)
+            for point in own:
+                if point.is_open:
+                    axis.plot(point.cost, point.success, markersize=5, markerfacecolor="w", linestyle="", **style)
+                if method in named:
+                    place = {"xytext": (3, -10), "textcoords": "offset points", "fontsize": 7}
+                    axis.annotate(f"{point.at:g}", (point.cost, point.success), color=style["color"], **place)
         axis.set_title(title_of(condition))
         axis.set_xlabel("cost of interventions per episode")
     axes[0][0].set_ylabel("success rate (share of pulls)")

@@ -15,7 +15,7 @@ import pandas as pd
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.sources import FAILED
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
-from mermaide_ray.report.study import Study
+from mermaide_ray.report.study import FLOORS, Study
 from mermaide_ray.report.table import FEW_SEEDS
 
 RESAMPLES = 1000
@@ -68,16 +68,14 @@ def diagnose(study: Study) -> list[Finding]:
 
 
 def _world_model(study: Study) -> Iterator[tuple[str, str]]:
-    floors = ("wm_nll_uniform", "wm_nll_frequency")
-    if not {"wm_nll_after", *floors} <= study.cells.measures:
+    if not {"wm_nll_after", *FLOORS} <= study.cells.measures:
         return
     for method, k, condition, cells in _trained(study, largest=True):
         after = study.cells.pooled(cells, "wm_nll_after")
         if not after.size:
             continue
-        means = {floor: study.cells.pooled(cells, floor).reindex_like(after) for floor in floors}
-        floor = min(means, key=lambda name: float(means[name].to_numpy().mean()))
-        gap = _interval(after - means[floor])
+        floor, above = study.better_floor(cells)
+        gap = _interval(above)
         if gap.high >= 0:
             name = floor.removeprefix("wm_nll_")
             name = "predicting every arm alike" if name == "uniform" else "the agent's own running frequencies"
@@ -85,7 +83,7 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
             yield (
                 SERIOUS if gap.value >= 0 else NOTE,
                 f"{method}, {condition}, K = {k}: the world model's loss on the next arm is {_mean(after):.3f} nats "
-                f"per pull, {how} {name} ({_mean(means[floor]):.3f}; difference {_told(gap)}).",
+                f"per pull, {how} {name} ({_mean(after - above):.3f}; difference {_told(gap)}).",
             )
 
 
@@ -95,7 +93,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         before = study.cells_of(method, least, [condition], [cell.setting for cell in cells])
         if k == least or not before:
             continue
-        gain = _gain(study, cells, before)
+        gain = study.cells.gain(cells, before)
         # A method that doesn't adapt scores the very same at every K.
         if not gain.size or not gain.to_numpy().any():
             continue
@@ -265,11 +263,6 @@ def _trained(study: Study, largest: bool) -> Iterator[tuple[str, int, str, list[
                     cells = study.cells_of(method, k, [condition])
                     if cells:
                         yield method, k, condition, cells
-
-
-def _gain(study: Study, after: Sequence[Cell], before: Sequence[Cell]) -> pd.DataFrame:
-    one, other = study.cells.pooled(after), study.cells.pooled(before)
-    return (one - other.reindex_like(one)).dropna(axis="index") if one.size and other.size else pd.DataFrame()
 
 
 def _seed_ratio(scores: pd.DataFrame) -> float:

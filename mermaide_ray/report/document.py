@@ -19,7 +19,7 @@ from mermaide_ray.report.drawing import save_figure
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.picture import Picture
 from mermaide_ray.report.provenance import failed_table, origin_table
-from mermaide_ray.report.score_tables import contrast_table, score_tables, setting_tables
+from mermaide_ray.report.score_tables import contrast_table, score_tables, setting_tables, world_model_table
 from mermaide_ray.report.sources import Source
 from mermaide_ray.report.study import Study, read_study
 from mermaide_ray.report.tabular import Table
@@ -82,7 +82,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     study = read_study(folders)
     target = out or _default_folder(study.sources)
     found = answer(study)
-    tables = [table for table in (contrast_table(found), *score_tables(study), *setting_tables(study)) if table]
+    told = (contrast_table(found), *score_tables(study), *setting_tables(study), world_model_table(study))
+    tables = [table for table in told if table]
     findings = diagnose(study)
     drawn = list(pictures(study, found))
     try:

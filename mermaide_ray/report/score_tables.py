@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mermaide_ray.report.answer import Answer, Contrast
+from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
 from mermaide_ray.report.cells import Cell
-from mermaide_ray.report.statistics import QUARTILE, Interval
-from mermaide_ray.report.study import Study, short, shown
+from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.study import FLOORS, Study, short, shown
 from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.tabular import Table
 
@@ -45,7 +45,7 @@ def contrast_table(answer: Answer) -> Table | None:
         return None
     contrasts = [*answer.contrasts, *answer.by_condition]
     rows = tuple(_contrast_line(contrast) for contrast in contrasts)
-    measure = answer.measure.replace("_", " ")
+    measure = measure_name(answer.measure)
     return Table(
         "comparison",
         f"{answer.name} against the others",
@@ -56,6 +56,48 @@ def contrast_table(answer: Answer) -> Table | None:
         "an interquartile mean of differences is not the difference of interquartile means. "
         "P(improvement): that it does better on a random task." + _cut(len(rows)),
         rules=frozenset({len(answer.contrasts)} if answer.by_condition else ()),
+    )
+
+
+def world_model_table(study: Study) -> Table | None:
+    """The main method's predictions of the next arm: by K, beside the better floor; None without a world model."""
+    ks, measures = study.cells.ks(study.main), study.cells.measures
+    if not {"wm_nll_after", *FLOORS} <= measures:
+        return None
+    others = {
+        "accuracy": "wm_accuracy_after",
+        "accuracy of frequencies": "wm_accuracy_frequency",
+        "calibration error": "wm_ece_after",
+    }
+    shown = {name: measure for name, measure in others.items() if measure in measures}
+    rows = []
+    for condition in study.conditions:
+        losses = {k: study.cells_of(study.main, k, [condition]) for k in ks}
+        last = next((losses[k] for k in reversed(ks) if study.cells.pooled(losses[k], "wm_nll_after").size), None)
+        if last is None:
+            continue
+        floor, above = study.better_floor(last)
+        means = [study.cells.pooled(losses[k], "wm_nll_after") for k in ks]
+        rows.append(
+            (
+                condition,
+                *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in means),
+                f"{study.cells.pooled(last, floor).to_numpy().mean():.3f}",
+                interval_text(bootstrap_interval(above.to_numpy(), seed=0, trim=0), "{:+.3f}"),
+                *(f"{study.cells.pooled(last, measure).to_numpy().mean():.3f}" for measure in shown.values()),
+                basis_text(study, last, "wm_nll_after"),
+            )
+        )
+    if not rows:
+        return None
+    return Table(
+        "world_model",
+        f"Predicting the next arm, {label(study.main)}",
+        ("condition", *(f"K = {k}" for k in ks), "floor", "less floor [95%]", *shown, "seeds × tasks"),
+        tuple(rows[:MOST_LINES]),
+        caption="Loss in nats per pull, after K support episodes; the floor is the better of predicting every arm "
+        "alike and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy and "
+        f"calibration error at the largest K ({_largest(study)})." + _cut(len(rows)),
     )
 
 
@@ -120,16 +162,23 @@ def _of_condition(study: Study, condition: str) -> Table:
 
 def _figures(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
     yield interval_text(study.cells.interval(cells, SCORE, QUARTILE))
-    for measure, (_, form) in MEANS.items():
-        values = study.cells.pooled(cells, measure) if measure in study.cells.measures else None
-        yield NONE if values is None or not values.size else form.format(values.to_numpy().mean())
+    for measure in MEANS:
+        yield _mean_text(study, cells, measure)
     yield basis_text(study, cells, "return" if "return" in study.cells.measures else SCORE)
+
+
+def _mean_text(study: Study, cells: Sequence[Cell], measure: str) -> str:
+    values = study.cells.pooled(cells, measure) if measure in study.cells.measures else None
+    return NONE if values is None or not values.size else MEANS[measure][1].format(values.to_numpy().mean())
 
 
 def _of_setting(study: Study, key: str) -> Table:
     rows: list[tuple[str, ...]] = []
     rules = set()
     methods = [method for method in study.methods if study.is_trained(method)]
+    held_out = study.shift_condition
+    # Beside the score: a high return from cheap and from costly interventions are different results.
+    beside = [measure for measure in ("success_rate", "interventions") if measure in study.cells.measures]
     for value in study.values_of(key):
         settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
         if rows:
@@ -138,8 +187,9 @@ def _of_setting(study: Study, key: str) -> Table:
             columns = [study.at_largest(method, condition, settings) for condition in study.conditions]
             if any(columns):
                 figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
-                most = max(columns, key=len)
-                rows.append((shown(value), label(method), *figures, basis_text(study, most)))
+                most, last = max(columns, key=len), study.at_largest(method, held_out, settings)
+                means = (_mean_text(study, last, measure) for measure in beside)
+                rows.append((shown(value), label(method), *figures, *means, basis_text(study, most)))
     others = [short(other) for other in study.dimensions if other != key]
     caption = f"Normalised score at the largest K ({_largest(study)}): interquartile mean [95% bootstrap interval]."
     if others:
@@ -147,7 +197,13 @@ def _of_setting(study: Study, key: str) -> Table:
     return Table(
         f"by_{_file_name(short(key))}",
         f"Scores by {key}",
-        (short(key), "method", *study.conditions, "seeds × tasks"),
+        (
+            short(key),
+            "method",
+            *study.conditions,
+            *(f"{MEANS[measure][0]}, {held_out}" for measure in beside),
+            "seeds × tasks",
+        ),
         tuple(rows[:MOST_LINES]),
         text=2,
         caption=caption + _cut(len(rows)),
@@ -186,7 +242,7 @@ def _largest(study: Study) -> str:
 def _contrast_line(contrast: Contrast) -> tuple[str, ...]:
     return (
         contrast.other,
-        " + ".join(contrast.conditions),
+        named_conditions(contrast.conditions, " + "),
         interval_text(contrast.difference, "{:+.3f}"),
         interval_text(contrast.probability),
         f"{contrast.seeds} × {contrast.tasks}",

@@ -33,6 +33,9 @@ MEASURES = (
     "wm_nll_after",
     "wm_nll_uniform",
     "wm_nll_frequency",
+    "wm_accuracy_after",
+    "wm_accuracy_frequency",
+    "wm_ece_after",
 )
 # Columns of settings that a sweep searched, and of the agents' hyperparameters.
 SETTING, PARAM = "setting.", "param."

@@ -20,6 +20,8 @@ from mermaide_ray.report.table import is_privileged
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
+# Losses of predicting the next arm without having learned anything before the episode.
+FLOORS = ("wm_nll_uniform", "wm_nll_frequency")
 # In a plain run's config.yaml: what is no setting of the method or its game.
 NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")
 
@@ -78,6 +80,11 @@ class Study:
         """Dotted keys of the settings that take several values."""
         return [str(key) for key in self.settings.columns if self.settings[key].nunique(dropna=False) > 1]
 
+    @property
+    def shift_condition(self) -> str:
+        """The condition that says most where there is room for one: test, else the last."""
+        return "test" if "test" in self.conditions else self.conditions[-1]
+
     def is_trained(self, method: str) -> bool:
         """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
         return method not in BASELINES and ":" not in method
@@ -122,6 +129,13 @@ class Study:
             cell for k in self.largest(method, condition) for cell in self.cells_of(method, k, [condition], settings)
         ]
 
+    def better_floor(self, cells: Sequence[Cell]) -> tuple[str, pd.DataFrame]:
+        """The stronger predictor that learns nothing beforehand, and the world model's loss less its loss, [S, T]."""
+        after = self.cells.pooled(cells, "wm_nll_after")
+        floors = {floor: self.cells.pooled(cells, floor).reindex_like(after) for floor in FLOORS}
+        floor = min(floors, key=lambda name: float(floors[name].to_numpy().mean()))
+        return floor, after - floors[floor]
+
     def k_for(self, method: str, k: int) -> int:
         """K at which a method stands against others at `k`: the same, or its only or smallest one."""
         ks = self.cells.ks(method)
@@ -131,6 +145,10 @@ class Study:
         """The values of one dimension, numbers in order, labels as they come."""
         values = list(dict.fromkeys(self.settings[key].dropna()))
         return sorted(values) if all(isinstance(value, float | int) for value in values) else values
+
+    def is_numeric(self, key: str) -> bool:
+        """Whether all values of one dimension are numbers."""
+        return all(isinstance(value, float) for value in self.values_of(key))
 
 
 def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mermaide_ray.report.answer import Answer
 from mermaide_ray.report.pictures.agents import adaptation_gain, world_model_loss
+from mermaide_ray.report.pictures.conditions import over_conditions, world_model_conditions
 from mermaide_ray.report.pictures.picture import Picture
 from mermaide_ray.report.pictures.scores import comparison, kshot_curve, pareto, performance_profiles
 from mermaide_ray.report.pictures.swept import setting_curves, shift_matrices
@@ -22,6 +23,7 @@ DRAWN = (
     learning_curves,
     adaptation_gain,
     world_model_loss,
+    world_model_conditions,
     calibration,
     intervention_heatmap,
 )
@@ -30,5 +32,6 @@ DRAWN = (
 def pictures(study: Study, answer: Answer) -> Iterator[Picture]:
     """All pictures that the study's data allow."""
     yield from comparison(study, answer)
+    yield from over_conditions(study, answer)
     for draw in DRAWN:
         yield from draw(study)

@@ -10,6 +10,7 @@ from mermaide_ray.report.charts import world_model_losses
 from mermaide_ray.report.pictures.picture import (
     MOST_FAMILIES,
     MOST_METHODS,
+    MOST_PANELS,
     Picture,
     basis,
     left_out,
@@ -72,8 +73,8 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
 
 
 def world_model_loss(study: Study) -> Iterator[Picture]:
-    """Losses of the world models beside their floors."""
-    if "wm_nll_after" not in study.cells.measures:
+    """Losses of the world models beside their floors; many conditions have their place in `world_model_conditions`."""
+    if "wm_nll_after" not in study.cells.measures or len(study.conditions) > MOST_PANELS:
         return
     losses: dict[str, dict[str, Interval]] = {}
     floors = {"wm_nll_uniform": "floor: every arm alike", "wm_nll_frequency": "floor: running frequencies"}

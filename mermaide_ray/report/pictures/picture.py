@@ -63,8 +63,9 @@ def left_out(study: Study) -> str:
 
 def basis(study: Study) -> str:
     """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
-    condition = study.conditions[-1]
-    matrix = study.cells.pooled(study.at_largest(study.main, condition))
+    scored = {name: study.cells.pooled(study.at_largest(study.main, name)) for name in study.conditions}
+    condition = next((name for name in reversed(study.conditions) if scored[name].size), study.conditions[-1])
+    matrix = scored[condition]
     settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
     return f"{len(matrix)} training seeds × {matrix.shape[1]} tasks ({label(study.main)}, {condition}{settings})."
 

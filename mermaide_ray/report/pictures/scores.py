@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mermaide_ray.report.answer import Answer
+from mermaide_ray.report.answer import Answer, measure_name, named_conditions
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.charts import (
     Point,
@@ -24,8 +24,9 @@ from mermaide_ray.report.pictures.picture import (
     panels_of,
     small_print,
 )
+from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.statistics import QUARTILE, Interval
-from mermaide_ray.report.study import Study
+from mermaide_ray.report.study import Study, short
 from mermaide_ray.report.table import SCORE, is_privileged, label
 
 # Settings drawn as a cloud.
@@ -35,11 +36,13 @@ ENDS = ("never", "oracle")
 
 def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
     """The side that the answer is about against each of the others."""
-    contrasts = list(answer.by_condition or answer.contrasts)
+    # Of many conditions each has its place in `over_conditions`.
+    apart = len(study.conditions) <= MOST_PANELS and answer.by_condition
+    contrasts = list(apart or answer.contrasts)
     if not contrasts:
         return
     told = [
-        f"{contrast.other} ({' + '.join(contrast.conditions)}): {contrast.difference.value:+.3f}"
+        f"{contrast.other} ({named_conditions(contrast.conditions, ' + ')}): {contrast.difference.value:+.3f}"
         for contrast in contrasts[: MOST_METHODS * 2]
     ]
     kept = list(dict.fromkeys(contrast.other for contrast in contrasts))[:MOST_METHODS]
@@ -49,7 +52,7 @@ def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
     yield Picture(
         "comparison",
         f"{answer.name} against the others",
-        f"Differences in {answer.measure.replace('_', ' ')} (right of the line: {answer.name} is higher), and the "
+        f"Differences in {measure_name(answer.measure)} (right of the line: {answer.name} is higher), and the "
         "probability that it does better on a random task. Intervals that cross the line leave the order open.",
         f"Error bars of the difference between {answer.name} and each other: {'; '.join(told)}.",
         contrast_bars(drawn, answer.measure, note=note),
@@ -121,39 +124,79 @@ def pareto(study: Study) -> Iterator[Picture]:
     """Success rate against cost, with its front."""
     if not {"cost", "success_rate"} <= study.cells.measures:
         return
+    key = study.dimensions[0] if len(study.dimensions) == 1 else None
+    values = study.values_of(key) if key and study.is_numeric(key) else []
+    if key and 1 < len(values) <= MOST_VALUES:
+        yield _pareto_over(study, key, values)
+    else:
+        yield _pareto_over_k(study)
+
+
+def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture:
+    """A line per method through the values of the one setting that the sweep varied."""
+    points: dict[str, list[Point]] = {}
+    for condition in panels_of(study):
+        for method in study.methods:
+            for value in values:
+                settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
+                cells = study.at_largest(method, condition, settings)
+                points.setdefault(condition, []).extend(_points(study, method, value, [cells]))
+    name = short(key)
+    note = small_print(study, f"Means over training seeds and tasks, largest K of each method. {basis(study)}")
+    return Picture(
+        "pareto_front",
+        f"Success against cost, over {key}",
+        f"Upper left is better. Dotted lines join the values of {name}, written beside {label(study.main)}; the grey "
+        "line joins what no unprivileged method beats in both success and cost." + left_out(study),
+        f"Scatter of success rate against cost. {_front_told(points, name)}.",
+        pareto_front(points, {}, study.methods, named=[study.main], note=note),
+    )
+
+
+def _pareto_over_k(study: Study) -> Picture:
+    """A line per method through its K; single settings of the main method as a cloud."""
     points: dict[str, list[Point]] = {}
     cloud: dict[str, list[Point]] = {}
     for condition in panels_of(study):
         for method in study.methods:
+            largest = study.largest(method, condition)
             for k in study.cells.ks(method, condition):
                 cells = study.cells_of(method, k, [condition])
-                points.setdefault(condition, []).extend(_points(study, method, k, [cells]))
+                points.setdefault(condition, []).extend(_points(study, method, k, [cells], is_open=[k] != largest))
         singles = study.at_largest(study.main, condition)
         if 1 < len(singles) <= MOST_DOTS:
             cloud[condition] = _points(study, study.main, singles[0].k, [[cell] for cell in singles])
-    told = [
-        f"{condition}: on the front {', '.join(f'{label(p.method)} (K = {p.k})' for p in front)}"
-        for condition, found in points.items()
-        for front in [non_dominated([point for point in found if not is_privileged(point.method)])]
-    ]
     note = small_print(study, f"Means over training seeds and tasks. {basis(study)}")
-    yield Picture(
+    return Picture(
         "pareto_front",
         "Success against cost",
         "Upper left is better. The grey line joins what no unprivileged method beats in both success and cost; filled "
         "markers are the largest K, open ones smaller K, dots single settings of the main method." + left_out(study),
-        f"Scatter of success rate against cost. {'; '.join(told)}.",
+        f"Scatter of success rate against cost. {_front_told(points, 'K')}.",
         pareto_front(points, cloud, study.methods, note=note),
     )
 
 
-def _points(study: Study, method: str, k: int, groups: Sequence[Sequence[Cell]]) -> list[Point]:
+def _front_told(points: Mapping[str, Sequence[Point]], at: str) -> str:
+    fronts = {
+        condition: non_dominated([point for point in found if not is_privileged(point.method)])
+        for condition, found in points.items()
+    }
+    return "; ".join(
+        f"{condition}: on the front {', '.join(f'{label(point.method)} ({at} = {point.at:g})' for point in front)}"
+        for condition, front in fronts.items()
+    )
+
+
+def _points(
+    study: Study, method: str, at: float, groups: Sequence[Sequence[Cell]], is_open: bool = False
+) -> list[Point]:
     """One point per group of cells."""
 
     def mean(cells: Sequence[Cell], measure: str) -> float:
         return float(study.cells.pooled(cells, measure).to_numpy().mean())
 
-    return [Point(method, k, mean(cells, "cost"), mean(cells, "success_rate")) for cells in groups if cells]
+    return [Point(method, at, mean(cells, "cost"), mean(cells, "success_rate"), is_open) for cells in groups if cells]
 
 
 def _drawn_methods(study: Study) -> list[str]:

@@ -31,7 +31,7 @@ MOST_MATRICES = 4
 def setting_curves(study: Study) -> Iterator[Picture]:
     """Scores over each numeric setting."""
     methods = [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]
-    for key in [key for key in study.dimensions if _is_numeric(study, key)][:MOST_DIMENSIONS]:
+    for key in [key for key in study.dimensions if study.is_numeric(key)][:MOST_DIMENSIONS]:
         values = study.values_of(key)
         many = len(values) > MOST_VALUES
         curves: dict[str, dict[str, dict[float, Interval]]] = {}
@@ -87,7 +87,7 @@ def shift_matrices(study: Study) -> Iterator[Picture]:
                 continue
             drawn += 1
             against = "condition" if other is None else short(other)
-            at = "" if other is None else f" Condition: {_shift_condition(study)}."
+            at = "" if other is None else f" Condition: {study.shift_condition}."
             note = small_print(study, f"Largest K of each method; interquartile mean.{at} {basis(study)}")
             first = next(iter(matrices.values()))
             low, high = np.nanmin(first), np.nanmax(first)
@@ -106,15 +106,7 @@ def _crossing(study: Study, method: str, key: str, row: Any, other: str | None, 
     at = study.settings[key] == row
     if other is not None:
         at &= study.settings[other] == column
-    condition = str(column) if other is None else _shift_condition(study)
+    condition = str(column) if other is None else study.shift_condition
     settings = [str(setting) for setting in study.settings.index[at]]
     point = mean_of(study, study.at_largest(method, condition, settings))
     return float("nan") if point is None else point.value
-
-
-def _shift_condition(study: Study) -> str:
-    return "test" if "test" in study.conditions else study.conditions[-1]
-
-
-def _is_numeric(study: Study, key: str) -> bool:
-    return all(isinstance(value, float) for value in study.values_of(key))
