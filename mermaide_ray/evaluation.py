@@ -132,10 +132,7 @@ class Evaluation:
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
         played = self._play(name)
-        labels = View(self.experiment.environment).label(
-            played.arms.transpose(1, 2).long(), played.target[:, None, None]
-        )
-        rows = self._rows(name, 0, 0, self.tasks, played, labels, {})
+        rows = self._rows(name, 0, 0, self.tasks, played, self._labels(played), {})
         return Results(rows, pd.DataFrame(), self._profiles(name, 0, 0, played))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
@@ -157,7 +154,7 @@ class Evaluation:
         tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])
         table = contender.table
         meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
-        history = table.experience(meeting.query).history
+        history, labels = table.experience(meeting.query).history, self._labels(meeting.query)
         extra: dict[str, Any] = {}
         calibration = pd.DataFrame()
         if meeting.support is not None:
@@ -173,13 +170,13 @@ class Evaluation:
             assert before.arm_logits is not None
             assert after.arm_logits is not None
             for when, logits in (("before", before.arm_logits), ("after", after.arm_logits)):
-                extra |= {f"wm_{key}_{when}": value for key, value in _prediction(logits, history.labels).items()}
-            calibration = _calibration(after.arm_logits, history.labels, tasks.family_names())
+                extra |= {f"wm_{key}_{when}": value for key, value in _prediction(logits, labels).items()}
+            calibration = _calibration(after.arm_logits, labels, tasks.family_names())
             calibration = calibration.assign(
                 method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
             )
         return Results(
-            self._rows(contender.name, contender.seed, k, tasks, meeting.query, history.labels, extra, chunk),
+            self._rows(contender.name, contender.seed, k, tasks, meeting.query, labels, extra, chunk),
             calibration,
             self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
         )
@@ -190,6 +187,10 @@ class Evaluation:
         seed, split, purpose, iteration = self.key
         dice = deal_for(environment, (seed, split, f"{purpose}/query", iteration), self.tasks, episodes)
         return play(environment, self.tasks, episodes, dice, principal)
+
+    def _labels(self, played: Trajectories) -> Tensor:
+        """The arms pulled, as the principal names them, int64 [B, T, E]: whatever it saw of them."""
+        return View(self.experiment.environment).label(played.arms.transpose(1, 2).long(), played.target[:, None, None])
 
     def _returns(self, played: Trajectories) -> Tensor:
         """Mean return per episode, float [B]."""

@@ -19,6 +19,7 @@ from mermaide_ray.settings import Layer, Number, Range, Section, Switch, Whole, 
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MoreDice = tuple[Literal["uniform", "normal"], tuple[int, ...]]
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 
@@ -28,6 +29,21 @@ def _printable(name: str) -> str:
     if not name.isprintable() or "/" in name or not name.strip(". "):
         raise ValueError(f"must be printable text without '/', got {one_line(name)}")
     return name
+
+
+class Sight(Section):
+    """What the principal sees of the agent's pulls: each of them, as it was, before its next intervention."""
+
+    noise: Number = Field(0.0, ge=0, le=1, description="probability that a pull seen shows a uniform arm in its place")
+    delay: Whole = Field(0, ge=0, description="pulls by which each is seen late")
+    share: Number = Field(
+        1.0, gt=0, le=1, description="probability that a pull is seen; of the others the principal sees that it is not"
+    )
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether what is seen of a pull is a matter of luck."""
+        return self.noise > 0 or self.share < 1
 
 
 class Environment(Section):
@@ -55,6 +71,7 @@ class Environment(Section):
         description="how the principal's observation names arms: relative counts from the target (arm - target mod "
         "|A|), an exact symmetry of the game; absolute adds the target as an input",
     )
+    sight: Sight = Field(default_factory=Sight)
 
     @field_validator("graded_sizes")
     @classmethod
@@ -63,12 +80,30 @@ class Environment(Section):
             raise ValueError(f"must hold sizes > 0, got {one_line(sizes)}")
         return sizes
 
+    @model_validator(mode="after")
+    def _something_is_seen(self) -> Environment:
+        if self.sight.delay >= self.horizon:
+            raise ValueError(
+                f"`environment.sight.delay` must be < environment.horizon ({self.horizon}), got {self.sight.delay}"
+            )
+        return self
+
     @property
     def num_interventions(self) -> int:
         """Actions open to the principal, "none" (0) included."""
         return {"signed": 2, "bonus": 2, "arm": self.num_arms + 1, "graded": len(self.graded_sizes) + 1}[
             self.intervention
         ]
+
+    @property
+    def num_symbols(self) -> int:
+        """What a pull may look like to the principal: an arm or, where not all pulls are seen, nothing."""
+        return self.num_arms + (self.sight.share < 1)
+
+    @property
+    def more_dice(self) -> dict[str, MoreDice]:
+        """The luck that these settings need beyond what every game does, by name: law and shape, per episode."""
+        return {"sight": ("uniform", (self.horizon, 2))} if self.sight.is_lossy else {}
 
 
 class FamilyRanges(Section):

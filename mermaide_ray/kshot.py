@@ -37,15 +37,15 @@ class NetworkPrincipal:
         self._architecture, self._view, self._weights = method.architecture, view, weights
         self._initial = initial
         self.state = torch.empty(0)
-        arms, interventions = view.num_arms, view.num_interventions
+        symbols, interventions = view.num_symbols, view.num_interventions
         rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
-        # Row 0 stands for "none yet": one-hot inputs are then lookups, arm (+ 1) and intervention (+ 1).
+        # Row 0 stands for "none yet": one-hot inputs are then lookups, symbol (+ 1) and intervention (+ 1).
         nothing = torch.zeros_like(rows[:, :1])
-        by_arm = torch.cat([nothing, rows[:, :arms]], dim=1) + bias
-        by_action = torch.cat([nothing, rows[:, arms : arms + interventions]], dim=1)
-        self._by_target = None if view.relative else rows[:, arms + interventions : -1]
+        by_arm = torch.cat([nothing, rows[:, :symbols]], dim=1) + bias
+        by_action = torch.cat([nothing, rows[:, symbols : symbols + interventions]], dim=1)
+        self._by_target = None if view.relative else rows[:, symbols + interventions : -1]
         self._by_time = rows[:, -1:]
-        self._small = (arms + 1) * (interventions + 1) <= _SMALL_TABLE
+        self._small = (symbols + 1) * (interventions + 1) <= _SMALL_TABLE
         if self._small:
             by_arm = (by_arm.unsqueeze(2) + by_action.unsqueeze(1)).flatten(1, 2)
         self._by_arm, self._by_action = by_arm, by_action
@@ -174,8 +174,10 @@ class Table:
             principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
             played.append(play(self.environment, tasks, 1, dice.rows(rows), principal))
             state = principal.state
+        shown = [part.shown for part in played if part.shown is not None]
         return Trajectories(
             arms=torch.cat([part.arms for part in played], dim=1),
             interventions=torch.cat([part.interventions for part in played], dim=1),
             target=tasks.target,
+            shown=torch.cat(shown, dim=1) if shown else None,
         )

@@ -26,7 +26,7 @@ class Seen:
 
     Attributes:
         step: t.
-        last_arm: int64 [N], previous pull as a label; -1 at t = 0.
+        last_arm: int64 [N], last symbol seen as a label (`View.symbol`: previous pull); -1 before there is one.
         last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
         target: int64 [N], the target arm.
         uniform: float [N] on [0, 1), the principal's own dice for this step.
@@ -107,6 +107,11 @@ def play(
     last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
     steps = torch.arange(horizon, dtype=torch.float32)
     noise = dice.reward_noise * environment.reward_noise
+    shown = None
+    if environment.sight.is_lossy:
+        shown = torch.empty((horizon, num), dtype=compact_dtype(environment.num_symbols))
+        sight = dice.more["sight"].transpose(0, 1)
+    delay = environment.sight.delay
     principal.begin(num)
     for t in range(horizon):
         # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles. A new
@@ -125,18 +130,28 @@ def play(
             rows = group.rows
             group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], agent_reward[rows])
         arms[t], interventions[t] = arm, intervention
-        last_label, last_action = view.label(arm, target), action
+        last_action = action
+        if shown is not None:
+            shown[t] = view.symbol(arm, sight[t])
+        if shown is not None or delay:
+            if t >= delay:
+                arrived = (arms if shown is None else shown)[t - delay].long()
+                last_label = view.symbol_label(arrived, target)
+        else:
+            last_label = view.label(arm, target)
     shape = (horizon, len(tasks), episodes)
     return Trajectories(
         arms=arms.view(shape).permute(1, 2, 0).contiguous(),
         interventions=interventions.view(shape).permute(1, 2, 0).contiguous(),
         target=tasks.target,
+        shown=None if shown is None else shown.view(shape).permute(1, 2, 0).contiguous(),
     )
 
 
-def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int) -> Dice:
+def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int, first_episode: int = 0) -> Dice:
     """The dice of `episodes` episodes of each task, as `play` takes them."""
-    return deal(key, tasks.ids, episodes, environment.horizon, environment.num_arms, tasks.needs_normals())
+    game = environment.horizon, environment.num_arms
+    return deal(key, tasks.ids, episodes, *game, tasks.needs_normals(), first_episode, environment.more_dice)
 
 
 def _groups(tasks: Tasks, episodes: int, dice: Dice) -> list[_Group]:

@@ -8,8 +8,8 @@ who samples, nor on the order, nor on a restart, and two methods that ask for th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mermaide_ray.experiment import MoreDice
 
 Key = tuple[int, str, str, int]
 """(seed, split, purpose, iteration): all of a generator's key but the task."""
@@ -39,6 +41,7 @@ class Dice:
         normal: float [T, N, A] standard normal for agents that need them, else [T, N, 0].
         reward_noise: float [T, N] standard normal.
         principal: float [T, N] on [0, 1), for the principal's own sampling.
+        more: float [N, …] by name, what only some settings of the game need (`Environment.more_dice`).
     """
 
     priority: Tensor
@@ -46,6 +49,7 @@ class Dice:
     normal: Tensor
     reward_noise: Tensor
     principal: Tensor
+    more: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, rows: Tensor) -> Dice:
         """The dice of some episodes, int64 [N'], each as often as it is named."""
@@ -55,6 +59,7 @@ class Dice:
             normal=self.normal[:, rows],
             reward_noise=self.reward_noise[:, rows],
             principal=self.principal[:, rows],
+            more={name: luck[rows] for name, luck in self.more.items()},
         )
 
 
@@ -66,6 +71,7 @@ def deal(
     num_arms: int,
     normals: Sequence[bool],
     first_episode: int = 0,
+    more: Mapping[str, MoreDice] | None = None,
 ) -> Dice:
     """Deals the dice of `episodes` episodes of each task.
 
@@ -77,6 +83,7 @@ def deal(
         num_arms: A.
         normals: Per task, whether its agent needs normal draws.
         first_episode: Index of the first episode wanted: earlier ones are drawn and dropped.
+        more: Law and shape per episode of further arrays, by name; each has a stream of its own.
     """
     import torch
 
@@ -89,6 +96,7 @@ def deal(
     normal = np.zeros((*shape, horizon, num_arms if any(normals) else 0), dtype=np.float32)
     reward_noise = np.empty((*shape, horizon), dtype=np.float32)
     principal = np.empty((*shape, horizon), dtype=np.float32)
+    further = {name: np.empty((*shape, *size), dtype=np.float32) for name, (_, size) in (more or {}).items()}
     ranks = np.broadcast_to(np.arange(1, num_arms + 1, dtype=np.float32), (count, num_arms))
     for row, task in enumerate(tasks):
 
@@ -102,6 +110,9 @@ def deal(
         principal[row] = stream("principal").random((count, horizon), dtype=np.float32)[wanted]
         if normals[row]:
             normal[row] = stream("normal").standard_normal((count, horizon, num_arms), dtype=np.float32)[wanted]
+        for name, (law, size) in (more or {}).items():
+            draw = stream(name).random if law == "uniform" else stream(name).standard_normal
+            further[name][row] = draw((count, *size), dtype=np.float32)[wanted]
 
     def time_first(array: NDArray[np.float32]) -> Tensor:
         flat = array.reshape(len(tasks) * episodes, *array.shape[2:])
@@ -113,4 +124,5 @@ def deal(
         normal=time_first(normal),
         reward_noise=time_first(reward_noise),
         principal=time_first(principal),
+        more={name: torch.from_numpy(luck.reshape(-1, *luck.shape[2:])) for name, luck in further.items()},
     )

@@ -32,7 +32,7 @@ class Sample:
         tasks: Task ids, [B].
         weights_version: The weights that it was sampled with.
         columns: `support_arms`, `support_interventions` [B, K, T] (none for K = 0), `query_arms`, `query_interventions`
-            [B, E, T], small integers, and `target` [B].
+            [B, E, T], small integers, and `target` [B]; `support_shown` and `query_shown` where sight is lossy.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 
@@ -106,6 +106,8 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
             if played is not None:
                 columns[f"{which}_arms"] = played.arms[back].numpy()
                 columns[f"{which}_interventions"] = played.interventions[back].numpy()
+                if played.shown is not None:
+                    columns[f"{which}_shown"] = played.shown[back].numpy()
         return columns
 
     def get_spaces(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a batch of episodes is, and what the principal sees of it.
 
 Shape legend, everywhere: B tasks, E episodes, T pulls, A arms, I interventions, D observation, H hidden; axes in that
-order; N = B * E. Only arms and interventions are stored and shipped (2-4 bytes a pull): observations, rewards and costs
-follow from them and are rebuilt where they are used.
+order; N = B * E. Only arms and interventions are stored and shipped (2-4 bytes a pull), and what the principal saw of a
+pull if that is a matter of luck: observations, rewards and costs follow from them and are rebuilt where they are used.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ class Trajectories:
         arms: uint8 or int16 [B, E, T], the agent's pulls.
         interventions: uint8 or int16 [B, E, T], the principal's actions.
         target: int64 [B], the target arm of each task.
+        shown: uint8 or int16 [B, E, T], what the principal saw of each pull, however late (`View.symbol`); None: the
+            arm itself.
     """
 
     arms: Tensor
     interventions: Tensor
     target: Tensor
+    shown: Tensor | None = None
 
     def episodes(self, wanted: slice) -> Trajectories:
         """The same tasks, some of their episodes."""
-        return Trajectories(self.arms[:, wanted], self.interventions[:, wanted], self.target)
+        shown = None if self.shown is None else self.shown[:, wanted]
+        return Trajectories(self.arms[:, wanted], self.interventions[:, wanted], self.target, shown)
 
     def tasks(self, wanted: slice) -> Trajectories:
         """Some of the tasks."""
-        return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted])
+        shown = None if self.shown is None else self.shown[wanted]
+        return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted], shown)
 
 
 def compact_dtype(count: int) -> torch.dtype:
@@ -46,9 +51,12 @@ def compact_dtype(count: int) -> torch.dtype:
 class View:
     """The principal's view of the game: how arms are named, and the observation vector.
 
-    Observation, float [D]: last arm one-hot [A], last intervention one-hot [I], (absolute labels only) target one-hot
-    [A], t / T. Before the first pull of an episode the first two are zero. Nothing hidden enters it: not the agent's
-    rewards, estimates, family or hyperparameters.
+    Observation, float [D]: last symbol seen one-hot [S], last intervention one-hot [I], (absolute labels only) target
+    one-hot [A], t / T. Before the first pull of an episode the first two are zero. Nothing hidden enters it: not the
+    agent's rewards, estimates, family or hyperparameters.
+
+    The symbol of a pull is its arm, and S = A. With noisy sight it may be another arm, with sparse sight (S = A + 1) it
+    may be A: nothing seen. With a delay of d it is seen d pulls late: until the first arrives, that input is zero.
 
     With relative labels an arm is named by its distance from the target, (arm - target) mod A, and so is the arm that
     an intervention of kind `arm` chooses. Base rewards are drawn alike for all arms, so this loses nothing, and it
@@ -57,7 +65,9 @@ class View:
 
     def __init__(self, environment: Environment) -> None:
         self.num_arms = environment.num_arms
+        self.num_symbols = environment.num_symbols
         self.num_interventions = environment.num_interventions
+        self.sight = environment.sight
         self.horizon = environment.horizon
         self.relative = environment.arm_labels == "relative"
         self._names_arms = environment.intervention == "arm"
@@ -65,11 +75,25 @@ class View:
     @property
     def observation_size(self) -> int:
         """D."""
-        return self.num_arms + self.num_interventions + (0 if self.relative else self.num_arms) + 1
+        return self.num_symbols + self.num_interventions + (0 if self.relative else self.num_arms) + 1
+
+    def symbol(self, arm: Tensor, luck: Tensor) -> Tensor:
+        """What the principal sees of pulls: the arm, a uniform one in its place, or A for nothing.
+
+        Args:
+            arm: int64 [...].
+            luck: Dice, float [..., 2] on [0, 1): what is seen, and which arm instead.
+        """
+        seen = (luck[..., 1] * self.num_arms).long().where(luck[..., 0] < self.sight.share * self.sight.noise, arm)
+        return seen.where(luck[..., 0] < self.sight.share, self.num_arms)
 
     def label(self, arm: Tensor, target: Tensor) -> Tensor:
         """The principal's name of an arm, int64, broadcast over both."""
         return (arm - target) % self.num_arms if self.relative else arm
+
+    def symbol_label(self, symbol: Tensor, target: Tensor) -> Tensor:
+        """The principal's name of a symbol, int64: "nothing" has one name."""
+        return self.label(symbol, target).where(symbol < self.num_arms, symbol)
 
     def target_label(self, target: Tensor) -> Tensor:
         """The principal's name of the target arm."""
@@ -91,12 +115,12 @@ class View:
         """Observation vectors, float [..., D], from int64 tensors of one shape [...].
 
         Args:
-            last_arm: Previous pull, as a label, or -1 before the first.
+            last_arm: Last symbol seen, as a label, or -1 before the first.
             last_intervention: Previous action, as the principal names it, or -1 before the first.
             target: Target arm.
             step: t, pulls so far in the episode.
         """
-        parts = [_one_hot(last_arm, self.num_arms), _one_hot(last_intervention, self.num_interventions)]
+        parts = [_one_hot(last_arm, self.num_symbols), _one_hot(last_intervention, self.num_interventions)]
         if not self.relative:
             parts.append(_one_hot(target, self.num_arms))
         parts.append((step.float() / self.horizon).unsqueeze(-1))
@@ -107,9 +131,15 @@ class View:
         target = trajectories.target[:, None, None]
         labels = self.label(trajectories.arms.transpose(1, 2).long(), target).contiguous()
         actions = self.action(trajectories.interventions.transpose(1, 2).long(), target).contiguous()
+        symbols, seen = labels, None
+        if trajectories.shown is not None:
+            symbols = self.symbol_label(trajectories.shown.transpose(1, 2).long(), target).contiguous()
+            seen = symbols < self.num_arms
+            labels = symbols.where(seen, 0)
         steps = torch.arange(labels.shape[1], device=labels.device)[:, None].expand_as(labels)
-        observations = self.observation(_shifted(labels), _shifted(actions), target.expand_as(labels), steps)
-        return History(observations, labels, actions)
+        arrived = _shifted(symbols, self.sight.delay + 1)
+        observations = self.observation(arrived, _shifted(actions), target.expand_as(labels), steps)
+        return History(observations, labels, actions, seen)
 
 
 @dataclass(frozen=True)
@@ -118,22 +148,25 @@ class History:
 
     Attributes:
         observations: float [B, T, E, D], seen before each action.
-        labels: int64 [B, T, E], the arm then pulled, as the principal names it.
+        labels: int64 [B, T, E], the arm then pulled, as the principal sees and names it (by the end of the episode).
         actions: int64 [B, T, E], the intervention chosen, as the principal names it.
+        seen: bool [B, T, E], where there is a label; None: everywhere.
     """
 
     observations: Tensor
     labels: Tensor
     actions: Tensor
+    seen: Tensor | None = None
 
     def tasks(self, wanted: slice) -> History:
         """Of some of the tasks."""
-        return History(self.observations[wanted], self.labels[wanted], self.actions[wanted])
+        seen = None if self.seen is None else self.seen[wanted]
+        return History(self.observations[wanted], self.labels[wanted], self.actions[wanted], seen)
 
 
-def _shifted(values: Tensor) -> Tensor:
-    """The previous value along time (axis 1), -1 before the first."""
-    return torch.cat([torch.full_like(values[:, :1], -1), values[:, :-1]], dim=1)
+def _shifted(values: Tensor, by: int = 1) -> Tensor:
+    """The value `by` steps before along time (axis 1), -1 before the first."""
+    return torch.cat([torch.full_like(values[:, :by], -1), values[:, :-by]], dim=1)
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:

@@ -77,6 +77,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "learned rates": {"meta_learning": {"learn_inner_lr": True}},
     "absolute labels, choosing arms": {"environment": {"arm_labels": "absolute", "intervention": "arm"}},
     "relative labels, choosing arms": {"environment": {"intervention": "arm"}},
+    "partial sight": {"environment": {"sight": {"noise": 0.2, "delay": 2, "share": 0.6}}},
+    "partial sight, carried state": {
+        "environment": {"sight": {"share": 0.5}, "arm_labels": "absolute"},
+        "meta_learning": {"carry_state": True, "adaptation_episodes": 2},
+    },
 }
 
 
@@ -88,9 +93,8 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     table = Table(experiment.environment, module.method)
     meeting = _meet(experiment, experiment.meta_learning.adaptation_episodes)
     support = _support(meeting)
-    shipped = Trajectories(
-        *(torch.from_numpy(x.numpy().copy()) for x in (support.arms, support.interventions)), support.target
-    )
+    columns = (support.arms, support.interventions, support.target, support.shown)
+    shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
     replayed = adapt(
         module.method, shared(weights, TASKS), module.inner_rates(), table.experience(shipped), create_graph=True
@@ -213,6 +217,12 @@ def test_lookups_are_the_module_on_observation_vectors(kind: str, num_arms: int,
 
 def test_lookups_are_the_module_where_a_context_shifts_the_biases() -> None:
     _assert_lookups_are_the_module(tiny(meta_learning={"adapt": "context", "context_size": 4}))
+
+
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+def test_lookups_are_the_module_with_partial_sight(labels: str) -> None:
+    sight = {"noise": 0.2, "delay": 1, "share": 0.5}
+    _assert_lookups_are_the_module(tiny(environment={"sight": sight, "arm_labels": labels}))
 
 
 def _assert_lookups_are_the_module(experiment: Experiment) -> None:

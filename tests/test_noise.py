@@ -9,20 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from mermaide_ray.experiment import MoreDice
 from mermaide_ray.noise import Dice, Key, deal, generator
 
 KEY: Key = (3, "train", "query", 7)
 ARMS, HORIZON = 5, 6
 # Where the episodes lie in each of the arrays of `Dice`.
 EPISODE_AXIS = {"priority": 0, "uniform": 1, "normal": 1, "reward_noise": 1, "principal": 1}
+MORE: dict[str, MoreDice] = {"walk": ("normal", (HORIZON, ARMS)), "times": ("uniform", (3,))}
 
 
 def dice_of(tasks: list[int], episodes: int, key: Key = KEY, first_episode: int = 0, normals: bool = True) -> Dice:
-    return deal(key, tasks, episodes, HORIZON, ARMS, [normals] * len(tasks), first_episode)
+    return deal(key, tasks, episodes, HORIZON, ARMS, [normals] * len(tasks), first_episode, MORE)
 
 
 def rows(dice: Dice, wanted: list[int]) -> dict[str, Tensor]:
-    return {name: getattr(dice, name).index_select(axis, torch.tensor(wanted)) for name, axis in EPISODE_AXIS.items()}
+    found = {name: getattr(dice, name).index_select(axis, torch.tensor(wanted)) for name, axis in EPISODE_AXIS.items()}
+    return found | {name: luck[torch.tensor(wanted)] for name, luck in dice.more.items()}
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -31,7 +34,8 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_every_array_of_the_dice_is_looked_at_here() -> None:
-    assert {field.name for field in fields(Dice)} == EPISODE_AXIS.keys()
+    assert {field.name for field in fields(Dice)} == EPISODE_AXIS.keys() | {"more"}
+    assert {name: luck.shape for name, luck in dice_of([4], 2).more.items()} == {"walk": (2, 6, 5), "times": (2, 3)}
 
 
 def test_an_episode_is_the_same_however_many_are_dealt() -> None:
@@ -50,7 +54,7 @@ def test_neither_order_nor_company_of_the_tasks_matters() -> None:
 
 def test_agents_that_need_no_normals_change_nothing_for_those_that_do() -> None:
     mixed = deal(KEY, [1, 2], 1, HORIZON, ARMS, [False, True])
-    assert_same(rows(dice_of([2], 1), [0]), rows(mixed, [1]))
+    assert_same(rows(mixed, [1]), rows(dice_of([2], 1), [0]))
     assert dice_of([1, 2], 1, normals=False).normal.shape == (HORIZON, 2, 0)
 
 

@@ -188,6 +188,21 @@ def test_paid_cost_is_the_same_on_both_paths() -> None:
     assert stock == in_lockstep(experiment, PLAYERS["scripted"])
 
 
+@pytest.mark.parametrize(
+    ("name", "sight", "labels"),
+    [
+        ("scripted", {"noise": 0.3, "delay": 3, "share": 0.6}, "relative"),
+        ("scripted", {"delay": 2}, "relative"),
+        ("scripted", {"noise": 0.3}, "absolute"),
+        ("network", {"delay": 1, "share": 0.6}, "relative"),
+    ],
+)
+def test_the_same_is_seen_on_both_paths(name: str, sight: dict[str, Any], labels: str) -> None:
+    experiment = all_families(environment={"sight": sight, "arm_labels": labels, "intervention": "arm"})
+    stock, _ = on_the_stock_path(experiment, PLAYERS[name])
+    assert stock == in_lockstep(experiment, PLAYERS[name])
+
+
 def test_other_dice_give_other_episodes() -> None:
     """A control: the equality above is not for want of luck in the game."""
     experiment = all_families()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -20,8 +21,8 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.rules import shares_of, toward_target
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment, Experiment, Split
-from mermaide_ray.lockstep import Hidden, Principal, Seen, play
-from mermaide_ray.noise import Key, deal
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import View
 
 _NEXT = ("any", "target", "other")
@@ -221,20 +222,13 @@ def returns_of(
     returns = torch.empty(len(tasks), count, episodes)
     normals = any(family.normals for family in tasks.families)
     per_episode = environment.horizon * (4 + environment.num_arms * normals) + 8 * environment.num_arms
+    per_episode += sum(prod(size) for _, size in environment.more_dice.values())
     fitting = max(1, min(_MOST_FLOATS // per_episode, _MOST_EPISODES) // episodes)
     # Tasks of a family side by side, which `play` steps fastest; every task with each of its rules in turn.
     by_family = tasks.family.argsort(stable=True)
     for block in torch.split(by_family, max(1, fitting // count)):
         some = tasks.select(block)
-        dice = deal(
-            key,
-            some.ids,
-            episodes,
-            environment.horizon,
-            environment.num_arms,
-            some.needs_normals(),
-            first_episode,
-        )
+        dice = deal_for(environment, key, some, episodes, first_episode)
         met = torch.arange(len(block)).repeat_interleave(count)
         flat = [rule for place in block.tolist() for rule in rules[place]]
         played = []

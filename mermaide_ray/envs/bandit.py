@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
+from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
@@ -104,7 +105,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         super().__init__()
         self._settings = EnvSettings.read(config)
         experiment = self._settings.experiment
-        environment = experiment.environment
+        self._environment = environment = experiment.environment
         self._distribution = AgentDistribution(experiment)
         self._view = View(environment)
         self._incentives = Incentives(environment)
@@ -143,12 +144,15 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         task = self._distribution.tasks(settings.split, [task_id])
         family = int(task.family)
         normals = task.needs_normals()
-        dice = deal(settings.key(), [task_id], 1, self._horizon, self._num_arms, normals, first_episode=episode)
+        game = self._horizon, self._num_arms
+        dice = deal(settings.key(), [task_id], 1, *game, normals, episode, self._environment.more_dice)
         self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
         self._base, self._target = task.base[0], task.target
         self._noise = dice.reward_noise * self._noise_scale
         self._uniform, self._normal = dice.uniform[:, 0].numpy(), dice.normal[:, 0].numpy()
         self._principal_dice = dice.principal.numpy()
+        self._sight = dice.more["sight"][0] if self._environment.sight.is_lossy else None
+        self._symbols: list[Tensor] = []
         params = {name: float(value) for name, value in task.params.items()}
         self._row = self._layout.begin(params, dice.priority[0].numpy())
         self._step = 0
@@ -170,7 +174,10 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         principal_reward = float(self._incentives.principal_reward(intervention, arm, target))
         cost = float(self._incentives.cost(intervention, arm, target))
         self._step += 1
-        self._last_label, self._last_action = self._view.label(arm, target), action
+        self._symbols.append(arm if self._sight is None else self._view.symbol(arm, self._sight[self._step - 1]))
+        if self._step > (delay := self._environment.sight.delay):
+            self._last_label = self._view.symbol_label(self._symbols[-1 - delay], target)
+        self._last_action = action
         self._layout.show_pull(self._row, self._step, int(arm), agent_reward)
         info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(arm == target)}
         over = self._step == self._horizon

@@ -27,7 +27,8 @@ class MermaideLearner(TorchLearner):
     """Takes meta-gradient steps on the tasks in a batch: one, or with the clipped objective several.
 
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
-    `query_arms`, `query_interventions` [B, E, T] and `target` [B]. Learners each get some of the tasks; gradients and
+    `query_arms`, `query_interventions` [B, E, T] and `target` [B], and what the principal saw (`support_shown`,
+    `query_shown`) where that is a matter of luck. Learners each get some of the tasks; gradients and
     the moments of the advantages are averaged over all of them, so their number changes nothing but rounding.
     """
 
@@ -103,7 +104,8 @@ class MermaideLearner(TorchLearner):
         return norm
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
-        trajectories = Trajectories(columns[f"{which}_arms"], columns[f"{which}_interventions"], columns["target"])
+        arms, interventions = columns[f"{which}_arms"], columns[f"{which}_interventions"]
+        trajectories = Trajectories(arms, interventions, columns["target"], columns.get(f"{which}_shown"))
         experience: Experience = self.config.experience(trajectories)
         return experience
 

@@ -12,9 +12,15 @@ from mermaide_ray.models.principal import log_softmax
 Estimator = Literal["vanilla", "dice", "lvc"]
 
 
-def next_arm_nll(arm_logits: Tensor, labels: Tensor) -> Tensor:
-    """World-model loss: mean negative log-likelihood (nats per pull), [B], of labels [B, T, E] under [B, T, E, A]."""
-    return -log_probability(arm_logits, labels).mean((1, 2))
+def next_arm_nll(arm_logits: Tensor, labels: Tensor, seen: Tensor | None = None) -> Tensor:
+    """World-model loss: mean negative log-likelihood (nats per pull), [B], of labels [B, T, E] under [B, T, E, A].
+
+    `seen`, bool [B, T, E], is where there is a label: the mean is over those pulls (0 where there is none).
+    """
+    log_p = log_probability(arm_logits, labels)
+    if seen is None:
+        return -log_p.mean((1, 2))
+    return -(log_p * seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
 
 
 def log_probability(logits: Tensor, actions: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def inner_loss(
     """
     loss = torch.zeros_like(outputs.values[:, 0, 0])
     if outputs.arm_logits is not None:
-        loss = loss + method.world_model.loss_weight * next_arm_nll(outputs.arm_logits, history.labels)
+        loss = loss + method.world_model.loss_weight * next_arm_nll(outputs.arm_logits, history.labels, history.seen)
     if method.meta.inner_policy_weight:
         centred = advantages - advantages.mean((1, 2), keepdim=True)
         scaled = centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
@@ -340,7 +340,8 @@ class _Part:
         spread = entropy(outputs.policy_logits).mean()
         total = policy + training.value_weight * value - entropy_weight * spread
         if outputs.arm_logits is not None:
-            self.nll = next_arm_nll(outputs.arm_logits, self._experience.history.labels).mean()
+            history = self._experience.history
+            self.nll = next_arm_nll(outputs.arm_logits, history.labels, history.seen).mean()
             total = total + self._method.world_model.loss_weight * self.nll
         self._told = {
             "principal/value_loss": value.detach(),
@@ -353,7 +354,8 @@ class _Part:
         told = dict(self._told)
         told["principal/return"] = self._experience.rewards.sum(1).mean()
         if self.nll is not None and self._outputs.arm_logits is not None:
-            guess = self._outputs.arm_logits.argmax(-1)
+            history = self._experience.history
+            hit = self._outputs.arm_logits.argmax(-1) == history.labels
             told["world_model/nll_after"] = self.nll.detach()
-            told["world_model/accuracy"] = (guess == self._experience.history.labels).float().mean()
+            told["world_model/accuracy"] = (hit if history.seen is None else hit[history.seen]).float().mean()
         return told

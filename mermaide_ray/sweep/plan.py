@@ -249,7 +249,7 @@ class Plan:
     def _check_conditions(self, setting: Setting) -> None:
         trained = setting.experiment.environment
         for name, experiment, _ in self.scored_in(setting):
-            for key in ("num_arms", "num_interventions", "arm_labels"):
+            for key in ("num_arms", "num_symbols", "num_interventions", "arm_labels"):
                 if getattr(experiment.environment, key) != getattr(trained, key):
                     raise InputError(
                         f"`conditions.{name}` must keep the {key} that the principal was trained with "
