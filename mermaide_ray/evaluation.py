@@ -123,7 +123,8 @@ class Evaluation:
     @property
     def bounds(self) -> Bounds:
         """Returns of no intervention and of the privileged oracle on the same luck, found once per process."""
-        game = self.experiment.model_dump_json(include={"environment", "agents"})
+        # What the principal sees changes neither end.
+        game = self.experiment.model_dump_json(include={"environment", "agents"}, exclude={"environment": {"sight"}})
         key = (game, self.split, self.tasks.ids, self.episodes)
         if key not in _known_bounds:
             _known_bounds[key] = Bounds(self._returns(self._play("never")), self._returns(self._play("oracle")))

@@ -355,7 +355,7 @@ class _Part:
         told["principal/return"] = self._experience.rewards.sum(1).mean()
         if self.nll is not None and self._outputs.arm_logits is not None:
             history = self._experience.history
-            hit = self._outputs.arm_logits.argmax(-1) == history.labels
+            hit = (self._outputs.arm_logits.argmax(-1) == history.labels).float()
             told["world_model/nll_after"] = self.nll.detach()
-            told["world_model/accuracy"] = (hit if history.seen is None else hit[history.seen]).float().mean()
+            told["world_model/accuracy"] = hit.mean() if history.seen is None else hit[history.seen].mean()
         return told
