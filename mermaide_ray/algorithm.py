@@ -18,24 +18,25 @@ from __future__ import annotations
 
 import inspect
 import time
-import traceback
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
-from ray.rllib.utils.metrics import LEARNER_RESULTS
+from ray.rllib.utils.metrics import LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.config_file import merge
+from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError, RunFault
@@ -50,10 +51,6 @@ from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, View
 
-# How long a driver waits for sampling actors that Ray is starting again, none being left, before it gives up: on a
-# loaded machine the imports alone take most of a minute.
-REVIVAL_SECONDS = 120.0
-SYNC_SECONDS = 60.0
 _NOT_RLLIBS = {
     "lr": "meta_lr",
     "num_epochs": "epochs",
@@ -88,6 +85,9 @@ class MermaideConfig(AlgorithmConfig):
         # A bug must not look like a crash that is worth a thousand restarts, each a minute apart.
         self.restart_failed_env_runners = True
         self.max_num_env_runner_restarts = 3
+        # Sampling actors have no state but weights, which come with their share of the work.
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
         self.delay_between_env_runner_restarts_s = 1.0
         self.grad_clip = None
         self.simple_optimizer = False
@@ -219,11 +219,15 @@ class Mermaide(Algorithm):
         torch.set_num_threads(1)
         self.meta_iteration = 0
         self._validation: Evaluation | None = None
+        self._dispatch: Dispatch | None = None
         try:
             super().setup(config)
         except IndexError:
             # RLlib (ray 2.60, EnvRunnerGroup.get_spaces) has asked a sampling actor that died while it was built.
-            raise RunFault(f"the sampling actors must start, but one did not: {self._last_words()}") from None
+            why = Dispatch(self.env_runner_group).last_words()
+            raise RunFault(f"the sampling actors must start, but one did not: {why}") from None
+        if self.env_runner_group.num_remote_env_runners():
+            self._dispatch = Dispatch(self.env_runner_group)
         self.experiment = self.config.experiment
         self.distribution = AgentDistribution(self.experiment)
         self._sync_weights()
@@ -253,79 +257,34 @@ class Mermaide(Algorithm):
         self._tell(columns, samples, sampled - started, updated - sampled)
 
     def _meet(self, iteration: int, tasks: list[int]) -> list[Sample]:
-        """Every task of the meta-batch, met with the current weights, whatever happens to the runners meanwhile."""
-        group = self.env_runner_group
-        samples: list[Sample] = []
-        missing = list(tasks)
-        stuck_since: float | None = None
-        while missing:
-            runners = group.healthy_env_runner_ids()
-            if group.num_remote_env_runners() == 0:
-                fresh = [_sample(group.local_env_runner, iteration, missing)]
-            elif runners:
-                shares = [missing[start :: len(runners)] for start in range(len(runners))]
-                work = [(runner, share) for runner, share in zip(runners, shares, strict=True) if share]
-                fresh = group.foreach_env_runner(
-                    [partial(_sample, iteration=iteration, tasks=share) for _, share in work],
-                    local_env_runner=False,
-                    remote_worker_ids=[runner for runner, _ in work],
-                )
-            else:
-                fresh = []
-                time.sleep(0.5)
-            for sample in fresh:
-                if sample.failure:
-                    raise RunFault(f"a sampling runner failed on tasks {list(sample.tasks)[:4]} …:\n{sample.failure}")
-            current = [sample for sample in fresh if sample.weights_version == self._weights_version]
-            samples += current
-            stuck_since = None if current else stuck_since or time.monotonic()
-            if stuck_since and (time.monotonic() - stuck_since > REVIVAL_SECONDS or self._all_dead()):
-                raise RunFault(
-                    f"one of {group.num_remote_env_runners()} sampling actors must bring what it sampled with the "
-                    f"current weights, but for {time.monotonic() - stuck_since:.0f} s none did: {self._last_words()}"
-                )
-            done = {task for sample in current for task in sample.tasks}
-            missing = [task for task in missing if task not in done]
-            # A runner died, or missed the last weights: revive, bring up to date, and share out what is left.
-            if missing and not self.restore_env_runners(group):
-                self._sync_weights()
-        return samples
+        """Every task of the meta-batch, met with the current weights."""
+        if self._dispatch is None:
+            return [self.env_runner_group.local_env_runner.answer(iteration, tasks).checked()]
+        return self._dispatch.gather(iteration, tasks, self._weights, self._weights_version)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Takes sampling actors that Ray has started again back into service: all they need are the current weights.
+        """Takes sampling actors that Ray has started again back into service.
 
         RLlib's own (ray 2.60, rllib/algorithms/algorithm.py) fails on a runner whose module is no MultiRLModule.
         """
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        if restored:
-            self._sync_weights()
-        return restored
+        return [] if self._dispatch is None else self._dispatch.restore()
 
-    def _all_dead(self) -> bool:
-        """Whether Ray will start none of the sampling actors again."""
-        errors = self._errors_of_runners()
-        return len(errors) == self.env_runner_group.num_remote_env_runners() and all(
-            isinstance(error, ActorDiedError) for error in errors
-        )
-
-    def _last_words(self) -> str:
-        """Why the first sampling actor that doesn't answer is gone, as far as Ray knows; with its traceback, if any."""
-        errors = self._errors_of_runners()
-        return str(errors[0]) if errors else "all of them answer, but keep to old weights"
-
-    def _errors_of_runners(self) -> list[Exception]:
-        """What asking each sampling actor for its health raises."""
-        asked = self.env_runner_group._worker_manager.foreach_actor(
-            "assert_healthy", healthy_only=False, timeout_seconds=5.0
-        )
-        return [result.get() for result in asked if not result.ok]
+    def cleanup(self) -> None:
+        """See base."""
+        if self._dispatch is not None:
+            self._dispatch.end()
+        super().cleanup()
 
     def _sync_weights(self) -> None:
-        """Brings all runners to the learner's weights, and waits until they have them."""
-        self.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.learner_group, timeout_seconds=SYNC_SECONDS, inference_only=False
-        )
-        self._weights_version = self.env_runner_group.local_env_runner.weights_version
+        """Takes over the learner's weights, and lays them out for the sampling actors, who get them with a share."""
+        state = self.learner_group.get_state(
+            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=False
+        )[COMPONENT_LEARNER]
+        weights = {key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        local: LockstepEnvRunner = self.env_runner_group.local_env_runner
+        local.set_state(weights)
+        self._weights_version = local.weights_version
+        self._weights = weights if self._dispatch is None else ray.put(weights)
 
     def _tell(self, columns: dict[str, Any], samples: list[Sample], sample_s: float, update_s: float) -> None:
         """Logs the flat metrics of this iteration."""
@@ -388,14 +347,6 @@ class Mermaide(Algorithm):
         if module is None:
             raise InputError("the algorithm must have a local runner (create_local_env_runner=True)")
         return module
-
-
-def _sample(runner: LockstepEnvRunner, iteration: int, tasks: list[int]) -> Sample:
-    try:
-        return runner.sample(iteration=iteration, tasks=tasks)
-    except Exception:
-        # Raised from an actor, RLlib would take it for a crash and restart the runner again and again.
-        return Sample(tuple(tasks), runner.weights_version, {}, failure=traceback.format_exc())
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.errors import RunFault
 from mermaide_ray.kshot import Table
 from mermaide_ray.models.rl_module import PrincipalModule
 
@@ -45,6 +47,16 @@ class Sample:
     def num_bytes(self) -> int:
         """Size of the columns."""
         return sum(column.nbytes for column in self.columns.values())
+
+    def checked(self) -> Sample:
+        """Itself.
+
+        Raises:
+            RunFault: Sampling failed.
+        """
+        if self.failure:
+            raise RunFault(f"a sampling runner failed on tasks {list(self.tasks)[:4]} …:\n{self.failure}")
+        return self
 
 
 class LockstepEnvRunner(EnvRunner, Checkpointable):
@@ -85,6 +97,17 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
             tasks = self.distribution.meta_batch(iteration, self.experiment.meta_learning.meta_batch_size)
         columns = self._meet(iteration, tasks)
         return Sample(tuple(tasks), self.weights_version, columns)
+
+    def answer(self, iteration: int, tasks: Sequence[int], weights: dict[str, Any] | None = None) -> Sample:
+        """What the driver asks for: `sample`, with the given weights if it has none yet.
+
+        An error is an answer too: it keeps its own traceback, and is not taken for a crash to recover from.
+        """
+        try:
+            self.set_state(weights or {})
+            return self.sample(iteration=iteration, tasks=tasks)
+        except Exception:
+            return Sample(tuple(tasks), self.weights_version, {}, failure=traceback.format_exc())
 
     def _meet(self, iteration: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         assert self.module is not None

@@ -176,10 +176,7 @@ def two_runners(local_ray: None) -> Iterator[Mermaide]:
     algorithm.stop()
 
 
-def test_sample_from_stale_weights_is_refused_and_asked_for_again(
-    alone: Run, two_runners: Mermaide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A runner that missed the last weights: what it sampled is dropped, it is brought up to date, and asked again."""
+def test_runner_that_missed_the_last_weights_gets_them_with_its_share(alone: Run, two_runners: Mermaide) -> None:
     two_runners.train()
 
     def fall_behind(runner: Any) -> None:
@@ -188,22 +185,8 @@ def test_sample_from_stale_weights_is_refused_and_asked_for_again(
             parameter.data.mul_(5)
 
     two_runners.env_runner_group.foreach_env_runner(fall_behind, local_env_runner=False, remote_worker_ids=[1])
-    syncs, seen = [], []
-    sync, concatenated = two_runners._sync_weights, mermaide_ray.algorithm.concatenated
-    monkeypatch.setattr(two_runners, "_sync_weights", lambda: (syncs.append(1), sync()))
-
-    def recorded(samples: Any, tasks: Any) -> Arrays:
-        seen.append(({sample.weights_version for sample in samples}, concatenated(samples, tasks)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(mermaide_ray.algorithm, "concatenated", recorded)
-    two_runners.train()
-    assert len(syncs) == 2  # one more than the one after the update
-    [(versions, columns)] = seen
-    assert len(versions) == 1
-    _assert_same(columns, alone.columns[1])
-    two_runners.train()
-    assert len(syncs) == 3
+    for _ in range(ITERATIONS - 1):
+        two_runners.train()
     _assert_close(two_runners.principal().arrays(), alone.weights)
 
 
