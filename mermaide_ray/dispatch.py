@@ -36,7 +36,7 @@ class _Call:
     """A share that an actor was asked for, and when."""
 
     runner: int
-    iteration: int
+    round: int
     share: int
     since: float
 
@@ -51,6 +51,7 @@ class Dispatch:
     def __init__(self, group: EnvRunnerGroup) -> None:
         self._group, self._actors = group, group._worker_manager
         self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._round = 0
         self._probed = 0.0
 
     def gather(
@@ -68,27 +69,28 @@ class Dispatch:
             RunFault: Sampling fails, or no actor is left that could.
         """
         count = self._group.num_remote_env_runners()
-        shares = [share for start in range(count) if (share := list(tasks[start::count]))]
+        cut = [list(tasks[start::count]) for start in range(min(count, len(tasks)))]
         samples: dict[int, Sample] = {}
         took: list[float] = []
         alone_since: float | None = None
-        while len(samples) < len(shares):
-            under_way = [call for call in self._calls.values() if call.iteration == iteration]
-            asked = {call.share for call in under_way}
-            todo = [share for share in range(len(shares)) if share not in samples and share not in asked]
+        self._round += 1
+        while len(samples) < len(cut):
+            under_way = [call for call in self._calls.values() if call.round == self._round]
+            missing = set(range(len(cut))) - samples.keys()
+            todo = sorted(missing - {call.share for call in under_way})
             if todo and not self._free():
                 self.restore(at_once=not self._calls)
                 if not self._free() and not self._calls:
                     alone_since = alone_since or time.monotonic()
                     self._give_up_in_time(alone_since)
-            if 2 * len(took) >= len(shares):
-                todo += _late(under_way, statistics.median(took))
+            if 2 * len(took) >= len(cut):
+                todo += [share for share in _late(under_way, statistics.median(took)) if share in missing]
             free = self._free()
             for runner, share in zip(free, todo, strict=False):
-                call = _Call(runner, iteration, share, time.monotonic())
-                self._calls[self._actors.actors()[runner].answer.remote(iteration, shares[share], weights)] = call
-            for call, sample in self._answers(1 if len(todo) > len(free) else len(shares) - len(samples)):
-                if call.iteration != iteration or call.share in samples:
+                asked = self._actors.actors()[runner].answer.remote(iteration, cut[share], weights)
+                self._calls[asked] = _Call(runner, self._round, share, time.monotonic())
+            for call, sample in self._answers(enough=1 if len(todo) > len(free) else len(missing)):
+                if call.round != self._round or call.share in samples:
                     continue  # somebody else was faster
                 if sample.checked().weights_version != version:
                     raise RunFault(
@@ -98,7 +100,7 @@ class Dispatch:
                 samples[call.share] = sample
                 took.append(time.monotonic() - call.since)
                 alone_since = None
-        return [samples[share] for share in range(len(shares))]
+        return [samples[share] for share in range(len(cut))]
 
     def restore(self, at_once: bool = False) -> list[int]:
         """Takes actors that Ray has started again back into service: they need nothing, weights come with a share.

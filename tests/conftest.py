@@ -78,6 +78,26 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Several nodes on this machine: a head without work of its own; `add_node(num_cpus=…)` adds workers."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    store = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    add_node = cluster.add_node
+    monkeypatch.setattr(cluster, "add_node", lambda num_cpus: add_node(num_cpus=num_cpus, **store))
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """What `mermaide train` left, and what it printed."""

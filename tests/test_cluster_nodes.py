@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,26 +176,6 @@ def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.
 # Several nodes of one machine. ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without work of its own; `add_node(num_cpus=…)` adds workers."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
-    for name in ("ray", "ray.rllib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    add_node = cluster.add_node
-    monkeypatch.setattr(cluster, "add_node", lambda num_cpus: add_node(num_cpus=num_cpus, **store))
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def weights_after(iterations: int, runners: int) -> dict[str, NDArray[Any]]:
     from mermaide_ray.algorithm import MermaideConfig
 
@@ -229,29 +208,3 @@ def test_one_two_or_three_nodes_learn_the_same_weights(cluster: Any, tmp_path: P
     for name, value in learned[0].items():
         for other in learned[1:]:
             np.testing.assert_allclose(other[name], value, rtol=0, atol=1e-5, err_msg=name)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_lost_node_costs_no_result(cluster: Any) -> None:
-    """A node with a runner crashes between two iterations; another joins in its place."""
-    from mermaide_ray.algorithm import MermaideConfig
-    from mermaide_ray.cluster.join import ray_running
-
-    first = cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
-    with ray_running([{"CPU": 1}] * 2, Console(file=io.StringIO())):
-        algorithm = MermaideConfig.of(tiny(env_runners={"num_env_runners": 2})).build_algo()
-        try:
-            algorithm.train()
-            cluster.remove_node(first, allow_graceful=False)
-            algorithm.train()
-            cluster.add_node(num_cpus=1)
-            algorithm.train()
-            learned = algorithm.principal().arrays()
-        finally:
-            algorithm.stop()
-        undisturbed = weights_after(3, runners=0)
-    for name, value in undisturbed.items():
-        np.testing.assert_allclose(learned[name], value, rtol=0, atol=1e-5, err_msg=name)
