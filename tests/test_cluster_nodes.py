@@ -14,10 +14,12 @@ from conftest import tiny
 from numpy.typing import NDArray
 from rich.console import Console
 
+from mermaide_ray.cli import main
 from mermaide_ray.cluster import agreement, resources
 from mermaide_ray.cluster.nodes import Node
 from mermaide_ray.cluster.resources import await_resources, fits
 from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.sweep.store import Store
 
 HEAD = Node("head (10.0.0.1)", {"memory": 1e9})
 
@@ -171,6 +173,68 @@ def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.
     )
     with pytest.raises(RunFault, match=r"but c \(3\) has not: No module named x"):
         agreement.check_versions()
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes that see what this machine sees, and answer as actors do: with what went wrong, if anything."""
+
+    def answer(question: Any, *arguments: Any) -> Any:
+        try:
+            return question(*arguments)
+        except Exception as error:
+            return error
+
+    monkeypatch.setattr(agreement, "nodes", lambda: [HEAD, worker(2)])
+    monkeypatch.setattr(
+        agreement,
+        "on_every_node",
+        lambda question, *arguments: [(node.name, answer(question, *arguments)) for node in (HEAD, worker(2))],
+    )
+
+
+def test_bucket_that_all_nodes_write_to_is_accepted_and_left_as_it_was(two_nodes: None, bucket: str) -> None:
+    agreement.check_storage(bucket)
+    assert Store(bucket).names("") == []
+
+
+def test_bucket_that_cannot_be_written_is_refused_in_one_sentence(two_nodes: None, bucket: str) -> None:
+    missing = bucket.replace("s3://sweeps/", "s3://nobodys/")
+    with pytest.raises(InputError) as refused:
+        agreement.check_storage(missing)
+    message = str(refused.value)
+    assert message.startswith("results must go where every node writes, but this machine can't write to s3://nobodys/m")
+    assert "The specified bucket does not exist" in message
+    assert "\n" not in message
+
+
+def test_bucket_that_one_node_cannot_write_to_is_refused(
+    two_nodes: None, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine has no role that may, say."""
+    denied = OSError("When initiating multiple part upload: AWS Error ACCESS_DENIED")
+    monkeypatch.setattr(agreement, "on_every_node", lambda *asked: [("worker (10.0.0.2)", denied)])
+    with pytest.raises(
+        InputError, match=r"but worker \(10\.0\.0\.2\) does not see s3://sweeps/mine\S* as this machine"
+    ) as no:
+        agreement.check_storage(bucket)
+    assert "ACCESS_DENIED" in str(no.value)
+    assert Store(bucket).names("") == []
+
+
+def test_sweep_into_such_a_bucket_starts_nothing(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    config = tmp_path / "sweep.yaml"
+    config.write_text("question: Where to?\nsearch: {environment.num_arms: {grid: [3, 4]}}\nseeds: 1\n")
+    missing = bucket.replace("s3://sweeps/", "s3://nobodys/")
+    assert main(["sweep", str(config), "--out", missing]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "mermaide: error: the sweep's storage must be writable, but s3://nobodys/mine/provenance.js"
+    )
+    assert error.count("\n") == 1
 
 
 # Several nodes of one machine. ---------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ pytestmark = [
 
 FILE = f"{HOME}/local.yaml"
 RESULTS = f"{SHARED}/results"
+API = "http://127.0.0.1:8265"
 SETTINGS = {
     "environment.num_arms": "4",
     "environment.horizon": "20",
@@ -125,14 +126,16 @@ def test_run_through_a_killed_node_and_a_cut_link_ends_like_an_undisturbed_one(l
         killed.append(workers[0].kill("raylet/raylet"))
         wait_for(lambda: told(40))
         with workers[1].cut_off():
-            time.sleep(10)
+            time.sleep(75)  # Ray takes a node for dead after a minute without a heartbeat
 
     arguments = " ".join(settings())  # as `ray submit` will
     submit(lab, f"train {arguments} --set env_runners.num_env_runners=4 --out {RESULTS}/mine", faults)
     assert killed == [1]
     assert main(["train", *settings(), "--out", str(tmp_path / "undisturbed")]) == 0
     # The results come back, and stand on their own.
-    lab.hosts["laptop"].run(f"mkdir results && ray rsync-down {FILE} {RESULTS}/mine/ {HOME}/results/", timeout=120)
+    lab.hosts["laptop"].run(
+        f"mkdir {HOME}/results && ray rsync-down {FILE} {RESULTS}/mine/ {HOME}/results/", timeout=120
+    )
     mine = lab.hosts["laptop"].work / "home" / "results"
     same_rows(mine / "rows.parquet", tmp_path / "undisturbed" / "rows.parquet")
     told_here, told_there = (
@@ -151,7 +154,7 @@ def test_sweep_through_a_killed_node_ends_complete(lab: Hosts, tmp_path: Path) -
         # The node of a trial that is under way.
         assert any(lab.hosts[name].kill("raylet/raylet") for name in ("worker2", "worker1"))
 
-    said = submit(lab, f"sweep {SHARED}/arms.yaml", fault)
+    said = submit(lab, f"sweep {SHARED}/arms.yaml --no-report", fault)
     assert "4 runs done, 0 failed, 0 stopped" in said
     (tmp_path / "arms.yaml").write_text(SWEEP)
     assert main(["sweep", str(tmp_path / "arms.yaml"), "--out", str(tmp_path / "undisturbed")]) == 0
@@ -162,6 +165,32 @@ def test_sweep_through_a_killed_node_ends_complete(lab: Hosts, tmp_path: Path) -
     ]
     assert not rows[0].duplicated(keys).any()
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=False, rtol=1e-4, atol=1e-4)
+    # What comes back is all that a report needs.
+    laptop = lab.hosts["laptop"]
+    laptop.run(f"mkdir {HOME}/arms && ray rsync-down {FILE} {RESULTS}/arms-laptop/ {HOME}/arms/", timeout=120)
+    laptop.run(f"mermaide report {HOME}/arms")
+    assert "Does the number of arms change" in (laptop.work / "home/arms/report/report.html").read_text()
+
+
+def test_job_is_submitted_through_the_tunnel_with_the_code_of_the_laptop(lab: Hosts) -> None:
+    laptop, run = lab.hosts["laptop"], f"{RESULTS}/job"
+    arguments = " ".join(f"--set '{key}={value}'" for key, value in SETTINGS.items())
+    command = f"ray job submit --working-dir . -- mermaide train {arguments} --out {run}"
+    with laptop.popen(f"ray dashboard {FILE}", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(
+                lambda: (
+                    "401" in laptop.run(f"curl -s -m 5 -o /dev/null -w '%{{http_code}}' {API}/api/jobs/", check=False)
+                )
+            )
+            refused = laptop.run(f"RAY_AUTH_TOKEN={'f' * 64} RAY_API_SERVER_ADDRESS={API} {command}", check=False)
+            assert "uthenticat" in refused or "InvalidAuthToken" in refused
+            said = laptop.run(f"RAY_API_SERVER_ADDRESS={API} {command}", timeout=600)
+        finally:
+            process.kill()
+    assert "succeeded" in said
+    assert f"TensorBoard events in {run}" in said  # what the command prints comes back
+    assert (lab.shared / "results" / "job" / "rows.parquet").is_file()
 
 
 def test_sweep_into_a_folder_of_the_head_alone_is_refused_before_anything_starts(lab: Hosts) -> None:
