@@ -83,13 +83,13 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
     """A trial's driver and its sampling actor are on two nodes, and both crash in the middle of a run."""
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
     evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4}
-    settings = tiny(training={"env_steps": 72_000}, env_runners={"num_env_runners": 1}, evaluation=evaluation).to_dict()
+    settings = tiny(training={"env_steps": 60_000}, env_runners={"num_env_runners": 1}, evaluation=evaluation).to_dict()
     del settings["name"], settings["seed"]
     config, root = tmp_path / "arms.yaml", tmp_path / "disturbed"
     sweep = {
         "question": "Does the number of arms change what the principal gains?",
         "settings": settings,
-        "search": {"environment.num_arms": {"grid": [3, 4, 5]}},
+        "search": {"environment.num_arms": {"grid": [3, 4]}},
         "seeds": 1,
         "baselines": ["never"],
     }
@@ -115,7 +115,7 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
     assert main([*command, str(root)]) == 0
     thread.join(timeout=0)
     assert crashed == [RUNNER, TRIAL]
-    assert "3 runs done, 0 failed, 0 stopped" in capfd.readouterr().out
+    assert "2 runs done, 0 failed, 0 stopped" in capfd.readouterr().out
     assert main([*command, str(tmp_path / "undisturbed")]) == 0
     for name in ("rows", "progress"):
         tables = [pd.read_parquet(tmp_path / each / f"{name}.parquet") for each in ("disturbed", "undisturbed")]
