@@ -140,8 +140,8 @@ def test_the_oracle_of_an_agent_that_is_not_worth_steering_never_intervenes() ->
 
 def test_rules_are_chosen_on_dice_that_nothing_is_scored_on(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, keys = default(), []
-    deal = oracles.deal
-    monkeypatch.setattr(oracles, "deal", lambda key, *rest: keys.append(key) or deal(key, *rest))
+    deal_for = oracles.deal_for
+    monkeypatch.setattr(oracles, "deal_for", lambda game, key, *rest: keys.append(key) or deal_for(game, key, *rest))
     best_rules(experiment, "test", tasks_of(experiment, 4))
     assert {key[2] for key in keys} == {"baselines/selection"}
 
