@@ -14,7 +14,7 @@ from mermaide_ray.experiment import Environment
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, choose, conditioned, shared, step
+from mermaide_ray.models.principal import Weights, choose, conditioned, log_softmax, shared, step
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -36,8 +36,8 @@ class NetworkPrincipal:
         weights = conditioned(weights)
         self._architecture, self._view, self._weights = method.architecture, view, weights
         self._initial = initial
-        self.state = torch.empty(0)
         symbols, interventions = view.num_symbols, view.num_interventions
+        self.state = self._logits = torch.empty(0)
         rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
         # Row 0 stands for "none yet": one-hot inputs are then lookups, symbol (+ 1) and intervention (+ 1).
         nothing = torch.zeros_like(rows[:, :1])
@@ -70,7 +70,12 @@ class NetworkPrincipal:
             projected += self._rows(self._by_target, seen.target)
         projected += self._by_time * (seen.step / self._view.horizon)
         logits, self.state, _ = step(self._architecture, self._weights, projected, self.state)
-        return choose(logits.flatten(0, 1), seen.uniform)
+        self._logits = logits.flatten(0, 1)
+        return choose(self._logits, seen.uniform)
+
+    def probabilities(self) -> Tensor:
+        """See `lockstep.Announcing`."""
+        return log_softmax(self._logits).exp()
 
     def _rows(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows of a table [B, R, 3H] by index [N] -> [B, E, 3H]."""

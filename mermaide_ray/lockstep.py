@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from mermaide_ray.agents.base import Draws, Family, Params, State
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Environment
 from mermaide_ray.noise import Dice, Key, deal
 from mermaide_ray.trajectory import Trajectories, View, compact_dtype
@@ -45,7 +46,7 @@ class Hidden:
     def __init__(self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_arms: int) -> None:
         self._groups = groups
         self.next_arm = next_arm
-        """int64 [N], the arm about to be pulled."""
+        """int64 [N], the arm about to be pulled; -1 for agents that wait for the principal's announcement."""
         self.target = target
         """int64 [N]."""
         self._num_arms = num_arms
@@ -69,6 +70,14 @@ class Principal(Protocol):
         """The action of each episode, int64 [N], as the principal names it. Only oracles look at `hidden`."""
 
 
+@runtime_checkable
+class Announcing(Principal, Protocol):
+    """A principal whose policy agents may know: needed where a family in the game has `hear`."""
+
+    def probabilities(self) -> Tensor:
+        """With what probabilities `intervene` chose just now, float [N, I], actions as the principal names them."""
+
+
 @dataclass
 class _Group:
     """Agents of one family: their rows among the N episodes, their learning state."""
@@ -77,6 +86,16 @@ class _Group:
     rows: slice | Tensor
     params: Params
     state: State
+
+    def hear(self, offer: Tensor) -> None:
+        """Tells informed agents the offer, float [N, A] of all episodes."""
+        assert self.family.hear is not None
+        self.state = self.family.hear(self.state, self.params, offer[self.rows])
+
+    def pull(self, arm: Tensor, steps: Tensor, dice: Dice, t: int) -> None:
+        """Writes the pulls of these agents at step t into `arm`, int64 [N] of all episodes."""
+        draws = Draws(dice.uniform[t, self.rows], dice.normal[t, self.rows])
+        arm[self.rows] = self.family.act(self.state, self.params, steps[t], draws)
 
 
 def play(
@@ -89,7 +108,7 @@ def play(
         tasks: B tasks. Fastest with the tasks of a family side by side.
         episodes: E.
         dice: For N = B * E episodes, tasks major.
-        principal: Chooses the interventions.
+        principal: Chooses the interventions; `Announcing` if agents are informed of its policy.
         horizon: Stop after fewer pulls than the environment's horizon.
 
     Returns:
@@ -112,23 +131,41 @@ def play(
         shown = torch.empty((horizon, num), dtype=compact_dtype(environment.num_symbols))
         sight = dice.more["sight"].transpose(0, 1)
     delay = environment.sight.delay
+    informed = [group for group in groups if group.family.hear is not None]
+    ignorant = [group for group in groups if group.family.hear is None]
+    caring = any(group.family.perceive is not None for group in groups)
+    if informed and not isinstance(principal, Announcing):
+        raise InputError(
+            "a principal that meets agents informed of its policy must tell its probabilities "
+            f"(lockstep.Announcing), got {type(principal).__name__} for {informed[0].family.name}"
+        )
     principal.begin(num)
     for t in range(horizon):
         # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles. A new
         # tensor each step: with absolute labels the principal sees the last one itself, and it must not change.
-        arm = torch.empty(num, dtype=torch.int64)
-        for group in groups:
-            draws = Draws(dice.uniform[t, group.rows], dice.normal[t, group.rows])
-            arm[group.rows] = group.family.act(group.state, group.params, steps[t], draws)
+        arm = torch.full((num,), -1) if informed else torch.empty(num, dtype=torch.int64)
+        for group in ignorant:
+            group.pull(arm, steps, dice, t)
         seen = Seen(t, last_label, last_action, target, dice.principal[t])
         action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_arms))
         intervention = view.intervention(action, target)
+        if informed:
+            assert isinstance(principal, Announcing)
+            offer = incentives.offer(view.by_intervention(principal.probabilities(), target), target)
+            for group in informed:
+                group.hear(offer)
+                group.pull(arm, steps, dice, t)
         agent_reward = base.gather(1, arm.unsqueeze(1)).squeeze(1)
         agent_reward += noise[t]
         agent_reward += incentives.incentive(intervention, arm, target)
+        principal_reward = incentives.principal_reward(intervention, arm, target) if caring else None
         for group in groups:
             rows = group.rows
-            group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], agent_reward[rows])
+            reward = agent_reward[rows]
+            if group.family.perceive is not None:
+                assert principal_reward is not None
+                reward = group.family.perceive(group.params, reward, principal_reward[rows])
+            group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], reward)
         arms[t], interventions[t] = arm, intervention
         last_action = action
         if shown is not None:

@@ -111,6 +111,11 @@ class View:
             return action
         return ((action - 1 + target) % self.num_arms + 1).where(action > 0, action)
 
+    def by_intervention(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        """Probabilities of interventions, float [N, I], from those of actions as the principal names them."""
+        every = torch.arange(self.num_interventions, device=target.device).expand_as(probabilities)
+        return probabilities.gather(1, self.action(every, target.unsqueeze(1)))
+
     def observation(self, last_arm: Tensor, last_intervention: Tensor, target: Tensor, step: Tensor) -> Tensor:
         """Observation vectors, float [..., D], from int64 tensors of one shape [...].
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ MODERATE = {
     "temperature": 0.2,
     "step_size": 0.5,
     "exp3_gamma": 0.2,
+    "spite": 0.2,
+    "strike": 3.0,
 }
 
 
@@ -41,9 +43,18 @@ def moderate(family: str) -> dict[str, float]:
     }
 
 
-def all_families(**sections: Any) -> Experiment:
+STOCK_FAMILIES = [name for name, family in FAMILIES.items() if family.hear is None]
+"""Those that RLlib's own runner can play: principal and agent move at once there, by actions alone."""
+
+
+def stock_families(**sections: Any) -> Experiment:
+    """`all_families` without those that need the lockstep runner."""
+    return all_families(STOCK_FAMILIES, **sections)
+
+
+def all_families(names: Iterable[str] = FAMILIES, /, **sections: Any) -> Experiment:
     """A small experiment whose mixture holds every registered family; `sections` are laid over it."""
-    mixture = {name: {"train": {key: [value, value] for key, value in moderate(name).items()}} for name in FAMILIES}
+    mixture = {name: {"train": {key: [value, value] for key, value in moderate(name).items()}} for name in names}
     settings: dict[str, Any] = {
         "environment": {"num_arms": 4, "horizon": 15},
         "agents": {"families": mixture, "disjoint": []},

@@ -44,6 +44,11 @@ def rewards(t: int, arm: Tensor) -> Tensor:
     return 0.1 * arm % 1.0 + incentive
 
 
+def offers(t: int, priority: Tensor) -> Tensor:
+    """What agents that know the principal's policy are told in the middle fifth of an episode, else nothing; [N, A]."""
+    return (torch.arange(priority.shape[1]) == 2).float().expand_as(priority) * (t // 8 == 2)
+
+
 def play(
     family: Family,
     params: Params,
@@ -56,6 +61,8 @@ def play(
     state, arms = family.init(params, priority), []
     for t in range(len(uniform)):
         step = torch.tensor(float(t))
+        if family.hear is not None:
+            state = family.hear(state, params, offers(t, priority))
         arm = family.act(state, params, step, Draws(uniform[t], normal[t]))
         state = between(family.learn(state, params, step, arm, reward(t, arm)))
         arms.append(arm)
@@ -145,6 +152,43 @@ def test_functions_change_nothing_that_they_are_given(family: Family) -> None:
     family.act(state, params, step, draws)
     family.learn(state, params, step, arm, reward)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(handed, copies, strict=True))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.hear], ids=lambda f: f.name)
+def test_knowledge_of_the_policy_steers_at_once_and_leaves_no_trace(family: Family) -> None:
+    """An offer on one arm: an informed agent takes it; with the offer gone, it is where it was."""
+    assert family.hear is not None
+    num, step = 200, torch.tensor(300.0)
+    params, (priority, uniform, normal) = given(family, num), dice(family, num, NUM_ARMS, 300)
+    _, state = play(family, params, (priority, uniform, normal), lambda t, arm: (arm == 1).float())
+    draws, nothing = Draws(uniform[0], normal[0]), torch.zeros(num, NUM_ARMS)
+    offer = nothing.clone()
+    offer[:, 3] = 10.0
+    before = {name: value.clone() for name, value in state.items()}
+    told = family.hear(state, params, offer)
+    assert {name: value.shape for name, value in told.items()} == {name: value.shape for name, value in state.items()}
+    assert all(torch.equal(state[name], before[name]) for name in state)
+    assert (family.act(told, params, step, draws) == 3).float().mean() > 0.8
+    silent = family.act(family.hear(state, params, nothing), params, step, draws)
+    assert torch.equal(family.act(family.hear(told, params, nothing), params, step, draws), silent)
+    assert (silent == 3).float().mean() < 0.2
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.perceive], ids=lambda f: f.name)
+def test_what_an_agent_perceives_is_a_number_for_each(family: Family) -> None:
+    assert family.perceive is not None
+    params = given(family, 4)
+    agent, principal = torch.tensor([0.0, 1.0, -1.0, 2.0]), torch.tensor([1.0, 0.7, -0.3, 0.0])
+    copies = agent.clone(), principal.clone()
+    together = family.perceive(params, agent, principal)
+    assert together.shape == (4,)
+    assert together.dtype == torch.float32
+    assert torch.equal(agent, copies[0])
+    assert torch.equal(principal, copies[1])
+    for row in range(4):
+        alone = {name: value[row : row + 1] for name, value in params.items()}
+        part = family.perceive(alone, agent[row : row + 1], principal[row : row + 1])
+        assert torch.equal(part, together[row : row + 1])
 
 
 @pytest.mark.parametrize("num_arms", [2, 1000])

@@ -8,11 +8,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import all_families
+from conftest import STOCK_FAMILIES, stock_families
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
-from mermaide_ray.agents import FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import agent_id
 from mermaide_ray.envs import ENVS, env_named
@@ -37,10 +36,10 @@ def played(env: IncentivizedBanditEnv) -> tuple[int, int]:
 @pytest.mark.parametrize("labels", ["relative", "absolute"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_rllibs_checks_and_stays_in_its_spaces(kind: str, labels: str) -> None:
-    env = make(all_families(environment={"intervention": kind, "arm_labels": labels}), deal_principal_dice=True)
+    env = make(stock_families(environment={"intervention": kind, "arm_labels": labels}), deal_principal_dice=True)
     check_multiagent_environments(env)
     met = set()
-    for _ in range(30):
+    for _ in range(60):
         observations, _ = env.reset()
         met.update(observations)
         over = False
@@ -53,20 +52,20 @@ def test_passes_rllibs_checks_and_stays_in_its_spaces(kind: str, labels: str) ->
             assert not truncateds["__all__"]
             over = terminateds["__all__"]
     # reset() returned each family's own agent, and only that one, beside the principal.
-    assert met == set(env.possible_agents) == {"principal", *map(agent_id, FAMILIES)}
+    assert met == set(env.possible_agents) == {"principal", *map(agent_id, STOCK_FAMILIES)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_arms", [2, 1000])
 def test_any_number_of_arms(num_arms: int, kind: str) -> None:
-    env = make(all_families(environment={"num_arms": num_arms, "intervention": kind, "horizon": 3}))
+    env = make(stock_families(environment={"num_arms": num_arms, "intervention": kind, "horizon": 3}))
     check_multiagent_environments(env)
     assert env.action_spaces["principal"].n == {"signed": 2, "bonus": 2, "arm": num_arms + 1, "graded": 4}[kind]
 
 
 @pytest.mark.parametrize("horizon", [1, 7])
 def test_ends_after_horizon_pulls(horizon: int) -> None:
-    env = make(all_families(environment={"horizon": horizon}))
+    env = make(stock_families(environment={"horizon": horizon}))
     observations, _ = env.reset()
     for t in range(horizon):
         assert observations["principal"][-1] == pytest.approx(t / horizon)
@@ -92,7 +91,7 @@ def test_ends_after_horizon_pulls(horizon: int) -> None:
 def test_rewards_by_hand(
     kind: str, cost: str, action: int, on_target: tuple[float, float], off_target: tuple[float, float]
 ) -> None:
-    experiment = all_families(
+    experiment = stock_families(
         environment={"intervention": kind, "cost": cost, "delta": 2.0, "cost_weight": 0.5, "reward_noise": 0.0}
     )
     env = make(experiment, tasks=[3])
@@ -116,7 +115,7 @@ def test_principal_observation_follows_from_the_history_alone(labels: str) -> No
     """Other hyperparameters, base rewards, dice and family: the same arms and interventions look the same."""
 
     def seen(seed: int, base: tuple[float, float], noise: float, task: int) -> np.ndarray:
-        experiment = all_families(
+        experiment = stock_families(
             environment={"arm_labels": labels, "reward_noise": noise}, agents={"base_reward": base}
         )
         env = make(experiment, tasks=[task], seed=seed)
@@ -131,7 +130,7 @@ def test_principal_observation_follows_from_the_history_alone(labels: str) -> No
             rows.append(observations["principal"])
         return np.stack(rows)
 
-    experiment = all_families()
+    experiment = stock_families()
     tasks = AgentDistribution(experiment).tasks("train", range(200))
     same_target = (tasks.target == tasks.target[0]).nonzero().flatten()
     other_family = int(same_target[tasks.family[same_target] != tasks.family[0]][0])
@@ -148,7 +147,7 @@ def test_principal_observation_follows_from_the_history_alone(labels: str) -> No
 
 
 def test_principals_own_dice_are_appended_on_request() -> None:
-    experiment = all_families()
+    experiment = stock_families()
     plain, dealt = make(experiment, tasks=[0]), make(experiment, tasks=[0], deal_principal_dice=True)
     (one, _), (other, _) = plain.reset(), dealt.reset()
     assert other["principal"][:-1].tolist() == one["principal"].tolist()
@@ -160,13 +159,13 @@ def test_principals_own_dice_are_appended_on_request() -> None:
 
 
 def test_listed_tasks_are_played_in_turn_and_over_again() -> None:
-    env = make(all_families(), tasks=[7, 2], episodes=2)
+    env = make(stock_families(), tasks=[7, 2], episodes=2)
     assert [played(env) for _ in range(5)] == [(7, 0), (7, 1), (2, 0), (2, 1), (7, 0)]
 
 
 def test_same_key_same_episode_other_key_other_luck() -> None:
     def first(**key: Any) -> bytes:
-        observations, _ = make(all_families(), tasks=[3], **key).reset()
+        observations, _ = make(stock_families(), tasks=[3], **key).reset()
         (agent,) = set(observations) - {"principal"}
         return observations[agent].tobytes()
 
@@ -177,14 +176,14 @@ def test_same_key_same_episode_other_key_other_luck() -> None:
 
 
 def test_reset_seed_changes_nothing() -> None:
-    experiment = all_families()
+    experiment = stock_families()
     one, other = (make(experiment).reset(seed=seed)[0] for seed in (1, 2))
     assert all(np.array_equal(one[agent], other[agent]) for agent in one)
 
 
 def contexts(num_workers: int, sub_envs: int, **config: Any) -> list[list[IncentivizedBanditEnv]]:
     """Environments as RLlib builds them: one context per env runner, shared by its sub-environments."""
-    plain = {"experiment": all_families().to_dict(), **config}
+    plain = {"experiment": stock_families().to_dict(), **config}
     workers = range(1, num_workers + 1) if num_workers else [0]
     shared = [EnvContext(plain, worker_index=index, num_workers=num_workers) for index in workers]
     return [[IncentivizedBanditEnv(context) for _ in range(sub_envs)] for context in shared]
@@ -202,7 +201,7 @@ def test_env_runners_and_sub_environments_share_the_schedule_out(num_workers: in
 
 
 def test_a_stream_meets_a_finite_population_in_turn_with_new_luck() -> None:
-    experiment = all_families(agents={"population": {"train": 3, "validation": 2, "test": 2}})
+    experiment = stock_families(agents={"population": {"train": 3, "validation": 2, "test": 2}})
     env = make(experiment)
     agents, starts = [], set()
     for _ in range(6):
@@ -216,7 +215,7 @@ def test_a_stream_meets_a_finite_population_in_turn_with_new_luck() -> None:
 
 def test_held_out_agents_are_the_same_for_all_training_seeds() -> None:
     def start(seed: int, split: str) -> bytes:
-        settings = {**all_families().to_dict(), "seed": seed}
+        settings = {**stock_families().to_dict(), "seed": seed}
         observations, _ = IncentivizedBanditEnv({"experiment": settings, "split": split}).reset()
         return b"".join(observation.tobytes() for observation in observations.values())
 
@@ -252,7 +251,7 @@ def test_registered_environments_exist_and_are_described() -> None:
 
 
 def test_no_global_randomness_is_used() -> None:
-    env = make(all_families(), tasks=[0])
+    env = make(stock_families(), tasks=[0])
     np_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     observations, _ = env.reset()
     env.step(dict.fromkeys(observations, 0))

@@ -16,7 +16,7 @@ from mermaide_ray.noise import Key, deal
 from mermaide_ray.trajectory import Trajectories, View
 
 KEY: Key = (0, "train", "lockstep", 2)
-TASKS, EPISODES = 21, 3
+TASKS, EPISODES = 50, 3
 KINDS = ("signed", "bonus", "arm", "graded")
 
 
@@ -31,10 +31,15 @@ class Scripted:
         self.memory = torch.zeros(num_episodes, dtype=torch.int64)
         self.seen = []
 
+    def probabilities(self) -> Tensor:
+        """It tells beforehand what it does."""
+        return torch.nn.functional.one_hot(self.action, self.num_interventions).float()
+
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         self.seen.append(seen)
         self.memory = (3 * self.memory + seen.last_arm + 5 * seen.last_action + 7) % 101
-        return (self.memory + seen.target + seen.step + (seen.uniform * 6).long()) % self.num_interventions
+        self.action = (self.memory + seen.target + seen.step + (seen.uniform * 6).long()) % self.num_interventions
+        return self.action
 
 
 def scripted(experiment: Experiment) -> Principal:
@@ -149,8 +154,10 @@ def test_what_is_seen_at_the_moment_of_acting_is_the_last_pull(labels: str) -> N
     result = play(experiment.environment, tasks, EPISODES, dice, Witness(2))
     history = View(experiment.environment).history(result)
     assert torch.equal(torch.stack(at_the_moment)[1:], history.labels.permute(1, 0, 2).flatten(1)[:-1])
-    # An oracle is told the truth.
-    assert torch.equal(torch.stack(to_come), result.arms.permute(2, 0, 1).flatten(1).long())
+    # An oracle is told the truth, but of those who wait to hear what the principal will do.
+    waiting = torch.tensor([tasks.families[i].hear is not None for i in tasks.family.tolist()])
+    arms = result.arms.permute(2, 0, 1).flatten(1).long()
+    assert torch.equal(torch.stack(to_come), arms.masked_fill(waiting.repeat_interleave(EPISODES), -1))
 
 
 def test_hidden_estimates_are_the_sample_means_of_what_the_agent_perceived() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import all_families, moderate
+from conftest import STOCK_FAMILIES, moderate, stock_families
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module import validate_module_id
 from torch import Tensor
@@ -29,7 +29,7 @@ def reward(t: int, arm: Tensor) -> Tensor:
     return torch.where(arm == t // 10, 1.0, -0.5)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", STOCK_FAMILIES)
 def test_module_pulls_the_arms_that_its_family_pulls(name: str) -> None:
     family = FAMILIES[name]
     dice = deal((0, "train", "test", 0), range(NUM), 1, PULLS, NUM_ARMS, [family.normals] * NUM)
@@ -68,7 +68,7 @@ def test_a_new_episode_forgets_whatever_state_is_handed_in() -> None:
     assert out[Columns.STATE_OUT]["count"].tolist() == [[0.0] * NUM_ARMS]
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", STOCK_FAMILIES)
 def test_observation_reads_back_what_was_written(name: str) -> None:
     family = FAMILIES[name]
     layout = AgentObservation(family, NUM_ARMS)
@@ -112,8 +112,8 @@ def test_agents_are_not_trained() -> None:
 
 
 def test_every_family_maps_to_a_module_with_a_valid_id() -> None:
-    modules = agent_modules(all_families())
-    for name in FAMILIES:
+    modules = agent_modules(stock_families())
+    for name in STOCK_FAMILIES:
         assert policy_mapping(agent_id(name), episode=None) in modules
     assert policy_mapping("principal") == "principal"
     validate_module_id(policy_mapping(agent_id("my_lab.agents:Softmax")), error=True)

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import all_families
+from conftest import stock_families
 
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_
 
 @pytest.mark.parametrize("network", get_args(Network))
 def test_one_iteration_trains_the_principal_and_nothing_else(network: Network) -> None:
-    experiment = all_families(world_model={"policy_hidden": 8})
+    experiment = stock_families(world_model={"policy_hidden": 8})
     algorithm = stock_ppo(experiment, network, envs_per_runner=4, episodes_per_iteration=16).build_algo()
     try:
         before = algorithm.get_module(PRINCIPAL).get_state()

@@ -1,10 +1,16 @@
-"""The learners to be steered. One family a file; a new one is a file and a line in FAMILIES."""
+"""The learners to be steered. One family a file; a new one is a file and a line in FAMILIES.
+
+Families that are made of others, by a change that suits them all, share a file.
+"""
 
 from mermaide_ray.agents import (
+    adversarial,
     epsilon_decay,
     epsilon_greedy,
     exp3,
     gradient_bandit,
+    holdout,
+    informed,
     softmax,
     thompson,
     ucb,
@@ -22,7 +28,11 @@ FAMILIES: dict[str, Family] = {
         softmax,
         gradient_bandit,
         exp3,
+        holdout,
     )
+} | {
+    family.name: family
+    for family in (informed.UCB, informed.EPSILON_GREEDY, adversarial.UCB, adversarial.EPSILON_GREEDY)
 }
 
 

@@ -1,5 +1,8 @@
 """What an agent family is: three pure functions on a batch of agents, and the hyperparameters that a task draws.
 
+Two more are for agents that know more than their own past: `hear` for those that know the principal's policy,
+`perceive` for those that care what the principal gets.
+
 A family file uses tensor *methods* only, so it needs no import of Torch: it runs on whatever device its state is on,
 and `mermaide config` can check hyperparameter ranges without loading Torch.
 Shapes: N agents (tasks times episodes, flattened), A arms.
@@ -61,8 +64,13 @@ class Family:
             ties between untried arms. The state holds float tensors [N, A] or [N, 1].
         act: `(state, params, step, draws) -> arm` int64 [N]; `step` float, 0-dim or [N, 1], counts pulls so far.
         learn: `(state, params, step, arm, reward) -> state` after pull `step`; `reward` float [N] is all that the agent
-            perceives: base reward, noise and incentive together.
+            perceives: base reward, noise and incentive together (but see `perceive`).
         normals: Whether `act` needs one standard normal per arm.
+        hear: For a family that is informed of the principal's policy: `(state, params, offer) -> state` before each
+            `act`; `offer` float [N, A] is the expected incentive of each arm at this pull, over the principal's
+            probabilities. None: the agents know nothing of the policy.
+        perceive: For a family that cares what the principal gets: `(params, agent_reward, principal_reward) -> reward`,
+            each float [N]; `learn` then gets what it returns. None: the agent reward as it is.
     """
 
     name: str
@@ -73,6 +81,8 @@ class Family:
     learn: Callable[[State, Params, Tensor, Tensor, Tensor], State]
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
     normals: bool = False
+    hear: Callable[[State, Params, Tensor], State] | None = None
+    perceive: Callable[[Params, Tensor, Tensor], Tensor] | None = None
 
 
 def sample_mean_init(params: Params, priority: Tensor) -> State:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Draws, Family, Params
+from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 
 PRINCIPAL = "principal"
@@ -67,9 +68,19 @@ class AgentObservation:
 
     valid, last arm, last perceived reward, step, hyperparameters (in the family's order), priority [A], uniform [2],
     normal [A] (only for families that draw normals). An arm and a step are exact in float32 up to 2^24.
+
+    Raises:
+        InputError: The family is informed of the principal's policy, which RLlib's environments never see: principal
+            and agent move at once, by their actions.
     """
 
     def __init__(self, family: Family, num_arms: int) -> None:
+        if family.hear is not None:
+            raise InputError(
+                "`agents.families` must hold no agents that know the principal's policy where RLlib's own runner "
+                f"samples, whose environments see actions but no probabilities, got {family.name!r} (`mermaide train` "
+                "plays them)"
+            )
         self.family = family
         self.num_arms = num_arms
         self._params = 4

@@ -5,6 +5,9 @@ is best for each single task. The oracle's choice is honest: rules are chosen on
 on the query episodes on which every method is scored.
 Families that keep no `mean` (gradient bandit, EXP3) have no gap: rules that need one never intervene there, and the
 oracle is the best of first-n and foresight.
+Agents informed of the policy (`Family.hear`) choose their arm after the announcement: there is no next arm to foresee,
+and foresight rules never intervene there. A rule that looks at the gap announces just the probability at which the
+target leads by m, the offer included, so that the oracle is the best of first-n and this smallest sufficient offer.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.rules import shares_of, toward_target
+from mermaide_ray.baselines.rules import announced, shares_of, toward_target
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
@@ -40,6 +43,8 @@ _MOST_FLOATS, _MOST_EPISODES = 2**25, 2**14
 @dataclass(frozen=True)
 class Rule:
     """Intervenes at pulls t < until while estimate(target) - max estimate(other arm) < gap, if the next arm is right.
+
+    With an agent informed of the policy an offer counts at once: the least probability that brings the lead up to gap.
 
     Attributes:
         until: n, pulls.
@@ -86,6 +91,7 @@ class PrivilegedRules:
         self._next = per_episode([_NEXT.index(rule.next_arm) for rule in rules])
         self._size = per_episode([rule.size for rule in rules])
         self._blind = self._gap.isinf()
+        self._lead = Incentives(environment).lead[self._size]
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`; nothing to forget."""
@@ -93,12 +99,20 @@ class PrivilegedRules:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; looks at `hidden`."""
-        is_target = hidden.next_arm == hidden.target
-        wanted = (seen.step < self._until) & ((self._next == 0) | ((self._next == 1) == is_target))
+        is_target, informed = hidden.next_arm == hidden.target, hidden.next_arm < 0
+        right = (self._next == 0) | (((self._next == 1) == is_target) & ~informed)
+        probability = ((seen.step < self._until) & right).float()
         if not self._blind.all():
             # A gap that is not a number (no estimates) is below no m.
-            wanted &= self._blind | (_gap(hidden) < self._gap)
-        return toward_target(self._view, self._environment, self._size, seen.target) * wanted
+            missing = (self._gap - _gap(hidden)).nan_to_num(0.0)
+            sufficient = (missing / self._lead).clamp(0, 1).where(informed, (missing > 0).float())
+            probability *= sufficient.where(~self._blind, torch.ones(()))
+        self._chosen = toward_target(self._view, self._environment, self._size, seen.target), probability
+        return self._chosen[0] * (seen.uniform < probability)
+
+    def probabilities(self) -> Tensor:
+        """See `lockstep.Announcing`."""
+        return announced(*self._chosen, self._environment.num_interventions)
 
 
 def _gap(hidden: Hidden) -> Tensor:

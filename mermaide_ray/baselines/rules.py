@@ -36,6 +36,13 @@ def toward_target(view: View, environment: Environment, size: Tensor, target: Te
     return view.action(target + 1 if environment.intervention == "arm" else size, target)
 
 
+def announced(action: Tensor, probability: Tensor, num_interventions: int) -> Tensor:
+    """Probabilities of every action, float [N, I]: `probability` [N] for `action` int64 [N], the rest for none."""
+    spread = probability.new_zeros(len(action), num_interventions)
+    spread[:, 0] = 1 - probability
+    return spread.scatter_add_(1, action.unsqueeze(1), probability.unsqueeze(1))
+
+
 class FixedRule:
     """Intervenes with a probability at the first pulls of an episode.
 
@@ -56,9 +63,14 @@ class FixedRule:
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
         action = toward_target(self._view, self._environment, self._size.expand_as(seen.target), seen.target)
+        probability = self._probability if seen.step < self._until else 0.0
+        self._chosen = action, torch.full_like(seen.uniform, probability)
         # Principal dice lie in [0, 1): p = 1 always, p = 0 never.
-        wanted = (seen.uniform < self._probability) & (seen.step < self._until)
-        return action * wanted
+        return action * (seen.uniform < probability)
+
+    def probabilities(self) -> Tensor:
+        """See `lockstep.Announcing`."""
+        return announced(*self._chosen, self._environment.num_interventions)
 
 
 def never(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:

@@ -93,7 +93,8 @@ class IncentivizedBanditEnv(MultiAgentEnv):
     move at once, so the principal's intervention is unseen by the agent and the agent's pull by the principal.
     Principal: observation `View.observation` [D] (+ 1 with `deal_principal_dice`), action Discrete(I) by the
     principal's names, reward 1[arm = target] - alpha * cost. Agent: observation `AgentObservation`, action Discrete(A),
-    reward as perceived. Terminates for both after `horizon` pulls. Infos, never shown to a policy, say what happened.
+    reward base + noise + incentive. Terminates for both after `horizon` pulls. Infos, never shown to a policy, say what
+    happened.
     Source: MERMAIDE (arXiv 2304.04668); settings and their defaults are in `experiment.Environment`.
 
     Args:
@@ -153,6 +154,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self._principal_dice = dice.principal.numpy()
         self._sight = dice.more["sight"][0] if self._environment.sight.is_lossy else None
         self._symbols: list[Tensor] = []
+        self._params = {name: value.unsqueeze(1) for name, value in task.params.items()}
         params = {name: float(value) for name, value in task.params.items()}
         self._row = self._layout.begin(params, dice.priority[0].numpy())
         self._step = 0
@@ -170,20 +172,23 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         target = self._target
         intervention = self._view.intervention(action, target)
         incentive = self._incentives.incentive(intervention, arm, target)
-        agent_reward = float(self._base[arm] + self._noise[self._step] + incentive)
-        principal_reward = float(self._incentives.principal_reward(intervention, arm, target))
+        agent_reward = self._base[arm] + self._noise[self._step] + incentive
+        principal_reward = self._incentives.principal_reward(intervention, arm, target)
         cost = float(self._incentives.cost(intervention, arm, target))
         self._step += 1
         self._symbols.append(arm if self._sight is None else self._view.symbol(arm, self._sight[self._step - 1]))
         if self._step > (delay := self._environment.sight.delay):
             self._last_label = self._view.symbol_label(self._symbols[-1 - delay], target)
         self._last_action = action
-        self._layout.show_pull(self._row, self._step, int(arm), agent_reward)
+        perceived = agent_reward
+        if self._layout.family.perceive is not None:
+            perceived = self._layout.family.perceive(self._params, agent_reward, principal_reward)
+        self._layout.show_pull(self._row, self._step, int(arm), float(perceived))
         info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(arm == target)}
         over = self._step == self._horizon
         return (
             self._observations(),
-            {PRINCIPAL: principal_reward, self._agent_id: agent_reward},
+            {PRINCIPAL: float(principal_reward), self._agent_id: float(agent_reward)},
             {PRINCIPAL: over, self._agent_id: over, "__all__": over},
             {"__all__": False},
             {PRINCIPAL: info},

@@ -41,6 +41,24 @@ class Incentives:
         """What the agent's reward gains (or loses), float, shaped as `arm`."""
         return self._hit[intervention].where(self._is_hit(intervention, arm, target), self._miss[intervention])
 
+    def offer(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        """The expected incentive of each arm, float [N, A].
+
+        Args:
+            probabilities: float [N, I], of each intervention.
+            target: int64 [N].
+        """
+        if self.environment.intervention == "arm":
+            return probabilities[:, 1:] * self.environment.delta
+        hit, miss = probabilities @ self._hit, probabilities @ self._miss
+        elsewhere = miss.unsqueeze(1).repeat(1, self.environment.num_arms)
+        return elsewhere.scatter(1, target.unsqueeze(1), hit.unsqueeze(1))
+
+    @property
+    def lead(self) -> Tensor:
+        """By how much each intervention favours the arm that it is for over all others, float [I]."""
+        return self._hit - self._miss
+
     def cost(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         """What the intervention costs the principal, float, shaped as `arm`.
 
