@@ -225,6 +225,7 @@ class Evaluation:
                 "success_rate": (played.arms == target).float().mean((1, 2)).numpy(),
                 "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,
                 "cost": self._incentives.costs_of(played).mean((1, 2)).numpy() * horizon,
+                "agent_return": self._incentives.agent_rewards_of(played, tasks.base).sum(2).mean(1).numpy(),
                 "normalised_score": bounds.normalised(returns).numpy(),
                 "never_return": bounds.never.numpy(),
                 "oracle_return": bounds.oracle.numpy(),

@@ -49,6 +49,7 @@ ROW_METRICS = (
     Metric("success_rate", "share of pulls", "pulls on the target arm in query episodes"),
     Metric("interventions", "per episode", "interventions other than none in query episodes"),
     Metric("cost", "per episode", "what the interventions cost the principal, before the cost weight alpha"),
+    Metric("agent_return", "agent reward per episode", "base means and incentives of the pulls in query episodes"),
     Metric("normalised_score", "1", "(return - never_return) / (oracle_return - never_return): 0 never, 1 oracle"),
     Metric("never_return", "principal reward per episode", "return on this task without any intervention"),
     Metric("oracle_return", "principal reward per episode", "return of the best privileged rule for this task"),

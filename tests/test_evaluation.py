@@ -85,6 +85,12 @@ def test_rows_agree_with_themselves(scored: Results, held_out: Evaluation) -> No
     horizon, alpha = 25, 0.1
     np.testing.assert_allclose(rows["return"], rows["success_rate"] * horizon - alpha * rows["cost"], rtol=1e-5)
     np.testing.assert_allclose(rows["cost"], rows["interventions"], rtol=1e-5)
+    # Never paid, an agent has base means alone, in [0, 1]; always (signed), 1 more on the target and 1 less elsewhere.
+    never, always = (held_out.baseline(name).rows for name in ("never", "always"))
+    assert never["agent_return"].between(0, horizon).all()
+    own = always["agent_return"] - (2 * always["success_rate"] - 1) * horizon
+    assert own.between(0, horizon).all()
+    assert not np.allclose(own, always["agent_return"])
     span = rows["oracle_return"] - rows["never_return"]
     np.testing.assert_allclose(
         rows["normalised_score"], ((rows["return"] - rows["never_return"]) / span).where(span >= LEAST_SPAN), rtol=1e-5

@@ -83,6 +83,12 @@ class Incentives:
         """The cost of each intervention of whole episodes, float [B, E, T]."""
         return self.cost(played.interventions.long(), played.arms.long(), played.target[:, None, None])
 
+    def agent_rewards_of(self, played: Trajectories, base: Tensor) -> Tensor:
+        """The agents' rewards of whole episodes without their noise, float [B, E, T], from base means [B, A]."""
+        arms, target = played.arms.long(), played.target[:, None, None]
+        own = base.unsqueeze(1).expand(-1, arms.shape[1], -1).gather(2, arms)
+        return own + self.incentive(played.interventions.long(), arms, target)
+
     def _is_hit(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         if self.environment.intervention == "arm":
             return arm == intervention - 1
