@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", metavar="DIR", help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE")
     sweep.add_argument("--storage", metavar="DIR", help="folder or URI in which to make NAME-SCALE, in place of runs")
     sweep.add_argument("--resume", metavar="DIR", help="go on with the sweep in DIR (so does the same command again)")
+    sweep.add_argument(
+        "--principals",
+        type=Path,
+        metavar="DIR",
+        help="another sweep: its finished runs with the same settings are scored, not trained again",
+    )
     sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
     sweep.add_argument("--no-report", action="store_true", help="end without the report (mermaide report DIR makes it)")
     _add_address(sweep)
@@ -272,7 +278,8 @@ def _sweep(args: argparse.Namespace) -> None:
         dry_run(sweep, where)
         return
     name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
-    run_sweep(sweep, where, args.resume or args.out or below(args.storage or "runs", name), not args.no_report)
+    root = args.resume or args.out or below(args.storage or "runs", name)
+    run_sweep(sweep, where, root, not args.no_report, args.principals)
 
 
 def _tensorboard(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import tiny
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -25,6 +26,7 @@ from mermaide_ray.cli import main
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal
+from mermaide_ray.sweep.adopt import adopt
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
@@ -226,6 +228,27 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
     again = SweepRun(plan, plan.settings[0], 0, store)
     assert [again.advance()["validation/score_k1"] for _ in range(3)] == [part["validation/score_k1"] for part in told]
     again.close()
+
+
+def test_principals_of_another_sweep_are_scored_and_not_trained_again(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = {"test": {"split": "test"}, "further": {"split": "validation", "k": [0]}}
+    config = write_sweep(tmp_path, conditions=conditions)
+    monkeypatch.setattr(SweepRun, "advance", lambda run: pytest.fail("trained again"))
+    assert sweep(config, "--out", tmp_path / "out", "--principals", swept) == 0
+    rows, theirs = sorted_rows(tmp_path / "out"), sorted_rows(swept)
+    at_test = rows[rows["condition"] == "test"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(at_test, theirs[theirs["condition"] == "test"].reset_index(drop=True))
+    assert set(rows["condition"]) == set(conditions)
+    pd.testing.assert_frame_equal(sorted_progress(tmp_path / "out"), sorted_progress(swept))
+
+
+def test_principals_with_other_settings_are_left_alone(swept: Path, tmp_path: Path) -> None:
+    search = {"environment.cost_weight": {"grid": [0.1]}, "training.meta_lr": {"grid": [1e-4]}}
+    plan, store = plan_from(write_sweep(tmp_path, search=search)), Store(str(tmp_path / "out"))
+    adopt(plan, store, swept, Console())
+    assert store.names("runs") == []
 
 
 def test_a_failing_trial_is_on_record_and_takes_no_other_down(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -59,7 +60,7 @@ def dry_run(sweep: Sweep, where: str) -> None:
     _check_rows(plan, rows)
 
 
-def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True) -> None:
+def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, principals: Path | None = None) -> None:
     """Runs a sweep, or goes on with it where it was interrupted.
 
     Args:
@@ -67,6 +68,7 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True) -> 
         where: The file it is from, for messages.
         root: Folder or URI of the results.
         with_report: Whether to end with a report.
+        principals: Folder of a sweep whose finished runs with the same settings are scored, not trained again.
 
     Raises:
         InputError: The sweep is not valid, or the folder holds another one.
@@ -80,6 +82,10 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True) -> 
     console.print(f"results in {root}", soft_wrap=True, highlight=False)
     from mermaide_ray.sweep.results import unfinished
 
+    if principals is not None:
+        from mermaide_ray.sweep.adopt import adopt
+
+        adopt(plan, store, principals, console)
     if not sweep.is_planned or unfinished(plan, store):
         _train(plan, store, console)
     _conclude(plan, store, console, with_report)

@@ -32,6 +32,7 @@ from mermaide_ray.storage import RunDirectory, whole_file
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
 from mermaide_ray.sweep.results import STATUS, TABLES, read_status, to_parquet
 from mermaide_ray.sweep.store import Store
+from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from
 
 CLOCK = "clock.json"
@@ -101,6 +102,29 @@ class SweepRun:
         if not self._told_before and (session.is_done or good_enough):
             self._finish(session, told)
         return told
+
+    def adopt(self, source: Path) -> None:
+        """Takes the principal of a finished run with the same settings, scores it, and is done.
+
+        Args:
+            source: That run's folder.
+        """
+        self.close()
+        local = self._store.open_run(self._folder)
+        self._held.callback(self._store.close_run, local)
+        shutil.rmtree(local, ignore_errors=True)
+        theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
+        run = RunDirectory.create(local, self._experiment, {**self._origin(), "principal": theirs})
+        self._hold(run)
+        shutil.copytree(source / run.principal.name, run.principal)
+        shutil.copy(source / run.progress.name, run.progress)
+        told = run.read_progress()[-1]
+        board = Board(run.path)
+        board.begin(self._experiment, self._swept(), self._plan.sweep.question)
+        with self._clocked():
+            outcome = self._scored(run, board, told, int(told["throughput/env_steps"]))
+        board.close()
+        self._conclude(run, outcome)
 
     def fail(self, error: BaseException) -> None:
         """Puts the failure on record, with settings and traceback. Env steps that it did no longer count."""
@@ -215,18 +239,25 @@ class SweepRun:
         return {key: found for key, found in values.items() if found and isinstance(self._swept()[key], str)}
 
     def _finish(self, session: Session, told: Told) -> None:
-        """Scores the run and makes its files the store's, the status last."""
-        run = session.run
+        """Scores the run and makes its files the store's."""
         with self._clocked():
             session.export()
-            results = self._score(run)
-            for name in TABLES:
-                with whole_file(run.path / f"{name}.parquet") as file:
-                    getattr(results, name).to_parquet(file, index=False)
-            scores = _scores(results.rows)
-            figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
-            session.board.finish(self._swept(), scores, figures, session.env_steps, self._words())
-        outcome = {**told, **scores, "throughput/env_steps": float(session.env_steps)}
+            outcome = self._scored(session.run, session.board, told, session.env_steps)
+        self._conclude(session.run, outcome)
+
+    def _scored(self, run: RunDirectory, board: Board, told: Told, env_steps: int) -> Told:
+        """Scores the run's principal in every condition, writes the tables, and returns all that is to be told."""
+        results = self._score(run)
+        for name in TABLES:
+            with whole_file(run.path / f"{name}.parquet") as file:
+                getattr(results, name).to_parquet(file, index=False)
+        scores = _scores(results.rows)
+        figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
+        board.finish(self._swept(), scores, figures, env_steps, self._words())
+        return {**told, **scores, "throughput/env_steps": float(env_steps)}
+
+    def _conclude(self, run: RunDirectory, outcome: Told) -> None:
+        """Makes the run's files the store's, the status last."""
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.finish_run(self._folder, run.path)
         self._write_status("done", outcome, None)
