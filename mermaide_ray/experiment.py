@@ -215,6 +215,12 @@ class WorldModel(Section):
     enabled: Switch = Field(True, description="train the recurrent core to predict the agent's next arm")
     hidden_size: Whole = Field(48, ge=1, description="units of the GRU, H")
     policy_hidden: Whole = Field(64, ge=1, description="units of the policy's (and the value's) hidden layer")
+    arms: Literal["flat", "equivariant"] = Field(
+        "flat",
+        description="flat: an input and an output for each arm; equivariant: one encoder for all arms, and pools over "
+        "them, so that a trained principal can be used with any number of arms",
+    )
+    encoder_size: Whole = Field(16, ge=1, description="arms = equivariant only: units of the encoder")
     loss_weight: Number = Field(1.0, ge=0, description="weight of the next-arm negative log-likelihood (nats per pull)")
     policy_gradient: Switch = Field(True, description="whether policy gradients flow into the recurrent core")
 

@@ -14,7 +14,17 @@ from mermaide_ray.experiment import Environment
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, choose, conditioned, log_softmax, shared, step
+from mermaide_ray.models.principal import (
+    Arms,
+    Weights,
+    choose,
+    conditioned,
+    log_softmax,
+    perceive,
+    project,
+    shared,
+    step,
+)
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -36,8 +46,10 @@ class NetworkPrincipal:
         weights = conditioned(weights)
         self._architecture, self._view, self._weights = method.architecture, view, weights
         self._initial = initial
+        self.state = self._logits = self._marks = torch.empty(0)
+        if self._architecture.per_arm:
+            return
         symbols, interventions = view.num_symbols, view.num_interventions
-        self.state = self._logits = torch.empty(0)
         rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
         # Row 0 stands for "none yet": one-hot inputs are then lookups, symbol (+ 1) and intervention (+ 1).
         nothing = torch.zeros_like(rows[:, :1])
@@ -57,9 +69,28 @@ class NetworkPrincipal:
         self.state = self._weights["core_bias"].new_zeros(*self._shape, hidden)
         if self._initial is not None:
             self.state = self._initial.expand(*self._shape, hidden).clone()
+        if self._architecture.per_arm:
+            self._marks = self._architecture.per_arm.before(self.state, *self._shape)
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
+        projected, arms = self._perceived(seen) if self._architecture.per_arm else (self._looked_up(seen), None)
+        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms)
+        self._logits = logits.flatten(0, 1)
+        return choose(self._logits, seen.uniform)
+
+    def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
+        """What equivariant networks read of the observation vector; the marks go one step on."""
+        assert self._architecture.per_arm is not None
+        steps = torch.full_like(seen.last_arm, seen.step)
+        observation = self._view.observation(seen.last_arm, seen.last_action, seen.target, steps)
+        observation = observation.view(*self._shape, -1)
+        self._marks = self._architecture.per_arm.advance(self._marks, observation)
+        inputs, arms = perceive(self._architecture, self._weights, observation, self._marks)
+        return project(self._weights, inputs), arms
+
+    def _looked_up(self, seen: Seen) -> Tensor:
+        """The input projection of flat networks, from tables."""
         index = seen.last_arm + 1
         if self._small:
             index = index * (self._view.num_interventions + 1) + (seen.last_action + 1)
@@ -69,9 +100,7 @@ class NetworkPrincipal:
         if self._by_target is not None:
             projected += self._rows(self._by_target, seen.target)
         projected += self._by_time * (seen.step / self._view.horizon)
-        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state)
-        self._logits = logits.flatten(0, 1)
-        return choose(self._logits, seen.uniform)
+        return projected
 
     def probabilities(self) -> Tensor:
         """See `lockstep.Announcing`."""

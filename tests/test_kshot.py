@@ -66,6 +66,7 @@ def _same(one: Trajectories, other: Trajectories) -> bool:
     return torch.equal(one.arms, other.arms) and torch.equal(one.interventions, other.interventions)
 
 
+EQUIVARIANT: dict[str, Any] = {"arms": "equivariant", "encoder_size": 4}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "mermaide": {},
     "two steps on two episodes": {"meta_learning": {"inner_steps": 2, "adaptation_episodes": 2}},
@@ -81,6 +82,19 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "partial sight, carried state": {
         "environment": {"sight": {"share": 0.5}, "arm_labels": "absolute"},
         "meta_learning": {"carry_state": True, "adaptation_episodes": 2},
+    },
+    "equivariant, partial sight": {
+        "environment": {"sight": {"noise": 0.2, "delay": 2, "share": 0.6}},
+        "world_model": EQUIVARIANT,
+    },
+    "equivariant": {"world_model": EQUIVARIANT},
+    "equivariant, choosing arms by absolute labels": {
+        "environment": {"arm_labels": "absolute", "intervention": "arm"},
+        "world_model": EQUIVARIANT,
+    },
+    "equivariant, carried state": {
+        "meta_learning": {"carry_state": True, "adaptation_episodes": 2},
+        "world_model": EQUIVARIANT,
     },
 }
 
@@ -225,6 +239,13 @@ def test_lookups_are_the_module_with_partial_sight(labels: str) -> None:
     _assert_lookups_are_the_module(tiny(environment={"sight": sight, "arm_labels": labels}))
 
 
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+@pytest.mark.parametrize("kind", ["signed", "arm", "graded"])
+def test_equivariant_networks_play_as_the_module_does(kind: str, labels: str) -> None:
+    environment = {"intervention": kind, "arm_labels": labels}
+    _assert_lookups_are_the_module(tiny(environment=environment, world_model=EQUIVARIANT))
+
+
 def _assert_lookups_are_the_module(experiment: Experiment) -> None:
     module, tasks, view = _module(experiment), _tasks(experiment), View(experiment.environment)
     weights = {name: value.detach().unsqueeze(0) for name, value in module.weights().items()}
@@ -233,7 +254,10 @@ def _assert_lookups_are_the_module(experiment: Experiment) -> None:
     played = play(experiment.environment, tasks, EPISODES, dice, principal)
     history = view.history(played)
     assert len(history.actions.unique()) > 1
-    state = {"core": torch.zeros(TASKS * EPISODES, 8)}
+    state = {
+        name: torch.from_numpy(value).expand(TASKS * EPISODES, *value.shape)
+        for name, value in module.get_initial_state().items()
+    }
     for t in range(experiment.environment.horizon):
         seen = torch.cat([history.observations[:, t].flatten(0, 1), dice.principal[t].unsqueeze(1)], dim=1)
         out = module._forward({Columns.OBS: seen.unsqueeze(1), Columns.STATE_IN: state})

@@ -24,7 +24,7 @@ from mermaide_ray.learners.maml import (
     unroll,
 )
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import CONTEXT, CORE, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
+from mermaide_ray.models.principal import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
 from mermaide_ray.trajectory import Trajectories, View
 
 B, K, E = 3, 2, 2
@@ -109,7 +109,13 @@ def _flat(tensors: dict[str, Tensor]) -> Tensor:
 
 def _assert_slope(function: Any, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
     """The gradient is the slope of `function` along random directions, within each group of weights and over all."""
-    groups = {"core": CORE, "world model": WORLD_MODEL_HEAD, "policy": POLICY, "all": tuple(parameters)}
+    groups = {
+        "encoder": ENCODER,
+        "core": CORE,
+        "world model": WORLD_MODEL_HEAD,
+        "policy": POLICY,
+        "all": tuple(parameters),
+    }
     rng, step = np.random.default_rng(1), 1e-6
     for group, names in groups.items():
         for _ in range(3):
@@ -140,6 +146,7 @@ def _old(
 
 WORLD_MODEL_ONLY = {"meta_learning": {"adapt": "world_model", "inner_policy_weight": 0.0}}
 POLICY_ONLY = {"meta_learning": {"adapt": "policy"}, "world_model": {"loss_weight": 0.0}}
+EQUIVARIANT: dict[str, Any] = {"arms": "equivariant", "encoder_size": 3}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "world model and policy": {},
     "world model": WORLD_MODEL_ONLY,
@@ -152,6 +159,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no world model": {"world_model": {"enabled": False}},
     "context": {"meta_learning": {"adapt": "context", "context_size": 2}},
     "heavy support": {"meta_learning": {"support_weight": 2.0}},
+    "equivariant": {"world_model": EQUIVARIANT},
+    "equivariant, two inner steps, carried state": {
+        "world_model": EQUIVARIANT,
+        "meta_learning": {"carry_state": True, "inner_steps": 2, "estimator": "lvc"},
+    },
+    "equivariant, no world model": {"world_model": EQUIVARIANT | {"enabled": False}},
+    "equivariant, context": {
+        "world_model": EQUIVARIANT,
+        "meta_learning": {"adapt": "context", "context_size": 2},
+    },
 }
 
 

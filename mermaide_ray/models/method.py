@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mermaide_ray.experiment import Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.experiment import Environment, Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.models.per_arm import PerArm
 from mermaide_ray.models.principal import Architecture, Weights
 from mermaide_ray.trajectory import View
 
@@ -25,25 +26,50 @@ class Method:
     @classmethod
     def of(cls, experiment: Experiment) -> Method:
         """The method that an experiment asks for."""
-        view, training = View(experiment.environment), experiment.training
+        environment, world_model, training = experiment.environment, experiment.world_model, experiment.training
+        view = View(environment)
         # The length over which rewards add up: the horizon, or the discount's.
         scale = view.horizon if training.gamma == 1 else min(view.horizon, 1 / (1 - training.gamma))
         architecture = Architecture(
             observation_size=view.observation_size,
             num_arms=view.num_arms,
             num_interventions=view.num_interventions,
-            hidden_size=experiment.world_model.hidden_size,
-            policy_hidden=experiment.world_model.policy_hidden,
-            world_model=experiment.world_model.enabled,
-            policy_gradient=experiment.world_model.policy_gradient,
+            hidden_size=world_model.hidden_size,
+            policy_hidden=world_model.policy_hidden,
+            world_model=world_model.enabled,
+            policy_gradient=world_model.policy_gradient,
             value_scale=float(scale),
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
+            per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
         )
-        return cls(architecture, experiment.meta_learning, training, experiment.world_model)
+        return cls(architecture, experiment.meta_learning, training, world_model)
+
+    def at(self, environment: Environment) -> Method:
+        """The same method in another game, which `experiment.check_game` must have let pass."""
+        view, per_arm = View(environment), self.architecture.per_arm
+        architecture = replace(
+            self.architecture,
+            observation_size=view.observation_size,
+            num_arms=view.num_arms,
+            num_interventions=view.num_interventions,
+            per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
+        )
+        return replace(self, architecture=architecture)
 
     def adaptable(self) -> tuple[str, ...]:
         """Names of the weights that the inner loop changes."""
         return self.architecture.adaptable(self.meta.adapt) if self.meta.inner_steps else ()
+
+
+def _per_arm(environment: Environment, encoder_size: int) -> PerArm:
+    return PerArm(
+        num_arms=environment.num_arms,
+        num_symbols=environment.num_symbols,
+        num_interventions=environment.num_interventions,
+        relative=environment.arm_labels == "relative",
+        names_arms=environment.intervention == "arm",
+        encoder_size=encoder_size,
+    )
 
 
 RATE = "log_inner_lr_"

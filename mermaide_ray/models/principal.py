@@ -2,7 +2,11 @@
 
 Pure functions of a dict of weights, each with a leading task axis, so that one code serves unadapted weights (shared by
 all tasks: expanded) and adapted ones (one set per task). Shapes: B tasks, E episodes, T pulls, A arms, I interventions,
-D observation, H hidden, P policy's hidden layer.
+D observation, H hidden, P policy's hidden layer, Z encoding of an arm.
+
+Two kinds of networks. Flat ones read arms by name (one-hot) and have an output for each. Equivariant ones read what
+`per_arm.py` remembers of each arm, through one encoder; their core reads pools over the encodings, and what they say of
+an arm is the product of its encoding with a vector that the core sets.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.models.gru import gru_cell, gru_scan
+from mermaide_ray.models.per_arm import NUM_POOLS, PerArm
 
 Weights = dict[str, Tensor]
 
+ENCODER = ("encoder_weight", "encoder_bias")
 CORE = ("core_input", "core_bias", "core_recurrent")
 WORLD_MODEL_HEAD = ("world_model_weight", "world_model_bias")
 CONTEXT = ("context",)
@@ -40,6 +46,7 @@ class Architecture:
         policy_gradient: Whether gradients of policy and value flow into the core.
         value_scale: Size of a typical return; the value head predicts in units of it.
         context_size: C, entries of the context vector, which shifts the biases of core and policy; 0: none.
+        per_arm: How equivariant networks read the arms; None: flat ones.
     """
 
     observation_size: int
@@ -51,29 +58,47 @@ class Architecture:
     policy_gradient: bool
     value_scale: float
     context_size: int = 0
+    per_arm: PerArm | None = None
 
     @property
     def feature_size(self) -> int:
-        """Inputs of policy and value: the core's state and the predicted arm."""
+        """Inputs of policy and value: the core's state and the predicted arm.
+
+        Equivariant: the core's state, the target's encoding and its predicted probability.
+        """
+        if self.per_arm:
+            return self.hidden_size + self.per_arm.encoder_size + int(self.world_model)
         return self.hidden_size + (self.num_arms if self.world_model else 0)
+
+    @property
+    def policy_outputs(self) -> int:
+        """Outputs of the policy's network: a logit per intervention; equivariant, of all arms: none, and a vector."""
+        if self.per_arm and self.per_arm.names_arms:
+            return 1 + self.per_arm.encoder_size
+        return self.num_interventions
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each weight, without the task axis."""
         hidden, wide, features = self.hidden_size, self.policy_hidden, self.feature_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "core_input": (self.observation_size, 3 * hidden),
+        shapes: dict[str, tuple[int, ...]] = {}
+        inputs, of_an_arm = self.observation_size, self.num_arms
+        if self.per_arm:
+            inputs, of_an_arm = self.per_arm.core_size(self.observation_size), self.per_arm.encoder_size
+            shapes |= {"encoder_weight": (self.per_arm.feature_size, of_an_arm), "encoder_bias": (of_an_arm,)}
+        shapes |= {
+            "core_input": (inputs, 3 * hidden),
             "core_bias": (3 * hidden,),
             "core_recurrent": (hidden, 3 * hidden),
         }
         if self.world_model:
-            shapes |= {"world_model_weight": (hidden, self.num_arms), "world_model_bias": (self.num_arms,)}
+            shapes |= {"world_model_weight": (hidden, of_an_arm), "world_model_bias": (of_an_arm,)}
         if self.context_size:
             shapes |= {
                 "context": (self.context_size,),
                 "context_to_core": (self.context_size, 3 * hidden),
                 "context_to_policy": (self.context_size, wide),
             }
-        for head, outputs in (("policy", self.num_interventions), ("value", 1)):
+        for head, outputs in (("policy", self.policy_outputs), ("value", 1)):
             shapes |= {
                 f"{head}_hidden_weight": (features, wide),
                 f"{head}_hidden_bias": (wide,),
@@ -90,7 +115,7 @@ class Architecture:
                 weights[name] = torch.zeros(shape)
                 continue
             bound = math.sqrt((1.0 if name.startswith("core") else 3.0) / shape[0])
-            if name == "core_input":  # one-hot: three entries are active, whatever the width
+            if name == "core_input" and not self.per_arm:  # one-hot: three entries are active, whatever the width
                 bound = math.sqrt(1.0 / self.hidden_size)
             if name == "policy_output_weight":
                 bound *= 0.1
@@ -100,13 +125,14 @@ class Architecture:
     def adaptable(self, which: Literal["all", "heads", "policy", "world_model", "context"]) -> tuple[str, ...]:
         """Names of the weights that the inner loop changes. The value is a training aid and never adapts."""
         names = {
-            "all": (*CORE, *WORLD_MODEL_HEAD, *POLICY),
+            "all": (*ENCODER, *CORE, *WORLD_MODEL_HEAD, *POLICY),
             "heads": (*WORLD_MODEL_HEAD, *POLICY),
             "policy": POLICY,
-            "world_model": (*CORE, *WORLD_MODEL_HEAD),
+            "world_model": (*ENCODER, *CORE, *WORLD_MODEL_HEAD),
             "context": CONTEXT,
         }[which]
-        return tuple(name for name in names if self.world_model or name not in WORLD_MODEL_HEAD)
+        absent = (*(() if self.per_arm else ENCODER), *(() if self.world_model else WORLD_MODEL_HEAD))
+        return tuple(name for name in names if name not in absent)
 
 
 @dataclass(frozen=True)
@@ -149,9 +175,9 @@ def conditioned(weights: Weights) -> Weights:
     }
 
 
-def project(weights: Weights, observations: Tensor) -> Tensor:
-    """The core's input projection, [B, …, D] -> [B, …, 3H]."""
-    return linear(observations, weights["core_input"], weights["core_bias"])
+def project(weights: Weights, inputs: Tensor) -> Tensor:
+    """The core's input projection, [B, …, inputs] -> [B, …, 3H]."""
+    return linear(inputs, weights["core_input"], weights["core_bias"])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -159,12 +185,74 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x.flatten(1, -2), weight).view(*x.shape[:-1], weight.shape[-1])
 
 
-def features(architecture: Architecture, weights: Weights, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+@dataclass(frozen=True)
+class Arms:
+    """The arms at some steps, to equivariant networks.
+
+    Attributes:
+        encoded: float [B, …, A, Z].
+        is_target: float [B, …, A], one-hot.
+        target: float [B, …, Z], the target's encoding.
+    """
+
+    encoded: Tensor
+    is_target: Tensor
+    target: Tensor
+
+    def scores(self, query: Tensor) -> Tensor:
+        """The product of each arm's encoding with a vector [B, …, Z] -> [B, …, A]."""
+        return torch.matmul(self.encoded, query.unsqueeze(-1)).squeeze(-1)
+
+    def detach(self) -> Arms:
+        """The same, without the graph."""
+        return Arms(self.encoded.detach(), self.is_target, self.target.detach())
+
+
+def perceive(
+    architecture: Architecture, weights: Weights, observations: Tensor, marks: Tensor | None
+) -> tuple[Tensor, Arms | None]:
+    """What the core reads.
+
+    Args:
+        architecture: Sizes and wiring.
+        weights: With task axis.
+        observations: float [B, …, D].
+        marks: Of equivariant networks, at these steps, float [B, …, M, A].
+
+    Returns:
+        The core's input, and the arms (None to flat networks, which read the observation as it is).
+    """
+    if architecture.per_arm is None or marks is None:
+        return observations, None
+    described = architecture.per_arm.describe(marks, observations)
+    encoded = linear(described.features, weights["encoder_weight"], weights["encoder_bias"]).relu()
+    pooled = torch.matmul(described.pools, encoded)
+    arms = Arms(encoded, described.pools[..., NUM_POOLS - 1, :], pooled[..., NUM_POOLS - 1, :])
+    return torch.cat([pooled.flatten(-2), described.rest], dim=-1), arms
+
+
+def features(
+    architecture: Architecture, weights: Weights, hidden: Tensor, arms: Arms | None
+) -> tuple[Tensor | None, Tensor]:
     """The predicted arm's logits [B, …, A] (or None), and what policy and value read [B, …, F]."""
+    read = hidden if arms is None else torch.cat([hidden, arms.target], dim=-1)
     if not architecture.world_model:
-        return None, hidden
+        return None, read
     logits = linear(hidden, weights["world_model_weight"], weights["world_model_bias"])
-    return logits, torch.cat([hidden, log_softmax(logits).exp()], dim=-1)
+    if arms is not None:
+        logits = arms.scores(logits)
+    predicted = log_softmax(logits).exp()
+    if arms is not None:
+        predicted = (predicted * arms.is_target).sum(-1, keepdim=True)
+    return logits, torch.cat([read, predicted], dim=-1)
+
+
+def policy(architecture: Architecture, weights: Weights, read: Tensor, arms: Arms | None) -> Tensor:
+    """The policy's logits, [B, …, F] -> [B, …, I]."""
+    outputs = head("policy", weights, read)
+    if arms is None or not (architecture.per_arm and architecture.per_arm.names_arms):
+        return outputs
+    return torch.cat([outputs[..., :1], arms.scores(outputs[..., 1:])], dim=-1)
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -193,35 +281,38 @@ def replay(
     weights = conditioned(weights)
     if initial is None:
         initial = observations.new_zeros(batch, episodes, architecture.hidden_size)
-    hidden = gru_scan(project(weights, observations), initial, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, hidden)
+    marks = None if architecture.per_arm is None else architecture.per_arm.over(observations)
+    inputs, arms = perceive(architecture, weights, observations, marks)
+    hidden = gru_scan(project(weights, inputs), initial, weights["core_recurrent"])
+    arm_logits, read = features(architecture, weights, hidden, arms)
     if not architecture.policy_gradient:
-        read = read.detach()
+        read, arms = read.detach(), None if arms is None else arms.detach()
     return Outputs(
         arm_logits=arm_logits,
-        policy_logits=head("policy", weights, read),
+        policy_logits=policy(architecture, weights, read, arms),
         values=head("value", weights, read).squeeze(-1) * architecture.value_scale,
         state=hidden[:, -1],
     )
 
 
 def step(
-    architecture: Architecture, weights: Weights, projected: Tensor, state: Tensor
+    architecture: Architecture, weights: Weights, projected: Tensor, state: Tensor, arms: Arms | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One step, for sampling.
 
     Args:
         architecture: Sizes and wiring.
         weights: With task axis.
-        projected: `project(…)` of the observation, float [B, E, 3H].
+        projected: `project(…)` of what `perceive` gives, float [B, E, 3H].
         state: float [B, E, H].
+        arms: Likewise, of equivariant networks.
 
     Returns:
         Policy logits [B, E, I], the next state [B, E, H], and the predicted arm's logits [B, E, A] (or None).
     """
     state = gru_cell(projected, state, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, state)
-    return head("policy", weights, read), state, arm_logits
+    arm_logits, read = features(architecture, weights, state, arms)
+    return policy(architecture, weights, read, arms), state, arm_logits
 
 
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:

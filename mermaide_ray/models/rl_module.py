@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.models.method import RATE, Method, split_parameters
-from mermaide_ray.models.principal import Weights, choose, conditioned, project, shared, step
+from mermaide_ray.models.principal import Weights, choose, conditioned, perceive, project, shared, step
 from mermaide_ray.noise import generator
 
 
@@ -56,21 +56,29 @@ class PrincipalModule(TorchRLModule):
         return {name: value.detach().numpy().copy() for name, value in self.parameters_by_name.items()}
 
     def get_initial_state(self) -> dict[str, Any]:
-        """The core's state before an episode."""
-        return {"core": np.zeros(self.method.architecture.hidden_size, dtype=np.float32)}
+        """The core's state before an episode, and what equivariant networks remember of the arms."""
+        architecture = self.method.architecture
+        state = {"core": np.zeros(architecture.hidden_size, dtype=np.float32)}
+        if architecture.per_arm:
+            state["marks"] = architecture.per_arm.before(torch.empty(0)).numpy()
+        return state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         observation = batch[Columns.OBS][:, 0]
-        uniform, observation = observation[:, -1], observation[:, :-1]
+        uniform, observation = observation[:, -1], observation[:, :-1].unsqueeze(0)
+        architecture, before, after = self.method.architecture, batch[Columns.STATE_IN], {}
         with torch.no_grad():
-            weights = conditioned(shared(self.weights(), 1))
-            projected = project(weights, observation.unsqueeze(0))
-            state = batch[Columns.STATE_IN]["core"].unsqueeze(0)
-            logits, state, _ = step(self.method.architecture, weights, projected, state)
+            weights, marks = conditioned(shared(self.weights(), 1)), None
+            if architecture.per_arm:
+                marks = architecture.per_arm.advance(before["marks"].unsqueeze(0), observation)
+                after["marks"] = marks[0]
+            inputs, arms = perceive(architecture, weights, observation, marks)
+            state = before["core"].unsqueeze(0)
+            logits, state, _ = step(architecture, weights, project(weights, inputs), state, arms)
         return {
             Columns.ACTIONS: choose(logits[0], uniform).unsqueeze(1),
             Columns.ACTION_DIST_INPUTS: logits[0].unsqueeze(1),
-            Columns.STATE_OUT: {"core": state[0]},
+            Columns.STATE_OUT: {"core": state[0], **after},
         }
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""Equivariant networks: names of arms mean nothing to them, and their weights fit any number of arms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.kshot import Table
+from mermaide_ray.learners.maml import adapt
+from mermaide_ray.models.method import Method
+from mermaide_ray.models.per_arm import FAST, SLOW
+from mermaide_ray.models.principal import Outputs, Weights, replay, shared
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.trajectory import Trajectories, View
+
+ARMS, PULLS, TASKS, EPISODES = 5, 12, 3, 2
+
+
+def _experiment(arms: str = "equivariant", **environment: Any) -> Experiment:
+    return tiny(
+        environment={"num_arms": ARMS, "horizon": PULLS, **environment},
+        world_model={"arms": arms, "encoder_size": 4},
+    )
+
+
+def _weights(method: Method) -> Weights:
+    rng = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=rng, dtype=torch.float64)
+        for name, shape in method.architecture.shapes().items()
+    }
+
+
+def _played(experiment: Experiment, seed: int = 0) -> Trajectories:
+    rng, environment = torch.Generator().manual_seed(seed), experiment.environment
+    shape = (TASKS, EPISODES, environment.horizon)
+    return Trajectories(
+        torch.randint(environment.num_arms, shape, generator=rng),
+        torch.randint(environment.num_interventions, shape, generator=rng),
+        torch.randint(environment.num_arms, (TASKS,), generator=rng),
+    )
+
+
+def _outputs(experiment: Experiment, played: Trajectories, weights: Weights) -> Outputs:
+    observations = View(experiment.environment).history(played).observations.double()
+    return replay(Method.of(experiment).architecture, shared(weights, TASKS), observations)
+
+
+def _renamed(played: Trajectories, names: Tensor, chooses: bool) -> Trajectories:
+    """The same episodes with arm a called names[a]."""
+    interventions = played.interventions
+    if chooses:
+        interventions = (names[interventions - 1] + 1).where(interventions > 0, interventions)
+    return Trajectories(names[played.arms], interventions, names[played.target])
+
+
+@pytest.mark.parametrize("kind", ["signed", "arm", "graded"])
+@pytest.mark.parametrize("arms", ["equivariant", "flat"])
+def test_renaming_arms_renames_the_predictions_and_changes_nothing_else(kind: str, arms: str) -> None:
+    """By absolute labels any permutation, the target's name included. The flat networks are the control."""
+    experiment = _experiment(arms, intervention=kind, arm_labels="absolute")
+    weights, played = _weights(Method.of(experiment)), _played(experiment)
+    names = torch.tensor([3, 0, 4, 1, 2])
+    before = _outputs(experiment, played, weights)
+    after = _outputs(experiment, _renamed(played, names, kind == "arm"), weights)
+    assert before.arm_logits is not None
+    assert after.arm_logits is not None
+    policy = after.policy_logits
+    if kind == "arm":
+        policy = torch.cat([policy[..., :1], policy[..., 1:][..., names]], dim=-1)
+    same = [
+        torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+        for one, other in (
+            (before.arm_logits, after.arm_logits[..., names]),
+            (before.policy_logits, policy),
+            (before.values, after.values),
+            (before.state, after.state),
+        )
+    ]
+    assert same == [arms == "equivariant"] * 4
+    assert before.arm_logits.std(-1).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["signed", "arm"])
+def test_permuting_the_other_arms_permutes_the_predictions(kind: str) -> None:
+    """By relative labels the target keeps label 0, whatever the others are called."""
+    experiment = _experiment(intervention=kind)
+    weights, played = _weights(Method.of(experiment)), _played(experiment)
+    # Target 0 throughout, so that an arm's label is its number.
+    played = Trajectories(played.arms, played.interventions, torch.zeros_like(played.target))
+    names = torch.tensor([0, 3, 1, 4, 2])
+    before = _outputs(experiment, played, weights)
+    after = _outputs(experiment, _renamed(played, names, kind == "arm"), weights)
+    assert before.arm_logits is not None
+    assert after.arm_logits is not None
+    torch.testing.assert_close(before.arm_logits, after.arm_logits[..., names])
+    policy = after.policy_logits
+    if kind == "arm":
+        policy = torch.cat([policy[..., :1], policy[..., 1:][..., names]], dim=-1)
+    torch.testing.assert_close(before.policy_logits, policy)
+    torch.testing.assert_close(before.values, after.values)
+    # Control: an arm that changes places with the target changes what is said.
+    swapped = Trajectories(torch.tensor([1, 0, 2, 3, 4])[played.arms], played.interventions, played.target)
+    assert not torch.allclose(before.values, _outputs(experiment, swapped, weights).values)
+
+
+def test_equal_arms_are_predicted_alike() -> None:
+    """Arms that were never pulled can't be told apart, however many there are."""
+    experiment = _experiment(num_arms=9)
+    weights, played = _weights(Method.of(experiment)), _played(_experiment(num_arms=4))
+    logits = _outputs(
+        experiment, Trajectories(played.arms, played.interventions, played.target * 0), weights
+    ).arm_logits
+    assert logits is not None
+    untried = logits[..., 4:]
+    torch.testing.assert_close(untried, untried[..., :1].expand_as(untried))
+    assert not torch.allclose(logits[..., 1], logits[..., 4])
+
+
+@pytest.mark.parametrize("kind", ["signed", "arm", "graded"])
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+def test_shapes_of_weights_do_not_depend_on_the_number_of_arms(kind: str, labels: str) -> None:
+    def shapes(arms: str, num_arms: int) -> dict[str, tuple[int, ...]]:
+        return Method.of(
+            _experiment(arms, intervention=kind, arm_labels=labels, num_arms=num_arms)
+        ).architecture.shapes()
+
+    assert shapes("equivariant", 2) == shapes("equivariant", 10) == shapes("equivariant", 200)
+    assert shapes("flat", 10) != shapes("flat", 200)
+
+
+def test_a_trained_principal_meets_agents_with_other_numbers_of_arms() -> None:
+    """The method at the other game is that of a principal made for it; the inner step works there, too."""
+    trained = PrincipalModule(model_config={"experiment": _experiment().to_dict()})
+    for num_arms in (2, 30):
+        experiment = _experiment(num_arms=num_arms)
+        method = trained.method.at(experiment.environment)
+        assert method.architecture == Method.of(experiment).architecture
+        tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
+        table = Table(experiment.environment, method)
+        meeting = table.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, (0, "train", "meta", 0))
+        assert meeting.adaptation is not None
+        assert meeting.adaptation.outputs.arm_logits is not None
+        assert meeting.adaptation.outputs.arm_logits.shape[-1] == num_arms
+        assert meeting.adaptation.gradient_norm.min() > 0
+
+
+def test_marks_are_what_was_seen_of_each_arm() -> None:
+    """One episode by hand: pulls 1, 1, 0 with an intervention on the second; then another episode begins."""
+    experiment = _experiment(num_arms=2, horizon=4)
+    architecture = Method.of(experiment).architecture
+    assert architecture.per_arm is not None
+    played = Trajectories(torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[0, 1, 0, 0]]]), torch.tensor([0]))
+    observations = View(experiment.environment).history(played).observations.double()
+    marks = architecture.per_arm.over(observations)
+    assert marks.shape == (1, 4, 1, 5, 2)
+    assert not marks[0, 0].any()
+    pulls, paid, fast, slow, last_paid = marks[0, 3, 0]
+    assert pulls.tolist() == [1, 2]
+    assert paid.tolist() == [0, 1]
+    torch.testing.assert_close(fast, (1 - FAST) * torch.tensor([1, FAST + FAST**2], dtype=torch.float64))
+    torch.testing.assert_close(slow, (1 - SLOW) * torch.tensor([1, SLOW + SLOW**2], dtype=torch.float64))
+    assert last_paid.tolist() == [0, 1]
+    twice = architecture.per_arm.over(torch.cat([observations, observations], dim=1))
+    torch.testing.assert_close(twice[:, 4:], marks)
+
+
+def test_one_agents_adaptation_does_not_notice_how_its_arms_are_called() -> None:
+    """The inner step included: adapted weights are the same under any names."""
+    experiment = _experiment(arm_labels="absolute")
+    method = Method.of(experiment)
+    table, weights, played = Table(experiment.environment, method), _weights(method), _played(experiment)
+    rates = {name: torch.tensor(0.1, dtype=torch.float64) for name in method.adaptable()}
+    leaves = {name: value.requires_grad_() for name, value in weights.items()}
+    one, other = (
+        adapt(method, shared(leaves, TASKS), rates, table.experience(each), create_graph=False).weights
+        for each in (played, _renamed(played, torch.tensor([3, 0, 4, 1, 2]), chooses=False))
+    )
+    for name in method.adaptable():
+        torch.testing.assert_close(one[name], other[name], msg=name)
+        assert not torch.allclose(one[name][0], weights[name]), name
