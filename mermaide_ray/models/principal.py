@@ -225,7 +225,7 @@ def perceive(
     if architecture.per_arm is None or marks is None:
         return observations, None
     described = architecture.per_arm.describe(marks, observations)
-    encoded = linear(described.features, weights["encoder_weight"], weights["encoder_bias"]).relu()
+    encoded = linear(described.features, weights["encoder_weight"], weights["encoder_bias"]).relu_()
     pooled = torch.matmul(described.pools, encoded)
     arms = Arms(encoded, described.pools[..., NUM_POOLS - 1, :], pooled[..., NUM_POOLS - 1, :])
     return torch.cat([pooled.flatten(-2), described.rest], dim=-1), arms
