@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tasks", type=_at_least(1), metavar="N", help="agents to meet")
     evaluate.add_argument("--episodes", type=_at_least(1), metavar="N", help="query episodes per agent and K")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for rows and figures")
+    _add_overrides(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
     export = commands.add_parser("export", help="write a principal as safetensors + JSON, to share")
@@ -245,7 +246,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise InputError(f"the checkpoint must exist, got {args.checkpoint}")
     from mermaide_ray.training import evaluate
 
-    evaluate(args.checkpoint, ks=args.k, split=args.split, tasks=args.tasks, episodes=args.episodes, out=args.out)
+    evaluate(
+        args.checkpoint,
+        ks=args.k,
+        split=args.split,
+        tasks=args.tasks,
+        episodes=args.episodes,
+        out=args.out,
+        overrides=_overrides(args),
+    )
 
 
 def _export(args: argparse.Namespace) -> None:

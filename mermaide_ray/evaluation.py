@@ -7,7 +7,7 @@ by the method or its training seed. Needs Torch, not Ray.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.envs.incentive import Incentives
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import deal_for, play
@@ -51,6 +51,10 @@ class Contender:
     table: Table
     weights: Weights
     inner_rates: dict[str, Tensor]
+
+    def at(self, environment: Environment) -> Contender:
+        """The same principal in another game, which `experiment.check_game` must have let pass."""
+        return replace(self, table=Table(environment, self.table.method.at(environment)))
 
 
 @dataclass(frozen=True)

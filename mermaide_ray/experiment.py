@@ -21,6 +21,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 MoreDice = tuple[Literal["uniform", "normal"], tuple[int, ...]]
 
+# Sections of the settings that may differ where a trained principal is scored; the others decide how it is trained.
+SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
+
 PRESETS_DIR = Path(__file__).parent / "presets"
 
 
@@ -99,6 +102,11 @@ class Environment(Section):
     def num_symbols(self) -> int:
         """What a pull may look like to the principal: an arm or, where not all pulls are seen, nothing."""
         return self.num_arms + (self.sight.share < 1)
+
+    @property
+    def num_symbols_beside_arms(self) -> int:
+        """Whether a pull may look like nothing."""
+        return self.num_symbols - self.num_arms
 
     @property
     def more_dice(self) -> dict[str, MoreDice]:
@@ -417,6 +425,56 @@ def variant(experiment: Experiment, preset: str) -> Experiment:
     query = max(1, mine.adaptation_episodes + mine.query_episodes - support)
     episodes = {"meta_learning": {"adaptation_episodes": support, "query_episodes": query}}
     return _validated(merge(settings, episodes), layers)
+
+
+def elsewhere(trained: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """The settings of a trained principal, with other agents or another game to score it with.
+
+    Args:
+        trained: The settings that it was trained with.
+        overrides: Dotted keys and values, as given by `--set`.
+
+    Raises:
+        InputError: One of them is about training, or its networks can't be used in this game.
+    """
+    settings, layers = trained.to_dict(), [("the principal's settings", trained.to_dict())]
+    for dotted, value in overrides.items():
+        if dotted.partition(".")[0] not in SCORED_ELSEWHERE:
+            raise InputError(
+                f"--set must name a setting of {', '.join(SCORED_ELSEWHERE)} (a trained principal is only scored), "
+                f"got {dotted!r}"
+            )
+        layers.append((f"--set {dotted}", nested(override_path(dotted), value)))
+        settings = with_setting(settings, dotted, value)
+    experiment = _validated(settings, layers)
+    check_game(trained, experiment.environment, "environment", "--set environment")
+    return experiment
+
+
+def check_game(trained: Experiment, game: Environment, place: str, where: str) -> None:
+    """Refuses a game in which the networks of a trained principal can't be used.
+
+    Args:
+        trained: The settings that it was trained with.
+        game: The game in which it is to be scored.
+        place: The section that sets this game, as the user knows it.
+        where: Where to change it.
+    """
+    own, kept = trained.environment, ["arm_labels", "num_interventions", "num_arms", "num_symbols"]
+    if trained.world_model.arms == "equivariant":
+        # Where an intervention chooses an arm, there are as many as there are arms.
+        chooses = "arm" in (own.intervention, game.intervention)
+        kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_symbols_beside_arms"]
+    for key in kept:
+        required, given = getattr(own, key), getattr(game, key)
+        if required != given:
+            hint = ""
+            if key == "num_arms":
+                hint = "; one trained with world_model.arms = equivariant can be used with any"
+            raise InputError(
+                f"`{place}` must keep the {key} that the principal was trained with ({required}), got {given}{hint} "
+                f"({where})"
+            )
 
 
 def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.console import Console
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
-from mermaide_ray.experiment import Experiment, Split, variant
+from mermaide_ray.experiment import Experiment, Split, elsewhere, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress
@@ -81,6 +82,7 @@ def evaluate(
     tasks: int | None = None,
     episodes: int | None = None,
     out: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> None:
     """Scores a trained principal beside fixed rules and the oracle, and prints the table. Unpickles nothing.
 
@@ -91,9 +93,12 @@ def evaluate(
         tasks: How many agents; as in its settings if not given.
         episodes: Query episodes per agent and K; as in its settings if not given.
         out: Folder for rows and figures, or None to print only.
+        overrides: Settings of the game or the agents that differ from those of its training, by dotted key.
     """
     torch.set_num_threads(1)
-    contender, experiment = contender_from(checkpoint)
+    contender, trained = contender_from(checkpoint)
+    experiment = elsewhere(trained, overrides or {})
+    contender = contender.at(experiment.environment)
     _check_names([contender.name])
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out must be a new or empty folder, got {out}")

@@ -108,14 +108,20 @@ def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Pat
     here = str(tmp_path)
     assert main(["evaluate", here]) == 0
     options = ["--k", "0", "1", "5", "--split", "validation", "--tasks", "9", "--episodes", "4", "--out", "x"]
+    options += ["--set", "environment.num_arms=50"]
     assert main(["evaluate", here, *options]) == 0
     assert main(["export", here, "--out", "y"]) == 0
     assert calls.seen == [
-        ("evaluate", (tmp_path,), {"ks": None, "split": "test", "tasks": None, "episodes": None, "out": None}),
         (
             "evaluate",
             (tmp_path,),
-            {"ks": [0, 1, 5], "split": "validation", "tasks": 9, "episodes": 4, "out": Path("x")},
+            dict.fromkeys(("ks", "tasks", "episodes", "out")) | {"split": "test", "overrides": {}},
+        ),
+        (
+            "evaluate",
+            (tmp_path,),
+            {"ks": [0, 1, 5], "split": "validation", "tasks": 9, "episodes": 4, "out": Path("x")}
+            | {"overrides": {"environment.num_arms": 50}},
         ),
         ("export", (tmp_path,), {"out": Path("y")}),
     ]

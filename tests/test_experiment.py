@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from mermaide_ray.config_file import explained_yaml, load_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     Experiment,
+    elsewhere,
     load_experiment,
     load_preset,
     preset_description,
@@ -338,3 +340,41 @@ def test_a_baseline_is_the_method_that_its_name_says_with_as_many_episodes(main:
 def test_k_names_each_number_once() -> None:
     with pytest.raises(InputError, match=r"each number once, got \[1, 1\]"):
         validate({"evaluation": {"k": [1, 1]}})
+
+
+EQUIVARIANT = {"world_model": {"arms": "equivariant"}}
+CHOOSING = {"environment": {"intervention": "arm"}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "change", "refused"),
+    [
+        ({}, {"environment.cost_weight": 2}, None),
+        ({}, {"environment.num_arms": 20}, r"`environment` must keep the num_arms .* \(10\), got 20; one trained with"),
+        (EQUIVARIANT, {"environment.num_arms": 20}, None),
+        (EQUIVARIANT | CHOOSING, {"environment.num_arms": 20}, None),
+        (EQUIVARIANT, {"environment.arm_labels": "absolute"}, "must keep the arm_labels"),
+        (EQUIVARIANT, {"environment.intervention": "graded"}, "must keep the num_interventions"),
+        (EQUIVARIANT, {"environment.sight": {"noise": 0.1}}, None),
+        (EQUIVARIANT, {"environment.sight": {"share": 0.5}}, "must keep the num_symbols_beside_arms"),
+        # As many interventions, of another kind.
+        (
+            {"environment": {"intervention": "arm", "num_arms": 3}} | EQUIVARIANT,
+            {"environment.intervention": "graded"},
+            r"must keep the intervention .* \(arm\), got graded",
+        ),
+        ({}, {"training.gamma": 0.9}, "--set must name a setting of environment, agents, evaluation"),
+        ({}, {"environment.num_arms": 1}, "--set environment.num_arms"),
+    ],
+)
+def test_a_trained_principal_is_scored_only_where_its_networks_fit(
+    trained: dict[str, Any], change: dict[str, Any], refused: str | None
+) -> None:
+    experiment = validate(trained, where="here")
+    if refused is None:
+        scored = elsewhere(experiment, change)
+        assert scored != experiment
+        assert scored.training == experiment.training
+        return
+    with pytest.raises(InputError, match=refused):
+        elsewhere(experiment, change)

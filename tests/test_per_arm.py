@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.cli import main
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import adapt
@@ -17,6 +21,7 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.per_arm import FAST, SLOW
 from mermaide_ray.models.principal import Outputs, Weights, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.storage import save_principal
 from mermaide_ray.trajectory import Trajectories, View
 
 ARMS, PULLS, TASKS, EPISODES = 5, 12, 3, 2
@@ -149,6 +154,28 @@ def test_a_trained_principal_meets_agents_with_other_numbers_of_arms() -> None:
         assert meeting.adaptation.outputs.arm_logits is not None
         assert meeting.adaptation.outputs.arm_logits.shape[-1] == num_arms
         assert meeting.adaptation.gradient_norm.min() > 0
+
+
+@pytest.mark.parametrize("arms", ["equivariant", "flat"])
+def test_evaluate_takes_another_number_of_arms_where_the_networks_fit(
+    arms: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = _experiment(arms)
+    arrays = PrincipalModule(model_config={"experiment": experiment.to_dict()}).arrays()
+    save_principal(tmp_path / "principal", experiment, arrays)
+    elsewhere = ["--set", "environment.num_arms=7", "--out", str(tmp_path / "out")]
+    code = main(["evaluate", str(tmp_path / "principal"), "--tasks", "2", *elsewhere])
+    printed = capsys.readouterr()
+    if arms == "flat":
+        assert code == 2
+        assert "`environment` must keep the num_arms that the principal was trained with (5), got 7" in printed.err
+        return
+    assert code == 0
+    rows = pd.read_parquet(tmp_path / "out" / "rows.parquet")
+    mine = rows[rows["method"] == experiment.name]
+    assert set(mine["k"]) == {0, 1}
+    assert np.allclose(mine["wm_nll_uniform"], np.log(7))
+    assert mine["wm_nll_after"].notna().all()
 
 
 def test_marks_are_what_was_seen_of_each_arm() -> None:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, Split
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Number, Range, Section, Whole, sentence
@@ -27,8 +27,6 @@ SWEEP_FILE = "sweep.yaml"
 
 # A label names a folder and a curve.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# Sections of the settings that decide how a principal is trained; the others may differ where it is scored.
-_SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _REPLACED_WHOLE = frozenset({"families", "grid", "choice"})
 
@@ -120,16 +118,16 @@ class Condition(Section):
 
     split: Split = Field("test", description="whose agents (and ranges)")
     settings: dict[str, Any] = Field(
-        default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(_SCORED_ELSEWHERE)}"
+        default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(SCORED_ELSEWHERE)}"
     )
     k: tuple[Annotated[Whole, Field(ge=0)], ...] | None = Field(None, description="as evaluation.k if not given")
 
     @model_validator(mode="after")
     def _only_where_it_is_scored(self) -> Condition:
         for section in self.settings:
-            if section not in _SCORED_ELSEWHERE:
+            if section not in SCORED_ELSEWHERE:
                 raise ValueError(
-                    f"settings must be of {', '.join(_SCORED_ELSEWHERE)} (a condition does not train), got {section!r}"
+                    f"settings must be of {', '.join(SCORED_ELSEWHERE)} (a condition does not train), got {section!r}"
                 )
         return self
 

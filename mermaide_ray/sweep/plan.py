@@ -16,7 +16,16 @@ from typing import Any
 
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, Split, load_preset, override_path, validate, variant, with_setting
+from mermaide_ray.experiment import (
+    Experiment,
+    Split,
+    check_game,
+    load_preset,
+    override_path,
+    validate,
+    variant,
+    with_setting,
+)
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import Dimension, Sweep, label_of
@@ -247,14 +256,8 @@ class Plan:
         return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
 
     def _check_conditions(self, setting: Setting) -> None:
-        trained = setting.experiment.environment
         for name, experiment, _ in self.scored_in(setting):
-            for key in ("num_arms", "num_symbols", "num_interventions", "arm_labels"):
-                if getattr(experiment.environment, key) != getattr(trained, key):
-                    raise InputError(
-                        f"`conditions.{name}` must keep the {key} that the principal was trained with "
-                        f"({getattr(trained, key)}), got {getattr(experiment.environment, key)} ({self._where})"
-                    )
+            check_game(setting.experiment, experiment.environment, f"conditions.{name}", self._where)
 
 
 def trial_name(setting: str, seeds: Sequence[int]) -> str:

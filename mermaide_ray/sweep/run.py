@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import pandas as pd
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation, Results
-from mermaide_ray.kshot import Table
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
@@ -271,8 +269,7 @@ class SweepRun:
         parts = []
         for condition, experiment, ks in self._plan.scored_in(self._setting):
             evaluation = Evaluation(experiment, self._plan.split(condition), condition=condition)
-            table = Table(experiment.environment, contender.table.method)
-            parts.append(evaluation.contender(replace(contender, table=table), ks))
+            parts.append(evaluation.contender(contender.at(experiment.environment), ks))
             self._score_baselines(evaluation, self._plan.game_key(condition, experiment))
         return Results.together(parts)
 
