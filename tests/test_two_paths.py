@@ -189,7 +189,7 @@ def test_stock_runner_and_lockstep_play_the_same_episodes(name: str, kind: str, 
 
 @pytest.mark.parametrize("kind", ["signed", "arm"])
 def test_equivariant_principal_plays_the_same_episodes_on_both_paths(kind: str) -> None:
-    experiment = all_families(environment={"intervention": kind}, world_model={"arms": "equivariant"})
+    experiment = stock_families(environment={"intervention": kind}, world_model={"arms": "equivariant"})
     stock, _ = on_the_stock_path(experiment, PLAYERS["network"])
     lockstep = in_lockstep(experiment, PLAYERS["network"])
     assert len(set(np.concatenate([episode.interventions for episode in lockstep.values()]))) > 1
