@@ -508,6 +508,27 @@ def _check_families(experiment: Experiment, layers: Sequence[Layer]) -> None:
     for name, family in experiment.agents.families.items():
         for path, problem in _family_problems(name, family):
             raise InputError(f"{problem} ({source(('agents', 'families', name, *path), layers)})")
+        for key, problem in _game_problems(name, experiment.environment):
+            raise InputError(f"`environment.{key}` {problem} ({source(('environment', key), layers)})")
+
+
+def _game_problems(name: str, environment: Environment) -> Iterator[tuple[str, str]]:
+    """What a known family cannot have in the game.
+
+    Yields:
+        The key of the environment, and the problem.
+    """
+    from mermaide_ray.agents import family_named
+
+    family = family_named(name)
+    if environment.num_arms < family.least_arms:
+        yield "num_arms", f"must be >= {family.least_arms} for agents of family {name}, got {environment.num_arms}"
+    if family.goals is not None and environment.arm_labels == "relative":
+        yield (
+            "arm_labels",
+            f"must be absolute for agents of family {name}, whose arms are places in a world: named by their distance "
+            "from the target, places differ from task to task, got relative",
+        )
 
 
 def _family_problems(name: str, family: FamilyRanges) -> Iterator[tuple[tuple[str, ...], str]]:

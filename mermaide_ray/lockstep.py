@@ -59,6 +59,15 @@ class Hidden:
                 values[group.rows] = group.state["mean"]
         return values
 
+    def next_is_goal(self) -> Tensor:
+        """Whether the next arm is one that may be a target, bool [N]; see `Family.goals`."""
+        is_goal = torch.ones(len(self.next_arm), dtype=torch.bool)
+        for group in self._groups:
+            if group.family.goals is not None:
+                goals = torch.tensor(group.family.goals(self._num_arms))
+                is_goal[group.rows] = torch.isin(self.next_arm[group.rows], goals)
+        return is_goal
+
 
 class Principal(Protocol):
     """Whoever steers: a fixed rule, an oracle, or a trained network."""

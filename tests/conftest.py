@@ -32,6 +32,7 @@ MODERATE = {
     "exp3_gamma": 0.2,
     "spite": 0.2,
     "strike": 3.0,
+    "discount": 0.9,
 }
 
 
@@ -53,8 +54,16 @@ def stock_families(**sections: Any) -> Experiment:
 
 
 def all_families(names: Iterable[str] = FAMILIES, /, **sections: Any) -> Experiment:
-    """A small experiment whose mixture holds every registered family; `sections` are laid over it."""
-    mixture = {name: {"train": {key: [value, value] for key, value in moderate(name).items()}} for name in names}
+    """A small experiment whose mixture holds every registered family; `sections` are laid over it.
+
+    Families whose arms are places only where the principal is shown places.
+    """
+    places = sections.get("environment", {}).get("arm_labels") == "absolute"
+    mixture = {
+        name: {"train": {key: [value, value] for key, value in moderate(name).items()}}
+        for name in names
+        if FAMILIES[name].goals is None or places
+    }
     settings: dict[str, Any] = {
         "environment": {"num_arms": 4, "horizon": 15},
         "agents": {"families": mixture, "disjoint": []},

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import STOCK_FAMILIES, stock_families
+from conftest import stock_families
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
@@ -36,7 +36,8 @@ def played(env: IncentivizedBanditEnv) -> tuple[int, int]:
 @pytest.mark.parametrize("labels", ["relative", "absolute"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_rllibs_checks_and_stays_in_its_spaces(kind: str, labels: str) -> None:
-    env = make(stock_families(environment={"intervention": kind, "arm_labels": labels}), deal_principal_dice=True)
+    experiment = stock_families(environment={"intervention": kind, "arm_labels": labels})
+    env = make(experiment, deal_principal_dice=True)
     check_multiagent_environments(env)
     met = set()
     for _ in range(60):
@@ -52,7 +53,7 @@ def test_passes_rllibs_checks_and_stays_in_its_spaces(kind: str, labels: str) ->
             assert not truncateds["__all__"]
             over = terminateds["__all__"]
     # reset() returned each family's own agent, and only that one, beside the principal.
-    assert met == set(env.possible_agents) == {"principal", *map(agent_id, STOCK_FAMILIES)}
+    assert met == set(env.possible_agents) == {"principal", *map(agent_id, experiment.agents.families)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

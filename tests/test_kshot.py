@@ -77,6 +77,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "context": {"meta_learning": {"adapt": "context", "context_size": 4, "inner_lr": 0.3}},
     "learned rates": {"meta_learning": {"learn_inner_lr": True}},
     "absolute labels, choosing arms": {"environment": {"arm_labels": "absolute", "intervention": "arm"}},
+    "gridworld": {
+        "environment": {"num_arms": 9, "arm_labels": "absolute"},
+        "agents": {
+            "families": {
+                name: {
+                    "train": {
+                        "epsilon": [0.1, 0.1],
+                        "learning_rate": [0.5, 0.5],
+                        "discount": [0.9, 0.9],
+                        "optimism": [0.3, 0.3],
+                    }
+                }
+                for name in ("grid_q_learning", "grid_dyna_q")
+            },
+            "disjoint": [],
+        },
+    },
     "relative labels, choosing arms": {"environment": {"intervention": "arm"}},
     "partial sight": {"environment": {"sight": {"noise": 0.2, "delay": 2, "share": 0.6}}},
     "partial sight, carried state": {

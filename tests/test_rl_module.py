@@ -112,7 +112,7 @@ def test_agents_are_not_trained() -> None:
 
 
 def test_every_family_maps_to_a_module_with_a_valid_id() -> None:
-    modules = agent_modules(stock_families())
+    modules = agent_modules(stock_families(environment={"arm_labels": "absolute"}))
     for name in STOCK_FAMILIES:
         assert policy_mapping(agent_id(name), episode=None) in modules
     assert policy_mapping("principal") == "principal"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import STOCK_FAMILIES, stock_families
+from conftest import stock_families
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
@@ -179,7 +179,7 @@ def test_stock_runner_and_lockstep_play_the_same_episodes(name: str, kind: str, 
     stock, met = on_the_stock_path(experiment, PLAYERS[name])
     lockstep = in_lockstep(experiment, PLAYERS[name])
     # Every family is among the tasks, and the principal neither sleeps nor always does the same.
-    assert len(met) == len(STOCK_FAMILIES)
+    assert len(met) == len(experiment.agents.families)
     assert len(set(np.concatenate([episode.interventions for episode in lockstep.values()]))) > 1
     assert stock.keys() == lockstep.keys()
     for which in lockstep:

@@ -9,6 +9,8 @@ from mermaide_ray.agents import (
     epsilon_greedy,
     exp3,
     gradient_bandit,
+    grid_dyna_q,
+    grid_q_learning,
     holdout,
     informed,
     softmax,
@@ -29,6 +31,8 @@ FAMILIES: dict[str, Family] = {
         gradient_bandit,
         exp3,
         holdout,
+        grid_q_learning,
+        grid_dyna_q,
     )
 } | {
     family.name: family

@@ -10,7 +10,7 @@ Shapes: N agents (tasks times episodes, flattened), A arms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -61,7 +61,7 @@ class Family:
         reference: Where the algorithm comes from.
         hyperparameters: Name to meaning and bounds; each is a float [N, 1] entry of `params`.
         init: `(params, priority) -> state`; `priority` float [N, A] is a random permutation of 1..A per agent, to break
-            ties between untried arms. The state holds float tensors [N, A] or [N, 1].
+            ties between untried arms. The state holds float tensors [N, ·], such as [N, A] or [N, 1].
         act: `(state, params, step, draws) -> arm` int64 [N]; `step` float, 0-dim or [N, 1], counts pulls so far.
         learn: `(state, params, step, arm, reward) -> state` after pull `step`; `reward` float [N] is all that the agent
             perceives: base reward, noise and incentive together (but see `perceive`).
@@ -71,6 +71,9 @@ class Family:
             probabilities. None: the agents know nothing of the policy.
         perceive: For a family that cares what the principal gets: `(params, agent_reward, principal_reward) -> reward`,
             each float [N]; `learn` then gets what it returns. None: the agent reward as it is.
+        least_arms: The fewest arms for which the family is defined.
+        goals: For a family whose arms are places in a world of its own: `num_arms -> arms` that pay and may be the
+            target; all others have base reward 0. None: every arm, and arms are alike but for what they pay.
     """
 
     name: str
@@ -83,6 +86,12 @@ class Family:
     normals: bool = False
     hear: Callable[[State, Params, Tensor], State] | None = None
     perceive: Callable[[Params, Tensor, Tensor], Tensor] | None = None
+    least_arms: int = 2
+    goals: Callable[[int], Sequence[int]] | None = None
+
+    def goals_among(self, num_arms: int) -> Sequence[int]:
+        """The arms that pay and may be the target."""
+        return range(num_arms) if self.goals is None else self.goals(num_arms)
 
 
 def sample_mean_init(params: Params, priority: Tensor) -> State:

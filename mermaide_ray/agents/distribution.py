@@ -80,6 +80,7 @@ class AgentDistribution:
         self._num_arms = experiment.environment.num_arms
         self._training_seed = experiment.seed
         self.families = tuple(family_named(name) for name in self._agents.families)
+        self._goals = [list(family.goals_among(self._num_arms)) for family in self.families]
         weights = np.array([ranges.weight for ranges in self._agents.families.values()])
         self._cumulative = np.cumsum(weights / weights.sum())
         if self._agents.population is not None:
@@ -114,15 +115,16 @@ class AgentDistribution:
         family = np.empty(len(ids), dtype=np.int64)
         target = np.empty(len(ids), dtype=np.int64)
         params = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
-        base = np.empty((len(ids), self._num_arms), dtype=np.float32)
+        base = np.zeros((len(ids), self._num_arms), dtype=np.float32)
         low, high = self._agents.base_reward
         population = self.population(split)
         for row, task in enumerate(ids):
             rng = generator(seed, split, "task", 0, task if population is None else task % population)
             # One more than the last bound can only come of rounding.
             family[row] = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(ranges) - 1)
-            target[row] = rng.integers(self._num_arms)
-            base[row] = rng.uniform(low, high, self._num_arms)
+            goals = self._goals[family[row]]
+            target[row] = goals[rng.integers(len(goals))]
+            base[row, goals] = rng.uniform(low, high, len(goals))
             for name, (least, most) in ranges[family[row]].items():
                 params[row, names.index(name)] = rng.uniform(least, most)
         return Tasks(
