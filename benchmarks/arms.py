@@ -1,0 +1,184 @@
+"""Question 3, the number of arms: one figure and one table of two sweeps, and what a step costs at each size.
+
+    python -m benchmarks.arms OWN TRANSFER --out FIGURE.png
+
+OWN is the folder of `tune_configs/action_space.yaml` (flat and equivariant networks, trained at every size), TRANSFER
+that of `action_space_transfer.yaml` (equivariant networks, trained at 10 arms, scored at every size).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.speed import measure
+from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.experiment import validate
+from mermaide_ray.kshot import Table
+from mermaide_ray.learners.maml import meta_loss
+from mermaide_ray.models.method import Method
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, save_figure, styles_of
+from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.study import Study, read_study
+from mermaide_ray.report.table import SCORE
+
+CONDITION = "validation"
+TRANSFERRED = "equivariant, trained at 10 arms"
+RULE = "first n (best on validation)"
+CURVES = ("flat", "equivariant", TRANSFERRED, RULE)
+MEASURES = ("score", "gain", "loss", "cost")
+TITLES = {
+    "score": "normalised score, largest K",
+    "gain": "score at K = 1 less at K = 0",
+    "loss": "world model's loss / ln |A|",
+    "cost": "CPU microseconds per env step",
+}
+# Tasks of the meta-iteration whose cost is measured.
+TASKS = 12
+
+Curve = dict[float, Interval]
+
+
+def results(study: Study, cells: Mapping[float, Mapping[int, Cell]]) -> dict[str, Curve]:
+    """The three measures of one kind of networks by number of arms.
+
+    Args:
+        study: The sweep.
+        cells: Number of arms -> K -> cell.
+    """
+    found: dict[str, Curve] = {"score": {}, "gain": {}, "loss": {}}
+    for arms, by_k in sorted(cells.items()):
+        low, high = by_k[min(by_k)], by_k[max(by_k)]
+        score, loss = study.cells.interval([high], SCORE, QUARTILE), study.cells.interval([high], "wm_nll_after", 0)
+        if score is not None:
+            found["score"][arms] = score
+        if loss is not None and not math.isnan(loss.value):
+            found["loss"][arms] = Interval(*(value / math.log(arms) for value in (loss.value, loss.low, loss.high)))
+        gain = study.cells.gain([high], [low])
+        if low != high and gain.size:
+            found["gain"][arms] = bootstrap_interval(gain.to_numpy(), seed=0, trim=0)
+    return found
+
+
+def own(study: Study, kind: str) -> dict[float, dict[int, Cell]]:
+    """Cells of the networks of one kind, each trained at the size at which it is scored."""
+    chosen = study.settings[study.settings["world_model.arms"] == kind]
+    return {
+        float(arms): {k: Cell(study.main, str(setting), CONDITION, k) for k in study.cells.ks(study.main, CONDITION)}
+        for setting, arms in chosen["environment"].items()
+    }
+
+
+def transferred(study: Study) -> dict[float, dict[int, Cell]]:
+    """Cells of the networks trained at 10 arms, by the size at which they are scored."""
+    found: dict[float, dict[int, Cell]] = {}
+    for cell in study.cells:
+        if cell.method == study.main:
+            found.setdefault(float(cell.condition.removeprefix("arms_")), {})[cell.k] = cell
+    return found
+
+
+def rule(study: Study, cells: Mapping[float, Mapping[int, Cell]]) -> dict[str, Curve]:
+    """The score of the best fixed rule in the games that were scored."""
+    games = {arms: next(iter(by_k.values())) for arms, by_k in cells.items()}
+    played = {arms: study.cells.find("first_n", cell.setting, cell.condition, 0) for arms, cell in games.items()}
+    return results(study, {arms: {0: cell} for arms, cell in played.items() if cell is not None})
+
+
+def costs(sizes: Mapping[float, int]) -> dict[str, Curve]:
+    """CPU microseconds per env step of a meta-iteration (second order), by kind of networks and number of arms."""
+    jobs: dict[str, tuple[Callable[[], Any], int]] = {}
+    for kind in ("flat", "equivariant"):
+        for arms, horizon in sizes.items():
+            experiment = validate(
+                {
+                    "environment": {"num_arms": int(arms), "horizon": horizon},
+                    "world_model": {"arms": kind},
+                    "meta_learning": {"meta_batch_size": TASKS},
+                }
+            )
+            jobs[f"{kind} {arms:g}"] = _meta_iteration(experiment), experiment.env_steps_per_iteration
+    rates = measure(jobs, rounds=3)
+    return {
+        kind: {arms: Interval(*[1e6 / rates[f"{kind} {arms:g}"]] * 3) for arms in sizes}
+        for kind in ("flat", "equivariant")
+    }
+
+
+def _meta_iteration(experiment: Any) -> Callable[[], None]:
+    method, distribution = Method.of(experiment), AgentDistribution(experiment)
+    table = Table(experiment.environment, method)
+    weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
+    weights = {name: value.requires_grad_() for name, value in weights.items()}
+    rates = {name: torch.tensor(0.1) for name in method.adaptable()}
+    tasks = distribution.tasks("train", range(TASKS))
+    tasks = tasks.select(torch.argsort(tasks.family, stable=True))
+
+    def run() -> None:
+        meeting = table.meet(tasks, weights, rates, 1, 4, (0, "train", "bench", 0))
+        assert meeting.support is not None
+        support, query = table.experience(meeting.support), table.experience(meeting.query)
+        meta_loss(method, weights, rates, support, query, 0.01).loss.backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def draw(found: Mapping[str, Mapping[str, Curve]], note: str) -> Figure:
+    """A panel per measure, a curve per kind of networks."""
+    figure, axes = panels(2, 2, note, sharey=False)
+    styles = styles_of(CURVES)
+    for axis, key in zip(axes.ravel(), MEASURES, strict=True):
+        for name in CURVES:
+            if points := found[name].get(key):
+                draw_error_bars(axis, name, points, styles[name])
+        axis.set(title=TITLES[key], xscale="log", xlabel="arms of the agent, |A|")
+        sizes = sorted({arms for curves in found.values() for curve in curves.values() for arms in curve})
+        axis.set_xticks(sizes, [f"{arms:g}" for arms in sizes])
+        axis.set_xticks([], minor=True)
+    axes[1, 1].set_yscale("log")
+    finish(figure)
+    draw_legend(figure, axes, CURVES)
+    return figure
+
+
+def main() -> None:
+    """Reads both sweeps, measures the costs, prints all numbers, draws them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("own", type=Path)
+    parser.add_argument("transfer", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    study, elsewhere = read_study([args.own]), read_study([args.transfer])
+    at_home, away = {kind: own(study, kind) for kind in ("flat", "equivariant")}, transferred(elsewhere)
+    found = {kind: results(study, cells) for kind, cells in at_home.items()}
+    found[TRANSFERRED] = results(elsewhere, away)
+    found[RULE] = rule(elsewhere, away)
+    # The horizons of the sweeps: what is left after each arm was pulled once.
+    for kind, curve in costs({arms: int(90 + arms) for arms in sorted({*at_home["flat"], *away})}).items():
+        found[kind]["cost"] = curve
+    for key in MEASURES:
+        for name in CURVES:
+            for arms, point in found[name].get(key, {}).items():
+                print(f"{key:5s}  {name:32s} |A| = {arms:3g}  {point.value:8.3f} [{point.low:.3f}, {point.high:.3f}]")
+    note = (
+        f"Agents of the training range, {len(study.cells.seeds(at_home['flat'][10][1]))} training seeds; 95% bootstrap "
+        "intervals over seeds and tasks; score: interquartile mean, 0 never intervene, 1 oracle; loss: 1 is that of "
+        "predicting every arm alike. Cost: a meta-iteration of 12 tasks, second order, one core."
+    )
+    save_figure(draw(found, note), args.out)
+
+
+if __name__ == "__main__":
+    main()
