@@ -1,10 +1,12 @@
 """How an iteration scales from one node to a thousand: measured bytes and times, then a simulation, then a check of it.
 
-    python -m benchmarks.scaling [measure] [check]        (both, if none is named)
+    python -m benchmarks.scaling [measure] [check] [straggle]        (all, if none is named)
 
 Measured here: what one task costs a sampling actor and the learner, what a message costs the driver, and how many bytes
 cross the network. Assumed: nodes with RUNNERS sampling actors each, BANDWIDTH and LATENCY between them. Weak scaling:
-TASKS tasks per node, so that the meta-batch grows with the cluster; with one learner, and with one learner per node.
+TASKS tasks per node, so that the meta-batch grows with the cluster; with one learner, with one learner per node, and
+with as many actors and learners as are fastest. The check compares CPU seconds, which other work on the machine changes
+little; `straggle` slows one of several actors down tenfold.
 """
 
 from __future__ import annotations
@@ -84,6 +86,17 @@ def predicted(
     }
 
 
+def fastest(costs: Costs, nodes: int) -> tuple[int, int]:
+    """(sampling actors per node, learners) with which an iteration is shortest."""
+
+    def seconds(choice: tuple[int, int]) -> float:
+        per_node, learners = choice
+        return sum(predicted(costs, nodes, nodes * per_node, nodes * TASKS, learners).values())
+
+    learners = [count for count in range(1, nodes + 1) if nodes * TASKS % count == 0]
+    return min(((per_node, count) for per_node in range(1, RUNNERS + 1) for count in learners), key=seconds)
+
+
 def _median(job: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
     job()
     seconds = []
@@ -154,47 +167,106 @@ def measure(costs: Costs) -> None:
         f"{costs.message * 1e6:.0f} µs an actor (CPU)"
     )
     print(
-        f"\npredicted, {RUNNERS} actors and {TASKS} tasks a node, {BANDWIDTH * 8 / 1e9:.0f} Gbit/s, {LATENCY * 1e3} ms"
+        f"\npredicted, {TASKS} tasks a node, {BANDWIDTH * 8 / 1e9:.0f} Gbit/s, {LATENCY * 1e3} ms; "
+        f"{RUNNERS} actors a node but for the last column"
     )
-    print(f"{'nodes':>6} {'tasks':>6}   {'one learner':>34}   {'a learner per node':>34}")
+    heads = ("one learner", "a learner per node", "fastest numbers of actors, learners")
+    print(f"{'nodes':>6} {'tasks':>6}" + "".join(f"   {head:>36}" for head in heads))
     for nodes in NODES:
+        per_node, best = fastest(costs, nodes)
         cells = []
-        for learners in (1, nodes):
-            parts = predicted(costs, nodes, nodes * RUNNERS, nodes * TASKS, learners)
+        for actors, learners in ((RUNNERS, 1), (RUNNERS, nodes), (per_node, best)):
+            parts = predicted(costs, nodes, nodes * actors, nodes * TASKS, learners)
             total, worst = sum(parts.values()), max(parts, key=parts.__getitem__)
             rate = nodes * TASKS * steps / total
             cells.append(f"{total:7.2f} s {rate / 1e6:6.2f} M/s  {worst} {parts[worst] / total:.0%}")
-        print(f"{nodes:6d} {nodes * TASKS:6d}   {cells[0]:>34}   {cells[1]:>34}")
+        cells[-1] += f" ({per_node}/node, {best})"
+        print(f"{nodes:6d} {nodes * TASKS:6d}" + "".join(f"   {cell:>36}" for cell in cells))
 
 
 def check(costs: Costs) -> None:
-    """Prints what 1, 2 and 4 actors do here, beside what is predicted for them (wall clock: needs an idle machine)."""
+    """Prints the CPU seconds that 1, 2 and 4 actors and their driver spend here, beside what is predicted for them."""
     import ray
 
-    from mermaide_ray.algorithm import MermaideConfig, flat_metrics
+    from mermaide_ray.algorithm import MermaideConfig
 
-    cores = os.cpu_count() or 1
     ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    print(f"\nchecked here ({cores} cores, load {os.getloadavg()[0]:.1f}): seconds per iteration of {TASKS} tasks")
-    print(f"{'actors':>6} {'sampling':>9} {'predicted':>9} {'update':>9} {'predicted':>9}")
+    print(f"\nchecked here (load {os.getloadavg()[0]:.1f}): CPU seconds per iteration of {TASKS} tasks")
+    print(f"{'actors':>6} {'each actor':>12} {'predicted':>10} {'driver':>10} {'predicted':>10}")
     for runners in (1, 2, 4):
         algorithm = MermaideConfig.of(_experiment(TASKS, env_runners={"num_env_runners": runners})).build_algo()
+
+        def spent(algorithm: Any = algorithm) -> tuple[float, float]:
+            """CPU seconds of the actors' processes (mean) and of this one."""
+            actors = algorithm.env_runner_group.foreach_env_runner(
+                lambda runner: time.process_time(), local_env_runner=False
+            )
+            return statistics.mean(actors), time.process_time()
+
         algorithm.train()
-        told = [flat_metrics(algorithm.train()) for _ in range(ROUNDS)]
+        before = spent()
+        for _ in range(ROUNDS):
+            algorithm.train()
+        seen = [(after - begun) / ROUNDS for begun, after in zip(before, spent(), strict=True)]
         algorithm.stop()
-        # More actors than cores take turns.
-        parts = predicted(costs, 1, min(runners, cores), TASKS, remote=False)
-        seen = [statistics.median(each[f"throughput/{part}_s"] for each in told) for part in ("sample", "update")]
-        sampling = parts["sampling"] + runners * costs.message
-        print(f"{runners:6d} {seen[0]:9.3f} {sampling:9.3f} {seen[1]:9.3f} {parts['update']:9.3f}")
+        parts = predicted(costs, 1, runners, TASKS, remote=False)
+        driver = parts["update"] + parts["driver"]
+        print(f"{runners:6d} {seen[0]:10.3f} s {parts['sampling']:8.3f} s {seen[1]:8.3f} s {driver:8.3f} s")
     ray.shutdown()
+
+
+def straggle(costs: Costs) -> None:
+    """Prints what one of three actors that is ten times slower costs: redistributed as shipped, and waited for."""
+    import ray
+
+    from mermaide_ray import dispatch
+    from mermaide_ray.algorithm import MermaideConfig
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    algorithm = MermaideConfig.of(_experiment(TASKS, env_runners={"num_env_runners": 3})).build_algo()
+
+    def slow_down(runner: Any) -> None:
+        meet = runner._meet
+
+        def slow(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            columns = meet(*arguments)
+            time.sleep(9 * (time.perf_counter() - started))
+            return columns
+
+        runner._meet = slow
+
+    def sampling() -> float:
+        """Seconds per iteration that go into sampling."""
+        seconds = []
+        for _ in range(2 * ROUNDS):
+            tasks = list(range(TASKS))
+            started = time.perf_counter()
+            algorithm._meet(algorithm.meta_iteration, tasks)
+            seconds.append(time.perf_counter() - started)
+        return statistics.mean(seconds)
+
+    sampling()
+    undisturbed = sampling()
+    algorithm.env_runner_group.foreach_env_runner(slow_down, local_env_runner=False, remote_worker_ids=[2])
+    shared = sampling()
+    dispatch.LATE_SECONDS = float("inf")
+    waited = sampling()
+    algorithm.stop()
+    ray.shutdown()
+    print(f"\nsampling {TASKS} tasks with 3 actors here (load {os.getloadavg()[0]:.1f}), one of them ten times slower:")
+    print(
+        f"undisturbed {undisturbed:.2f} s, its share redistributed {shared:.2f} s ({shared / undisturbed:.1f} times), "
+    )
+    print(f"waited for {waited:.2f} s ({waited / undisturbed:.1f} times)")
 
 
 def main(names: Sequence[str]) -> None:
     """Runs the named sections, or all."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sections = {"measure": measure, "check": check}
+    sections = {"measure": measure, "check": check, "straggle": straggle}
     costs = measured()
     for name in names or sections:
         sections[name](costs)

@@ -36,14 +36,16 @@ from conftest import tiny
 from crashes import RUNNER, TRIAL, crash, processes, send, slow_down
 
 NODES = 4
+ENV_STEPS = 40_800
 # A sweep whose driver was started again this often in a row without any progress will never end.
 _MOST_STARTS = 5
 _SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
+answer, sys.stdout = sys.stdout, sys.stderr  # Flask has things to say
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
-print(*server.get_host_and_port(), flush=True)
+print(*server.get_host_and_port(), file=answer, flush=True)
 sys.stdin.read()
 """
 _TIMINGS = ["throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s"]
@@ -83,7 +85,11 @@ class Soak:
         self.faults: list[Fault] = []
         self.started = time.monotonic()
         self.server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self.server.stdout is not None
         host, port = self.server.stdout.readline().split()
@@ -115,7 +121,7 @@ class Soak:
     def config(self, number: int) -> Path:
         """Another sweep each time: other seeds."""
         evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4, "every": 0.05}
-        settings = tiny(training={"env_steps": 96_000}, env_runners={"num_env_runners": 1}, evaluation=evaluation)
+        settings = tiny(training={"env_steps": ENV_STEPS}, env_runners={"num_env_runners": 1}, evaluation=evaluation)
         sweep = {
             "question": "Does anything get lost?",
             "settings": {key: value for key, value in settings.to_dict().items() if key not in ("name", "seed")},
@@ -246,7 +252,7 @@ class Soak:
         rows, progress, trials = (_table(store.read(f"{name}.parquet")) for name in ("rows", "progress", "trials"))
         assert len(trials) == trials.groupby(["trial", "seed"]).ngroups == 2 * max(1, self.runs // 2)
         assert set(trials["status"]) == {"done"}
-        assert (trials["env_steps"] == 96_000).all()
+        assert (trials["env_steps"] == ENV_STEPS).all()
         assert not rows.duplicated(
             ["trial", "method", "condition", "seed", "task", "k", "setting.environment.cost_weight"]
         ).any()

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import tiny
+from conftest import SECRET, tiny
+from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
@@ -378,6 +379,12 @@ def test_a_whole_sweep_runs_in_a_bucket(swept: Path, bucket: str, tmp_path: Path
     store = Store(f"{place}/whole?{query}")
     (tmp_path / "rows.parquet").write_bytes(store.read("rows.parquet") or b"")
     pd.testing.assert_frame_equal(sorted_rows(tmp_path), sorted_rows(swept))
+    # Who may write there is in the environment, and in nothing that the sweep leaves.
+    files, base = FileSystem.from_uri(store.root)
+    left = [info.path for info in files.get_file_info(FileSelector(base, recursive=True)) if info.is_file]
+    assert any(path.endswith("status.json") for path in left)
+    assert not [path for path in left if SECRET.encode() in files.open_input_stream(path).read()]
+    assert SECRET not in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -225,3 +225,17 @@ def test_who_is_on_the_network_without_the_token_stays_outside(lab: Hosts) -> No
     said = lab.hosts["laptop"].run(visit, timeout=120, check=False)
     assert "in" not in said.splitlines()
     assert "uthentica" in said or "InvalidAuthToken" in said
+
+
+def test_token_is_in_no_result_no_log_and_no_process_list(lab: Hosts) -> None:
+    """After all of the above. It lies in its own file, in each home, and nowhere else."""
+    secret = (lab.hosts["laptop"].work / "home" / ".ray" / "auth_token").read_bytes().strip()
+    assert len(secret) == 64
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert any(b"gcs_server" in command for command in commands)
+    assert not any(secret in command for command in commands)
+    files = [path for path in lab.work.rglob("*") if path.is_file() and not path.is_symlink()]
+    holders = {path.relative_to(lab.work).as_posix() for path in files if secret in path.read_bytes()}
+    assert holders == {f"{host}/home/.ray/auth_token" for host in lab.hosts}
+    assert any(path.name == "rows.parquet" for path in files)
+    assert any(path.name == "raylet.out" for path in files)
