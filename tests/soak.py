@@ -120,7 +120,7 @@ class Soak:
 
     def config(self, number: int) -> Path:
         """Another sweep each time: other seeds."""
-        evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4, "every": 0.05}
+        evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4, "every": 0.1}
         settings = tiny(training={"env_steps": ENV_STEPS}, env_runners={"num_env_runners": 1}, evaluation=evaluation)
         sweep = {
             "question": "Does anything get lost?",
@@ -188,7 +188,7 @@ class Soak:
                 seen, since = self.kept(number), time.monotonic()
 
     def _soon(self) -> float:
-        return time.monotonic() + self.dice.uniform(0, 12)
+        return time.monotonic() + self.dice.uniform(0, 6)
 
     def _draw(self) -> tuple[str, Callable[[], None]]:
         """A fault: every kind in turn, in an order of its own each time."""

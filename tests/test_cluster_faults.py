@@ -16,6 +16,7 @@ import yaml
 from conftest import tiny
 from crashes import RUNNER, TRIAL, crash, processes
 from rich.console import Console
+from soak import soak
 
 # Before any Ray is up: Tune registers what it finds with that one, even when it is down again (ray 2.60).
 import mermaide_ray.sweep.tuning  # noqa: F401
@@ -121,3 +122,9 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
         tables = [pd.read_parquet(tmp_path / each / f"{name}.parquet") for each in ("disturbed", "undisturbed")]
         timings = ["throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s"]
         pd.testing.assert_frame_equal(*(table.drop(columns=timings, errors="ignore") for table in tables))
+
+
+def test_soak(tmp_path: Path) -> None:
+    """Three faults of those that `python tests/soak.py` makes by the dozen, and that no other test makes."""
+    faults = soak(tmp_path, faults=3, runs=2, seed=11)
+    assert {fault.kind for fault in faults} == {"driver killed", "storage frozen", "node ten times slower"}
