@@ -297,10 +297,10 @@ class Mermaide(Algorithm):
             torch.from_numpy(columns["query_arms"]),
             torch.from_numpy(columns["query_interventions"]),
             torch.from_numpy(columns["target"]),
+            moving=torch.from_numpy(columns["moving"]) if "moving" in columns else None,
         )
         horizon = self.experiment.environment.horizon
-        target = query.target[:, None, None]
-        told["principal/success_rate"] = float((query.arms == target).float().mean())
+        told["principal/success_rate"] = float((query.arms == query.targets).float().mean())
         told["principal/interventions"] = float((query.interventions > 0).float().mean()) * horizon
         costs = Incentives(self.experiment.environment).costs_of(query)
         told["principal/cost"] = float(costs.mean()) * horizon

@@ -137,7 +137,7 @@ class Evaluation:
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
         played = self._play(name)
-        rows = self._rows(name, 0, 0, self.tasks, played, self._labels(played), {})
+        rows = self._rows(name, 0, 0, self.tasks, played, {})
         return Results(rows, pd.DataFrame(), self._profiles(name, 0, 0, played))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
@@ -159,7 +159,7 @@ class Evaluation:
         tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])
         table = contender.table
         meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
-        history, labels = table.experience(meeting.query).history, self._labels(meeting.query)
+        history, labels = table.experience(meeting.query).history, View(table.environment).labels(meeting.query)
         extra: dict[str, Any] = {}
         calibration = pd.DataFrame()
         if meeting.support is not None:
@@ -181,7 +181,7 @@ class Evaluation:
                 method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
             )
         return Results(
-            self._rows(contender.name, contender.seed, k, tasks, meeting.query, labels, extra, chunk),
+            self._rows(contender.name, contender.seed, k, tasks, meeting.query, extra, chunk),
             calibration,
             self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
         )
@@ -192,10 +192,6 @@ class Evaluation:
         seed, split, purpose, iteration = self.key
         dice = deal_for(environment, (seed, split, f"{purpose}/query", iteration), self.tasks, episodes)
         return play(environment, self.tasks, episodes, dice, principal)
-
-    def _labels(self, played: Trajectories) -> Tensor:
-        """The arms pulled, as the principal names them, int64 [B, T, E]: whatever it saw of them."""
-        return View(self.experiment.environment).label(played.arms.transpose(1, 2).long(), played.target[:, None, None])
 
     def _returns(self, played: Trajectories) -> Tensor:
         """Mean return per episode, float [B]."""
@@ -208,14 +204,12 @@ class Evaluation:
         k: int,
         tasks: Tasks,
         played: Trajectories,
-        labels: Tensor,
         extra: dict[str, Any],
         chunk: slice = slice(None),
     ) -> pd.DataFrame:
         horizon = played.arms.shape[2]
         bounds = Bounds(self.bounds.never[chunk], self.bounds.oracle[chunk])
         returns = self._returns(played)
-        target = played.target[:, None, None]
         rows = pd.DataFrame(
             {
                 "method": method,
@@ -226,7 +220,7 @@ class Evaluation:
                 "family": tasks.family_names(),
                 "k": k,
                 "return": returns.numpy(),
-                "success_rate": (played.arms == target).float().mean((1, 2)).numpy(),
+                "success_rate": (played.arms == played.targets).float().mean((1, 2)).numpy(),
                 "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,
                 "cost": self._incentives.costs_of(played).mean((1, 2)).numpy() * horizon,
                 "agent_return": self._incentives.agent_rewards_of(played, tasks.base).sum(2).mean(1).numpy(),
@@ -236,7 +230,7 @@ class Evaluation:
                 "support_return": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
                 "wm_nll_uniform": float(np.log(self.experiment.environment.num_arms)),
-                **_frequency(labels, self.experiment.environment.num_arms),
+                **_frequency(played.arms.transpose(1, 2).long(), self.experiment.environment.num_arms),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )
@@ -250,7 +244,7 @@ class Evaluation:
         horizon = played.arms.shape[2]
         names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
         exploration = [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
-        hits = (played.arms == played.target[:, None, None]).float().mean(1)
+        hits = (played.arms == played.targets).float().mean(1)
         return pd.DataFrame(
             {
                 "method": method,

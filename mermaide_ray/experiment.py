@@ -49,6 +49,59 @@ class Sight(Section):
         return self.noise > 0 or self.share < 1
 
 
+class Changes(Section):
+    """What changes within an episode: nothing, unless set otherwise; base means by its luck, the target by task."""
+
+    base_drift: Number = Field(
+        0.0,
+        ge=0,
+        description="standard deviation per pull of a random walk of each base mean, reflected into agents.base_reward",
+    )
+    base_switches: Whole = Field(
+        0, ge=0, description="times per episode that all base means are redrawn, at random pulls"
+    )
+    base_switches_at: tuple[Whole, ...] = Field((), description="pulls at which they are, in place of random ones")
+    target_moves: Whole = Field(
+        0, ge=0, description="times that the target moves to another arm, at pulls drawn per task"
+    )
+    target_moves_at: tuple[Whole, ...] = Field((), description="pulls at which it does, in place of random ones")
+    announced: Switch = Field(
+        True,
+        description="whether the principal is told at once where the target moves; if not, it is shown whether the "
+        "last pull was on the target (what it was rewarded for)",
+    )
+
+    @property
+    def num_switches(self) -> int:
+        """Times per episode that all base means are redrawn."""
+        return len(self.base_switches_at) or self.base_switches
+
+    @property
+    def of_base(self) -> bool:
+        """Whether base means change."""
+        return self.base_drift > 0 or self.num_switches > 0
+
+    @property
+    def of_target(self) -> bool:
+        """Whether the target moves."""
+        return bool(self.target_moves_at) or self.target_moves > 0
+
+    def check(self, horizon: int) -> None:
+        """Raises a ValueError on what can't be in an episode of `horizon` pulls."""
+        for key in ("base_switches", "target_moves"):
+            count, at, name = getattr(self, key), getattr(self, f"{key}_at"), f"environment.changes.{key}"
+            if count and at:
+                raise ValueError(f"`{name}` must be 0 where {key}_at says when, got {count}")
+            if count >= horizon:
+                raise ValueError(f"`{name}` must be < environment.horizon ({horizon}), got {count}")
+            if at and (list(at) != sorted(set(at)) or at[0] < 1 or at[-1] >= horizon):
+                raise ValueError(
+                    f"`{name}_at` must name pulls from 1 to {horizon - 1}, each once and in order, got {one_line(at)}"
+                )
+        if not self.announced and not self.of_target:
+            raise ValueError("`environment.changes.announced` must be true where the target never moves, got false")
+
+
 class Environment(Section):
     """The game (one principal, one agent, `horizon` pulls)."""
 
@@ -75,6 +128,7 @@ class Environment(Section):
         "|A|), an exact symmetry of the game; absolute adds the target as an input",
     )
     sight: Sight = Field(default_factory=Sight)
+    changes: Changes = Field(default_factory=Changes)
 
     @field_validator("graded_sizes")
     @classmethod
@@ -84,7 +138,13 @@ class Environment(Section):
         return sizes
 
     @model_validator(mode="after")
-    def _something_is_seen(self) -> Environment:
+    def _sections_fit(self) -> Environment:
+        self.changes.check(self.horizon)
+        if not self.changes.announced and self.sight != Sight():
+            raise ValueError(
+                "`environment.changes.announced` must be true where environment.sight is partial (being shown what it "
+                "is rewarded for would tell the principal what it can't see), got false"
+            )
         if self.sight.delay >= self.horizon:
             raise ValueError(
                 f"`environment.sight.delay` must be < environment.horizon ({self.horizon}), got {self.sight.delay}"
@@ -111,7 +171,25 @@ class Environment(Section):
     @property
     def more_dice(self) -> dict[str, MoreDice]:
         """The luck that these settings need beyond what every game does, by name: law and shape, per episode."""
-        return {"sight": ("uniform", (self.horizon, 2))} if self.sight.is_lossy else {}
+        changes, dice = self.changes, dict[str, MoreDice]()
+        if self.sight.is_lossy:
+            dice["sight"] = ("uniform", (self.horizon, 2))
+        if changes.base_drift:
+            dice["drift"] = ("normal", (self.horizon, self.num_arms))
+        if changes.num_switches:
+            dice["switched_means"] = ("uniform", (changes.num_switches, self.num_arms))
+        if changes.base_switches:
+            dice["switch_times"] = ("uniform", (self.horizon - 1,))
+        return dice
+
+    @property
+    def num_news(self) -> int:
+        """Inputs that tell the principal of a moving target: where the old one is now, or whether the last pull hit."""
+        if not self.changes.of_target:
+            return 0
+        if not self.changes.announced:
+            return 1
+        return self.num_arms if self.arm_labels == "relative" else 0
 
 
 class FamilyRanges(Section):
@@ -334,6 +412,15 @@ class Experiment(Section):
                 "`world_model.policy_gradient` must be true where `world_model.enabled` is false: nothing else would "
                 "train the recurrent core, got false"
             )
+        if self.environment.changes.of_base and self.agents.base_reward[0] == self.agents.base_reward[1]:
+            raise ValueError(
+                "`agents.base_reward` must be [low, high] with low < high where base means change "
+                f"(environment.changes), got {one_line(self.agents.base_reward)}"
+            )
+        if self.world_model.arms == "equivariant" and self.environment.changes.of_target:
+            raise ValueError(
+                "`world_model.arms` must be flat where the target moves (environment.changes), got equivariant"
+            )
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
             raise ValueError(
@@ -460,11 +547,11 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
         place: The section that sets this game, as the user knows it.
         where: Where to change it.
     """
-    own, kept = trained.environment, ["arm_labels", "num_interventions", "num_arms", "num_symbols"]
+    own, kept = trained.environment, ["arm_labels", "num_interventions", "num_arms", "num_symbols", "num_news"]
     if trained.world_model.arms == "equivariant":
         # Where an intervention chooses an arm, there are as many as there are arms.
         chooses = "arm" in (own.intervention, game.intervention)
-        kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_symbols_beside_arms"]
+        kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_symbols_beside_arms", "num_news"]
     for key in kept:
         required, given = getattr(own, key), getattr(game, key)
         if required != given:

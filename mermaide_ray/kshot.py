@@ -55,7 +55,9 @@ class NetworkPrincipal:
         nothing = torch.zeros_like(rows[:, :1])
         by_arm = torch.cat([nothing, rows[:, :symbols]], dim=1) + bias
         by_action = torch.cat([nothing, rows[:, symbols : symbols + interventions]], dim=1)
-        self._by_target = None if view.relative else rows[:, symbols + interventions : -1]
+        news = rows.shape[1] - 1 - view.num_news
+        self._by_target = None if view.relative else rows[:, symbols + interventions : news]
+        self._by_news = rows[:, news:-1] if view.num_news else None
         self._by_time = rows[:, -1:]
         self._small = (symbols + 1) * (interventions + 1) <= _SMALL_TABLE
         if self._small:
@@ -99,6 +101,9 @@ class NetworkPrincipal:
             projected += self._rows(self._by_action, seen.last_action + 1)
         if self._by_target is not None:
             projected += self._rows(self._by_target, seen.target)
+        if self._by_news is not None:
+            assert seen.news is not None
+            projected += seen.news.view(*self._shape, -1) @ self._by_news
         projected += self._by_time * (seen.step / self._view.horizon)
         return projected
 
@@ -214,4 +219,5 @@ class Table:
             interventions=torch.cat([part.interventions for part in played], dim=1),
             target=tasks.target,
             shown=torch.cat(shown, dim=1) if shown else None,
+            moving=tasks.moving,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mermaide_ray.agents.base import Draws, Family, Params, State
 from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Environment
@@ -29,8 +30,10 @@ class Seen:
         step: t.
         last_arm: int64 [N], last symbol seen as a label (`View.symbol`: previous pull); -1 before there is one.
         last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
-        target: int64 [N], the target arm.
+        target: int64 [N], the target arm, as far as the principal was told.
         uniform: float [N] on [0, 1), the principal's own dice for this step.
+        news: float [N, X], what it is told of a moving target (`View.news`); None: nothing ever.
+        since: Pulls since it was told that the target moved, int64 [N], or t.
     """
 
     step: int
@@ -38,17 +41,23 @@ class Seen:
     last_action: Tensor
     target: Tensor
     uniform: Tensor
+    news: Tensor | None
+    since: Tensor | int
 
 
 class Hidden:
     """What only a privileged oracle may look at."""
 
-    def __init__(self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_arms: int) -> None:
+    def __init__(
+        self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_arms: int, since: Tensor | int
+    ) -> None:
         self._groups = groups
         self.next_arm = next_arm
         """int64 [N], the arm about to be pulled; -1 for agents that wait for the principal's announcement."""
         self.target = target
-        """int64 [N]."""
+        """int64 [N], the one that holds."""
+        self.since = since
+        """Pulls since base means were redrawn or the target moved, int64 [N], or t."""
         self._num_arms = num_arms
 
     def estimates(self) -> Tensor:
@@ -126,13 +135,15 @@ def play(
     view, incentives = View(environment), Incentives(environment)
     horizon = horizon or environment.horizon
     num = len(tasks) * episodes
-    target = tasks.target.repeat_interleave(episodes)
+    target = told = first = tasks.target.repeat_interleave(episodes)
+    course, news = course_of(environment, tasks, episodes, dice), None
     # Base mean and noise are added once for all steps; what is left per step is one gather.
     base = tasks.base.repeat_interleave(episodes, 0)
     groups = _groups(tasks, episodes, dice)
     arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_arms))
     interventions = torch.empty((horizon, num), dtype=compact_dtype(environment.num_interventions))
     last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
+    arrived = last_arm = last_intervention = last_label
     steps = torch.arange(horizon, dtype=torch.float32)
     noise = dice.reward_noise * environment.reward_noise
     shown = None
@@ -155,16 +166,23 @@ def play(
         arm = torch.full((num,), -1) if informed else torch.empty(num, dtype=torch.int64)
         for group in ignorant:
             group.pull(arm, steps, dice, t)
-        seen = Seen(t, last_label, last_action, target, dice.principal[t])
-        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_arms))
-        intervention = view.intervention(action, target)
+        if course.target is not None:
+            before, target = target, course.target[t]
+            told, news = view.told(target, first), view.news(target, before, last_arm)
+            # What was seen and done before, by the names that hold now.
+            last_label, last_action = view.symbol_label(arrived, told), view.action(last_intervention, told)
+        since_told = t if course.since_told is None else course.since_told[t]
+        seen = Seen(t, last_label, last_action, told, dice.principal[t], since_told, news)
+        since = t if course.since is None else course.since[t]
+        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_arms, since))
+        intervention = view.intervention(action, told)
         if informed:
             assert isinstance(principal, Announcing)
-            offer = incentives.offer(view.by_intervention(principal.probabilities(), target), target)
+            offer = incentives.offer(view.by_intervention(principal.probabilities(), told), target)
             for group in informed:
                 group.hear(offer)
                 group.pull(arm, steps, dice, t)
-        agent_reward = base.gather(1, arm.unsqueeze(1)).squeeze(1)
+        agent_reward = (base if course.base is None else course.base[t]).gather(1, arm.unsqueeze(1)).squeeze(1)
         agent_reward += noise[t]
         agent_reward += incentives.incentive(intervention, arm, target)
         principal_reward = incentives.principal_reward(intervention, arm, target) if caring else None
@@ -176,21 +194,22 @@ def play(
                 reward = group.family.perceive(group.params, reward, principal_reward[rows])
             group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], reward)
         arms[t], interventions[t] = arm, intervention
-        last_action = action
+        last_arm, last_intervention, last_action = arm, intervention, action
         if shown is not None:
             shown[t] = view.symbol(arm, sight[t])
         if shown is not None or delay:
             if t >= delay:
                 arrived = (arms if shown is None else shown)[t - delay].long()
-                last_label = view.symbol_label(arrived, target)
+                last_label = view.symbol_label(arrived, told)
         else:
-            last_label = view.label(arm, target)
+            arrived, last_label = arm, view.label(arm, told)
     shape = (horizon, len(tasks), episodes)
     return Trajectories(
         arms=arms.view(shape).permute(1, 2, 0).contiguous(),
         interventions=interventions.view(shape).permute(1, 2, 0).contiguous(),
         target=tasks.target,
         shown=None if shown is None else shown.view(shape).permute(1, 2, 0).contiguous(),
+        moving=None if tasks.moving is None else tasks.moving[:, :horizon],
     )
 
 

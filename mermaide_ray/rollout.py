@@ -34,7 +34,8 @@ class Sample:
         tasks: Task ids, [B].
         weights_version: The weights that it was sampled with.
         columns: `support_arms`, `support_interventions` [B, K, T] (none for K = 0), `query_arms`, `query_interventions`
-            [B, E, T], small integers, and `target` [B]; `support_shown` and `query_shown` where sight is lossy.
+            [B, E, T], small integers, and `target` [B]; `support_shown` and `query_shown` where sight is lossy,
+            `moving` [B, T] where the target moves.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 
@@ -125,6 +126,8 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         )
         back = torch.argsort(order)
         columns = {"target": meeting.query.target[back].numpy()}
+        if meeting.query.moving is not None:
+            columns["moving"] = meeting.query.moving[back].numpy()
         for which, played in (("support", meeting.support), ("query", meeting.query)):
             if played is not None:
                 columns[f"{which}_arms"] = played.arms[back].numpy()

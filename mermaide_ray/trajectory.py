@@ -22,25 +22,33 @@ class Trajectories:
     Attributes:
         arms: uint8 or int16 [B, E, T], the agent's pulls.
         interventions: uint8 or int16 [B, E, T], the principal's actions.
-        target: int64 [B], the target arm of each task.
+        target: int64 [B], the target arm of each task, where it moves the first.
         shown: uint8 or int16 [B, E, T], what the principal saw of each pull, however late (`View.symbol`); None: the
             arm itself.
+        moving: uint8 or int16 [B, T], the target at each pull; None: it never moves.
     """
 
     arms: Tensor
     interventions: Tensor
     target: Tensor
     shown: Tensor | None = None
+    moving: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """The target at each pull, int64 [B, 1, T], or [B, 1, 1] where it never moves."""
+        return self.target[:, None, None] if self.moving is None else self.moving.long().unsqueeze(1)
 
     def episodes(self, wanted: slice) -> Trajectories:
         """The same tasks, some of their episodes."""
         shown = None if self.shown is None else self.shown[:, wanted]
-        return Trajectories(self.arms[:, wanted], self.interventions[:, wanted], self.target, shown)
+        return Trajectories(self.arms[:, wanted], self.interventions[:, wanted], self.target, shown, self.moving)
 
     def tasks(self, wanted: slice) -> Trajectories:
         """Some of the tasks."""
         shown = None if self.shown is None else self.shown[wanted]
-        return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted], shown)
+        moving = None if self.moving is None else self.moving[wanted]
+        return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted], shown, moving)
 
 
 def compact_dtype(count: int) -> torch.dtype:
@@ -52,8 +60,8 @@ class View:
     """The principal's view of the game: how arms are named, and the observation vector.
 
     Observation, float [D]: last symbol seen one-hot [S], last intervention one-hot [I], (absolute labels only) target
-    one-hot [A], t / T. Before the first pull of an episode the first two are zero. Nothing hidden enters it: not the
-    agent's rewards, estimates, family or hyperparameters.
+    one-hot [A], (moving targets only) news [X], t / T. Before the first pull of an episode the first two are zero.
+    Nothing hidden enters it: not the agent's rewards, estimates, family or hyperparameters.
 
     The symbol of a pull is its arm, and S = A. With noisy sight it may be another arm, with sparse sight (S = A + 1) it
     may be A: nothing seen. With a delay of d it is seen d pulls late: until the first arrives, that input is zero.
@@ -61,6 +69,11 @@ class View:
     With relative labels an arm is named by its distance from the target, (arm - target) mod A, and so is the arm that
     an intervention of kind `arm` chooses. Base rewards are drawn alike for all arms, so this loses nothing, and it
     saves the principal from learning the same thing once per target.
+
+    Where the target moves and that is announced, arms are named from the new target from that pull on, and the news is
+    the new name of the old target, one-hot (zero at all other pulls; nothing with absolute labels, which show the
+    target itself). Where it is not announced, arms are named from the first target throughout, and the news is whether
+    the last pull was on the target, 0 or 1.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -71,11 +84,13 @@ class View:
         self.horizon = environment.horizon
         self.relative = environment.arm_labels == "relative"
         self._names_arms = environment.intervention == "arm"
+        self.num_news = environment.num_news
+        self._announced = environment.changes.announced
 
     @property
     def observation_size(self) -> int:
         """D."""
-        return self.num_symbols + self.num_interventions + (0 if self.relative else self.num_arms) + 1
+        return self.num_symbols + self.num_interventions + (0 if self.relative else self.num_arms) + self.num_news + 1
 
     def symbol(self, arm: Tensor, luck: Tensor) -> Tensor:
         """What the principal sees of pulls: the arm, a uniform one in its place, or A for nothing.
@@ -92,8 +107,8 @@ class View:
         return (arm - target) % self.num_arms if self.relative else arm
 
     def symbol_label(self, symbol: Tensor, target: Tensor) -> Tensor:
-        """The principal's name of a symbol, int64: "nothing" has one name."""
-        return self.label(symbol, target).where(symbol < self.num_arms, symbol)
+        """The principal's name of a symbol, int64: "nothing" (A) and "none yet" (-1) have one name each."""
+        return self.label(symbol, target).where((symbol >= 0) & (symbol < self.num_arms), symbol)
 
     def target_label(self, target: Tensor) -> Tensor:
         """The principal's name of the target arm."""
@@ -116,35 +131,75 @@ class View:
         every = torch.arange(self.num_interventions, device=target.device).expand_as(probabilities)
         return probabilities.gather(1, self.action(every, target.unsqueeze(1)))
 
-    def observation(self, last_arm: Tensor, last_intervention: Tensor, target: Tensor, step: Tensor) -> Tensor:
+    def told(self, target: Tensor, first: Tensor) -> Tensor:
+        """The target as the principal knows it, from which it names arms: the one that holds, or the first."""
+        return target if self._announced else first.expand_as(target)
+
+    def news(self, target: Tensor, before: Tensor, last_arm: Tensor) -> Tensor:
+        """What the principal is told of a moving target, float [..., X], from int64 tensors of one shape [...].
+
+        Args:
+            target: Target at this pull.
+            before: Target at the last pull; before the first, the same.
+            last_arm: The last pull's arm, -1 before the first.
+        """
+        if not self._announced:
+            return (last_arm == before).float().unsqueeze(-1)
+        return _one_hot(self.label(before, target).where(target != before, -1), self.num_news)
+
+    def observation(
+        self, last_arm: Tensor, last_intervention: Tensor, target: Tensor, step: Tensor, news: Tensor | None = None
+    ) -> Tensor:
         """Observation vectors, float [..., D], from int64 tensors of one shape [...].
 
         Args:
             last_arm: Last symbol seen, as a label, or -1 before the first.
             last_intervention: Previous action, as the principal names it, or -1 before the first.
-            target: Target arm.
+            target: Target arm, as far as the principal knows.
             step: t, pulls so far in the episode.
+            news: float [..., X], where the target moves.
         """
         parts = [_one_hot(last_arm, self.num_symbols), _one_hot(last_intervention, self.num_interventions)]
         if not self.relative:
             parts.append(_one_hot(target, self.num_arms))
+        if news is not None:
+            parts.append(news)
         parts.append((step.float() / self.horizon).unsqueeze(-1))
         return torch.cat(parts, dim=-1)
 
+    def labels(self, trajectories: Trajectories) -> Tensor:
+        """The arms pulled, as the principal names them, int64 [B, T, E]: whatever it saw of them."""
+        return self.label(trajectories.arms.transpose(1, 2).long(), self._frame(trajectories)).contiguous()
+
     def history(self, trajectories: Trajectories) -> History:
         """What the principal saw and did, step by step."""
-        target = trajectories.target[:, None, None]
-        labels = self.label(trajectories.arms.transpose(1, 2).long(), target).contiguous()
-        actions = self.action(trajectories.interventions.transpose(1, 2).long(), target).contiguous()
-        symbols, seen = labels, None
+        frame = self._frame(trajectories)
+        labels, seen = self.labels(trajectories), None
+        interventions = trajectories.interventions.transpose(1, 2).long()
+        actions = self.action(interventions, frame).contiguous()
+        shown = labels
         if trajectories.shown is not None:
-            symbols = self.symbol_label(trajectories.shown.transpose(1, 2).long(), target).contiguous()
-            seen = symbols < self.num_arms
-            labels = symbols.where(seen, 0)
+            shown = self.symbol_label(trajectories.shown.transpose(1, 2).long(), frame).contiguous()
+            seen = shown < self.num_arms
+            labels = shown.where(seen, 0)
+        arrived, acted, news = _shifted(shown, self.sight.delay + 1), _shifted(actions), None
+        if trajectories.moving is not None:
+            # What was seen and done before, by the names that hold now.
+            arms = trajectories.arms.transpose(1, 2).long()
+            symbols = arms if trajectories.shown is None else trajectories.shown.transpose(1, 2).long()
+            arrived = self.symbol_label(_shifted(symbols, self.sight.delay + 1), frame)
+            acted = self.action(_shifted(interventions), frame)
+            targets = trajectories.targets.transpose(1, 2).expand_as(arms)
+            before = torch.cat([targets[:, :1], targets[:, :-1]], dim=1)
+            news = self.news(targets, before, _shifted(arms))
         steps = torch.arange(labels.shape[1], device=labels.device)[:, None].expand_as(labels)
-        arrived = _shifted(symbols, self.sight.delay + 1)
-        observations = self.observation(arrived, _shifted(actions), target.expand_as(labels), steps)
+        observations = self.observation(arrived, acted, frame.expand_as(labels), steps, news)
         return History(observations, labels, actions, seen)
+
+    def _frame(self, trajectories: Trajectories) -> Tensor:
+        """The target from which the principal names arms, int64 [B, T, 1], or [B, 1, 1] where it is one throughout."""
+        targets = trajectories.targets.transpose(1, 2)
+        return targets if self._announced else trajectories.target[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Family
+from mermaide_ray.changes import target_path
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, Split
 from mermaide_ray.noise import generator
+from mermaide_ray.trajectory import compact_dtype
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class Tasks:
         family: int64 [B], index into `families`.
         params: Hyperparameters by name, float [B]; NaN where a task's family has none of that name.
         base: float [B, A], base mean of each arm.
-        target: int64 [B].
+        target: int64 [B], where it moves the first.
+        base_range: Ends of the range in which base means are drawn.
+        moving: uint8 or int16 [B, T], the target at each pull; None: it never moves.
     """
 
     ids: tuple[int, ...]
@@ -41,6 +46,8 @@ class Tasks:
     params: dict[str, Tensor]
     base: Tensor
     target: Tensor
+    base_range: tuple[float, float]
+    moving: Tensor | None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,6 +61,8 @@ class Tasks:
             params={name: value[index] for name, value in self.params.items()},
             base=self.base[index],
             target=self.target[index],
+            base_range=self.base_range,
+            moving=None if self.moving is None else self.moving[index],
         )
 
     def family_names(self) -> list[str]:
@@ -77,6 +86,7 @@ class AgentDistribution:
 
     def __init__(self, experiment: Experiment) -> None:
         self._agents = experiment.agents
+        self._environment = experiment.environment
         self._num_arms = experiment.environment.num_arms
         self._training_seed = experiment.seed
         self.families = tuple(family_named(name) for name in self._agents.families)
@@ -134,7 +144,18 @@ class AgentDistribution:
             params={name: torch.from_numpy(params[:, i].copy()) for i, name in enumerate(names)},
             base=torch.from_numpy(base),
             target=torch.from_numpy(target),
+            base_range=self._agents.base_reward,
+            moving=self._moving(split, ids, target, family) if self._environment.changes.of_target else None,
         )
+
+    def _moving(self, split: Split, ids: Sequence[int], first: NDArray[np.int64], family: NDArray[np.int64]) -> Tensor:
+        """The target of each task at each pull, [B, T]."""
+        seed = self._training_seed if split == "train" else self._agents.seed
+        size = self.population(split)
+        own = (generator(seed, split, "target moves", 0, task if size is None else task % size) for task in ids)
+        places = zip(first.tolist(), family.tolist(), own, strict=True)
+        paths = [target_path(self._environment, self._goals[kind], start, rng) for start, kind, rng in places]
+        return torch.from_numpy(np.stack(paths)).to(compact_dtype(self._num_arms))
 
     def _check_populations(self) -> None:
         for one, other in self._agents.disjoint:

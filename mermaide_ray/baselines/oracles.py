@@ -54,6 +54,7 @@ class Rule:
         next_arm: Intervene whatever the next arm is, only if it is the target, or only if it is another.
         size: The intervention (kind `arm`: always the target).
         goals_only: Intervene only if the next arm is a goal, one that might be a target.
+        restarts: Whether t counts from the last change (base means redrawn, target moved) rather than from the start.
     """
 
     until: int
@@ -61,12 +62,13 @@ class Rule:
     next_arm: Literal["any", "target", "other"] = "any"
     size: int = 1
     goals_only: bool = False
+    restarts: bool = False
 
     def __str__(self) -> str:
         """A short name for tables."""
         if not self.until:
             return "never"
-        parts = [f"first {self.until}"]
+        parts = [f"first {self.until}" + " after each change" * self.restarts]
         if self.gap < float("inf"):
             parts.append(f"gap < {self.gap:g}")
         if self.next_arm != "any":
@@ -99,6 +101,7 @@ class PrivilegedRules:
         self._blind = self._gap.isinf()
         self._lead = Incentives(environment).lead[self._size]
         self._goals_only = per_episode([rule.goals_only for rule in rules])
+        self._restarts = per_episode([rule.restarts for rule in rules])
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`; nothing to forget."""
@@ -110,14 +113,18 @@ class PrivilegedRules:
         right = (self._next == 0) | (((self._next == 1) == is_target) & ~informed)
         if self._goals_only.any():
             right &= ~self._goals_only | hidden.next_is_goal()
-        probability = ((seen.step < self._until) & right).float()
+        clock: Tensor | int = seen.step
+        if self._restarts.any():
+            clock = torch.as_tensor(hidden.since).where(self._restarts, seen.step)
+        probability = ((clock < self._until) & right).float()
         if not self._blind.all():
             # A gap that is not a number (no estimates) is below no m.
             missing = (self._gap - _gap(hidden)).nan_to_num(0.0)
             sufficient = (missing / self._lead).clamp(0, 1).where(informed, (missing > 0).float())
             probability *= sufficient.where(~self._blind, torch.ones(()))
-        self._chosen = toward_target(self._view, self._environment, self._size, seen.target), probability
-        return self._chosen[0] * (seen.uniform < probability)
+        action = toward_target(self._view, self._environment, self._size, hidden.target, seen.target)
+        self._chosen = action, probability
+        return action * (seen.uniform < probability)
 
     def probabilities(self) -> Tensor:
         """See `lockstep.Announcing`."""
@@ -133,29 +140,40 @@ def _gap(hidden: Hidden) -> Tensor:
 
 def first_rules(environment: Environment) -> list[Rule]:
     """Never, and the first n for each n of a grid."""
-    sizes = _sizes(environment)
-    return [Rule(0), *(Rule(n, size=size) for size in sizes for n in shares_of(environment.horizon, _FIRST_N) if n)]
+    horizon = environment.horizon
+    rules = [Rule(n, size=size) for size in _sizes(environment) for n in shares_of(horizon, _FIRST_N) if n]
+    return [Rule(0), *_on_each_clock(environment, rules)]
 
 
 def gap_rules(environment: Environment) -> list[Rule]:
     """Every (m, n) of a grid; m in multiples of delta."""
-    return [
+    rules = [
         Rule(n, gap=share * environment.delta, size=size)
         for size in _sizes(environment)
         for share in _GAPS
         for n in shares_of(environment.horizon, _UNTIL)
         if n
     ]
+    return _on_each_clock(environment, rules)
 
 
 def foresight_rules(environment: Environment, next_arm: Literal["target", "other"]) -> list[Rule]:
     """Intervene only if the next arm is the target, or only if it is another, until n."""
-    return [
+    rules = [
         Rule(n, next_arm=next_arm, size=size)
         for size in _sizes(environment)
         for n in shares_of(environment.horizon, _UNTIL)
         if n
     ]
+    return _on_each_clock(environment, rules)
+
+
+def _on_each_clock(environment: Environment, rules: list[Rule]) -> list[Rule]:
+    """The rules, and where something changes at once also those whose clock starts anew then."""
+    changes = environment.changes
+    if not (changes.num_switches or changes.of_target):
+        return rules
+    return rules + [replace(rule, restarts=True) for rule in rules if rule.until < environment.horizon]
 
 
 def goal_rules(environment: Environment) -> list[Rule]:

@@ -28,12 +28,12 @@ def strongest(environment: Environment) -> int:
     return 1
 
 
-def toward_target(view: View, environment: Environment, size: Tensor, target: Tensor) -> Tensor:
-    """The action, as the principal names it, that favours the target with a `size`, both int64 [N].
+def toward_target(view: View, environment: Environment, size: Tensor, target: Tensor, told: Tensor) -> Tensor:
+    """The action that favours the target with a `size`, as named by who was `told` so (`View.told`); all int64 [N].
 
     Of the kind `arm`, it is to choose the target, whatever `size`; of the others, `size` is the intervention itself.
     """
-    return view.action(target + 1 if environment.intervention == "arm" else size, target)
+    return view.action(target + 1 if environment.intervention == "arm" else size, told)
 
 
 def announced(action: Tensor, probability: Tensor, num_interventions: int) -> Tensor:
@@ -44,11 +44,11 @@ def announced(action: Tensor, probability: Tensor, num_interventions: int) -> Te
 
 
 class FixedRule:
-    """Intervenes with a probability at the first pulls of an episode.
+    """Intervenes with a probability at the first pulls of an episode, and after each announced move of the target.
 
     Args:
         environment: The game.
-        until: n, pulls after which it intervenes no more.
+        until: n, pulls after which it intervenes no more, unless it is told of another target.
         probability: p, of intervening at each of the first n pulls.
     """
 
@@ -62,9 +62,10 @@ class FixedRule:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        action = toward_target(self._view, self._environment, self._size.expand_as(seen.target), seen.target)
-        probability = self._probability if seen.step < self._until else 0.0
-        self._chosen = action, torch.full_like(seen.uniform, probability)
+        size = self._size.expand_as(seen.target)
+        action = toward_target(self._view, self._environment, size, seen.target, seen.target)
+        probability = torch.full_like(seen.uniform, self._probability) * (seen.since < self._until)
+        self._chosen = action, probability
         # Principal dice lie in [0, 1): p = 1 always, p = 0 never.
         return action * (seen.uniform < probability)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
+from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
@@ -149,6 +150,8 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         dice = deal(settings.key(), [task_id], 1, *game, normals, episode, self._environment.more_dice)
         self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
         self._base, self._target = task.base[0], task.target
+        self._course = course_of(self._environment, task, 1, dice)
+        self._told = self._first = task.target
         self._noise = dice.reward_noise * self._noise_scale
         self._uniform, self._normal = dice.uniform[:, 0].numpy(), dice.normal[:, 0].numpy()
         self._principal_dice = dice.principal.numpy()
@@ -158,7 +161,10 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         params = {name: float(value) for name, value in task.params.items()}
         self._row = self._layout.begin(params, dice.priority[0].numpy())
         self._step = 0
-        self._last_label = self._last_action = torch.full((1,), -1)
+        self._last_label = self._last_action = self._arrived = torch.full((1,), -1)
+        self._last_arm = self._last_intervention = self._last_label
+        self._news: Tensor | None = None
+        self._move_target()
         self.agents = [PRINCIPAL, self._agent_id]
         return self._observations(), {PRINCIPAL: {"task": task_id, "episode": episode}}
 
@@ -170,16 +176,19 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         arm = torch.tensor([int(action_dict[self._agent_id])])
         action = torch.tensor([int(action_dict[PRINCIPAL])])
         target = self._target
-        intervention = self._view.intervention(action, target)
+        intervention = self._view.intervention(action, self._told)
         incentive = self._incentives.incentive(intervention, arm, target)
-        agent_reward = self._base[arm] + self._noise[self._step] + incentive
+        base = self._base if self._course.base is None else self._course.base[self._step, 0]
+        agent_reward = base[arm] + self._noise[self._step] + incentive
         principal_reward = self._incentives.principal_reward(intervention, arm, target)
         cost = float(self._incentives.cost(intervention, arm, target))
         self._step += 1
         self._symbols.append(arm if self._sight is None else self._view.symbol(arm, self._sight[self._step - 1]))
         if self._step > (delay := self._environment.sight.delay):
-            self._last_label = self._view.symbol_label(self._symbols[-1 - delay], target)
-        self._last_action = action
+            self._arrived = self._symbols[-1 - delay]
+            self._last_label = self._view.symbol_label(self._arrived, self._told)
+        self._last_arm, self._last_intervention, self._last_action = arm, intervention, action
+        self._move_target()
         perceived = agent_reward
         if self._layout.family.perceive is not None:
             perceived = self._layout.family.perceive(self._params, agent_reward, principal_reward)
@@ -194,11 +203,23 @@ class IncentivizedBanditEnv(MultiAgentEnv):
             {PRINCIPAL: info},
         )
 
+    def _move_target(self) -> None:
+        """Turns to the target of the coming pull, and to the names that hold then."""
+        if self._course.target is None:
+            return
+        view, before = self._view, self._target
+        self._target = self._course.target[min(self._step, self._horizon - 1)]
+        self._told = view.told(self._target, self._first)
+        self._news = view.news(self._target, before, self._last_arm)
+        self._last_label = view.symbol_label(self._arrived, self._told)
+        self._last_action = view.action(self._last_intervention, self._told)
+
     def _observations(self) -> MultiAgentDict:
         step = self._step
         over = step == self._horizon
         steps = torch.tensor([step])
-        seen = self._view.observation(self._last_label, self._last_action, self._target, steps)[0].numpy()
+        known = self._last_label, self._last_action, self._told
+        seen = self._view.observation(*known, steps, self._news)[0].numpy()
         if self._settings.deal_principal_dice:
             # No dice are dealt for after the last pull; nobody acts there.
             seen = np.append(seen, np.float32(0) if over else self._principal_dice[step])

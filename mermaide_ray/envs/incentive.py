@@ -77,11 +77,11 @@ class Incentives:
 
     def rewards_of(self, played: Trajectories) -> Tensor:
         """The principal's rewards of whole episodes, float [B, E, T]."""
-        return self.principal_reward(played.interventions.long(), played.arms.long(), played.target[:, None, None])
+        return self.principal_reward(played.interventions.long(), played.arms.long(), played.targets)
 
     def costs_of(self, played: Trajectories) -> Tensor:
         """The cost of each intervention of whole episodes, float [B, E, T]."""
-        return self.cost(played.interventions.long(), played.arms.long(), played.target[:, None, None])
+        return self.cost(played.interventions.long(), played.arms.long(), played.targets)
 
     def agent_rewards_of(self, played: Trajectories, base: Tensor) -> Tensor:
         """The agents' rewards of whole episodes without their noise, float [B, E, T], from base means [B, A]."""

@@ -27,9 +27,10 @@ class MermaideLearner(TorchLearner):
     """Takes meta-gradient steps on the tasks in a batch: one, or with the clipped objective several.
 
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
-    `query_arms`, `query_interventions` [B, E, T] and `target` [B], and what the principal saw (`support_shown`,
-    `query_shown`) where that is a matter of luck. Learners each get some of the tasks; gradients and
-    the moments of the advantages are averaged over all of them, so their number changes nothing but rounding.
+    `query_arms`, `query_interventions` [B, E, T] and `target` [B]; what the principal saw (`support_shown`,
+    `query_shown`) where that is a matter of luck, and the target at each pull (`moving` [B, T]) where it moves.
+    Learners each get some of the tasks; gradients and the moments of the advantages are averaged over all of them, so
+    their number changes nothing but rounding.
     """
 
     def update(self, batch: Any = None, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:
@@ -105,7 +106,8 @@ class MermaideLearner(TorchLearner):
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
         arms, interventions = columns[f"{which}_arms"], columns[f"{which}_interventions"]
-        trajectories = Trajectories(arms, interventions, columns["target"], columns.get(f"{which}_shown"))
+        shown, moving = columns.get(f"{which}_shown"), columns.get("moving")
+        trajectories = Trajectories(arms, interventions, columns["target"], shown, moving)
         experience: Experience = self.config.experience(trajectories)
         return experience
 
