@@ -32,8 +32,8 @@ class Seen:
         last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
         target: int64 [N], the target arm, as far as the principal was told.
         uniform: float [N] on [0, 1), the principal's own dice for this step.
-        news: float [N, X], what it is told of a moving target (`View.news`); None: nothing ever.
         since: Pulls since it was told that the target moved, int64 [N], or t.
+        news: float [N, X], what it is told of a moving target (`View.news`); None: nothing ever.
     """
 
     step: int
@@ -41,8 +41,8 @@ class Seen:
     last_action: Tensor
     target: Tensor
     uniform: Tensor
-    news: Tensor | None
     since: Tensor | int
+    news: Tensor | None = None
 
 
 class Hidden:

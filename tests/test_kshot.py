@@ -96,6 +96,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "relative labels, choosing arms": {"environment": {"intervention": "arm"}},
     "partial sight": {"environment": {"sight": {"noise": 0.2, "delay": 2, "share": 0.6}}},
+    "announced moves, choosing arms": {"environment": {"intervention": "arm", "changes": {"target_moves": 2}}},
+    "moves unannounced": {"environment": {"changes": {"target_moves_at": [3, 7], "announced": False}}},
+    "moves, carried state": {
+        "environment": {"intervention": "arm", "changes": {"target_moves": 2, "announced": False}},
+        "meta_learning": {"carry_state": True, "adaptation_episodes": 2},
+    },
+    "base means that change": {"environment": {"changes": {"base_drift": 0.1, "base_switches": 1}}},
     "partial sight, carried state": {
         "environment": {"sight": {"share": 0.5}, "arm_labels": "absolute"},
         "meta_learning": {"carry_state": True, "adaptation_episodes": 2},
@@ -124,7 +131,7 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     table = Table(experiment.environment, module.method)
     meeting = _meet(experiment, experiment.meta_learning.adaptation_episodes)
     support = _support(meeting)
-    columns = (support.arms, support.interventions, support.target, support.shown)
+    columns = (support.arms, support.interventions, support.target, support.shown, support.moving)
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
     replayed = adapt(
@@ -157,7 +164,8 @@ def test_learners_probabilities_are_those_that_the_episodes_were_played_with(var
             logits = unroll(module.method, weights, table.experience(played).history, state).policy_logits
         uniform = dice.principal.view(environment.horizon, TASKS, episodes).transpose(0, 1)
         actions = choose(logits, uniform).transpose(1, 2)
-        return View(environment).intervention(actions, played.target[:, None, None])
+        told = played.targets if environment.changes.announced else played.target[:, None, None]
+        return View(environment).intervention(actions, told)
 
     adaptation = _adaptation(meeting)
     support = replayed(_support(meeting), "support", shared(module.weights(), TASKS), None)
@@ -248,6 +256,13 @@ def test_lookups_are_the_module_on_observation_vectors(kind: str, num_arms: int,
 
 def test_lookups_are_the_module_where_a_context_shifts_the_biases() -> None:
     _assert_lookups_are_the_module(tiny(meta_learning={"adapt": "context", "context_size": 4}))
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("labels", ["relative", "absolute"])
+def test_lookups_are_the_module_where_the_target_moves(labels: str, announced: bool) -> None:
+    changes = {"target_moves": 2, "announced": announced}
+    _assert_lookups_are_the_module(tiny(environment={"changes": changes, "arm_labels": labels, "intervention": "arm"}))
 
 
 @pytest.mark.parametrize("labels", ["relative", "absolute"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules
 from mermaide_ray.baselines.stock_ppo import stock_ppo
+from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import NetworkPrincipal
@@ -47,7 +48,7 @@ class ScriptedPrincipal:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         step = torch.full_like(seen.last_arm, seen.step)
-        observation = self.view.observation(seen.last_arm, seen.last_action, seen.target, step)
+        observation = self.view.observation(seen.last_arm, seen.last_action, seen.target, step, seen.news)
         return scripted(torch.cat([observation, seen.uniform.unsqueeze(1)], dim=1), self.view.num_interventions)
 
 
@@ -157,9 +158,12 @@ def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
     trajectories = play(environment, tasks, EPISODES, dice, player.lockstep(experiment))
     incentives = Incentives(environment)
     arms, interventions = trajectories.arms.long(), trajectories.interventions.long()
-    target = tasks.target[:, None, None]
+    target = trajectories.targets
     noise = (dice.reward_noise * environment.reward_noise).T.view(arms.shape)
     base = tasks.base.unsqueeze(1).expand(-1, EPISODES, -1).gather(2, arms)
+    if (means := course_of(environment, tasks, EPISODES, dice).base) is not None:
+        base = means.view(-1, TASKS, EPISODES, environment.num_arms).permute(1, 2, 0, 3)
+        base = base.gather(3, arms.unsqueeze(3)).squeeze(3)
     agent_rewards = base + noise + incentives.incentive(interventions, arms, target)
     principal_rewards = incentives.rewards_of(trajectories)
     return {
@@ -213,6 +217,21 @@ def test_paid_cost_is_the_same_on_both_paths() -> None:
 )
 def test_the_same_is_seen_on_both_paths(name: str, sight: dict[str, Any], labels: str) -> None:
     experiment = stock_families(environment={"sight": sight, "arm_labels": labels, "intervention": "arm"})
+    stock, _ = on_the_stock_path(experiment, PLAYERS[name])
+    assert stock == in_lockstep(experiment, PLAYERS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "labels"),
+    [
+        ("scripted", {"base_drift": 0.1, "base_switches": 2}, "relative"),
+        ("scripted", {"target_moves": 3}, "relative"),
+        ("scripted", {"target_moves_at": [4, 9], "announced": False}, "absolute"),
+        ("network", {"base_switches_at": [5], "target_moves": 2, "announced": False}, "relative"),
+    ],
+)
+def test_the_same_changes_on_both_paths(name: str, changes: dict[str, Any], labels: str) -> None:
+    experiment = all_families(environment={"changes": changes, "arm_labels": labels, "intervention": "arm"})
     stock, _ = on_the_stock_path(experiment, PLAYERS[name])
     assert stock == in_lockstep(experiment, PLAYERS[name])
 
