@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_families, tiny
+from conftest import stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
@@ -31,7 +31,7 @@ TASKS, EPISODES, HORIZON, ARMS = 14, 3, 15, 4
 
 
 def game(kind: str = "signed", labels: str = "relative", **changes: Any) -> Experiment:
-    return all_families(environment={"changes": changes, "intervention": kind, "arm_labels": labels})
+    return stock_families(environment={"changes": changes, "intervention": kind, "arm_labels": labels})
 
 
 def tasks_of(experiment: Experiment, count: int = TASKS) -> Tasks:
@@ -83,7 +83,7 @@ def test_a_walk_is_folded_at_both_ends_as_often_as_it_takes() -> None:
 
 
 def test_drift_starts_at_the_tasks_means_and_has_its_standard_deviation() -> None:
-    experiment = all_families(environment={"changes": {"base_drift": 2.0}}, agents={"base_reward": [-5000.0, 5000.0]})
+    experiment = stock_families(environment={"changes": {"base_drift": 2.0}}, agents={"base_reward": [-5000.0, 5000.0]})
     tasks = tasks_of(experiment, 40)
     base = base_of(experiment, tasks)
     assert torch.equal(base[0], tasks.base.repeat_interleave(EPISODES, 0))
@@ -97,7 +97,7 @@ def test_drift_starts_at_the_tasks_means_and_has_its_standard_deviation() -> Non
 
 
 def test_drift_stays_in_the_range_and_fills_it_evenly() -> None:
-    experiment = all_families(
+    experiment = stock_families(
         environment={"changes": {"base_drift": 0.4}, "horizon": 60}, agents={"base_reward": [2.0, 3.0]}
     )
     base = base_of(experiment, tasks_of(experiment, 60))
@@ -168,7 +168,7 @@ def test_the_target_moves_so_many_times_always_to_another_arm(changes: dict[str,
 
 
 def test_moves_belong_to_the_task_and_change_nothing_else_of_it() -> None:
-    still, moves = tasks_of(all_families(), 30), game(target_moves=2)
+    still, moves = tasks_of(stock_families(), 30), game(target_moves=2)
     tasks = tasks_of(moves, 30)
     assert still.moving is None
     assert torch.equal(still.target, tasks.target)
@@ -189,8 +189,31 @@ def test_moves_belong_to_the_task_and_change_nothing_else_of_it() -> None:
     assert not torch.equal(moving[0], moving[2])
 
 
+def test_only_goals_pay_and_become_the_target() -> None:
+    experiment = stock_families(
+        environment={
+            "num_arms": 9,
+            "arm_labels": "absolute",
+            "changes": {"base_drift": 0.1, "base_switches": 2, "target_moves": 3},
+        }
+    )
+    tasks = tasks_of(experiment, 60)
+    base, moving = base_of(experiment, tasks), moving_of(experiment, 60)
+    walkers = 0
+    for row, family in enumerate(tasks.family.tolist()):
+        goals = list(tasks.families[family].goals_among(9))
+        if len(goals) < 9:
+            walkers += 1
+            others = [arm for arm in range(9) if arm not in goals]
+            assert not base[:, row * EPISODES][:, others].any()
+        assert base[-1, row * EPISODES, goals].ne(tasks.base[row, goals]).all()
+        assert set(moving[row].tolist()) <= set(goals)
+        assert (moving[row].diff() != 0).sum() == 3
+    assert walkers
+
+
 def test_nothing_changes_by_default() -> None:
-    experiment = all_families()
+    experiment = stock_families()
     tasks = tasks_of(experiment)
     dice = deal_for(experiment.environment, KEY, tasks, EPISODES)
     assert course_of(experiment.environment, tasks, EPISODES, dice) is STEADY
@@ -203,8 +226,8 @@ def test_nothing_changes_by_default() -> None:
     "changes", [{"base_switches_at": [8]}, {"target_moves_at": [8]}, {"target_moves_at": [8], "announced": False}]
 )
 def test_before_the_first_change_the_game_is_the_steady_one(changes: dict[str, Any]) -> None:
-    always = FixedRule(all_families().environment, HORIZON)
-    steady, changed = played(all_families(), always), played(game(**changes), always)
+    always = FixedRule(stock_families().environment, HORIZON)
+    steady, changed = played(stock_families(), always), played(game(**changes), always)
     # The pull at 8 is chosen before its reward is known.
     assert torch.equal(changed.arms[..., :9], steady.arms[..., :9])
     assert not torch.equal(changed.arms[..., 9:], steady.arms[..., 9:])
@@ -215,7 +238,7 @@ def test_before_the_first_change_the_game_is_the_steady_one(changes: dict[str, A
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_rewards_and_incentives_follow_the_target_that_holds(announced: bool) -> None:
-    experiment = all_families(
+    experiment = stock_families(
         environment={
             "changes": {"target_moves_at": [2], "announced": announced},
             "reward_noise": 0.0,
@@ -292,7 +315,7 @@ def test_what_the_principal_is_told_by_hand(kind: str, labels: str, announced: b
 
 
 def test_late_symbols_too_are_named_from_the_target_that_holds() -> None:
-    experiment = all_families(environment={"changes": {"target_moves": 3}, "sight": {"delay": 2, "share": 0.7}})
+    experiment = stock_families(environment={"changes": {"target_moves": 3}, "sight": {"delay": 2, "share": 0.7}})
     view, watcher = View(experiment.environment), Watcher()
     result = played(experiment, watcher)
     history, moving = view.history(result), moving_of(experiment)
@@ -341,11 +364,11 @@ def test_an_oracles_rule_may_start_anew_at_every_change() -> None:
 
 
 def test_there_are_rules_that_start_anew_only_where_something_changes_at_once() -> None:
-    for steady in (all_families(), game(base_drift=0.1)):
+    for steady in (stock_families(), game(base_drift=0.1)):
         assert not any(rule.restarts for rule in oracle_rules(steady.environment))
     for changing in (game(target_moves=1), game(base_switches=1)):
         rules = oracle_rules(changing.environment)
-        assert {rule for rule in rules if not rule.restarts} == set(oracle_rules(all_families().environment))
+        assert {rule for rule in rules if not rule.restarts} == set(oracle_rules(stock_families().environment))
         assert len({str(rule) for rule in rules}) == len(rules)
 
 
@@ -425,6 +448,9 @@ def test_nonsense_is_refused_in_one_sentence(settings: dict[str, Any], told: str
 
 
 def test_settings_that_don_t_go_together_are_refused() -> None:
+    equivariant = {"environment": {"changes": {"target_moves": 1}}, "world_model": {"arms": "equivariant"}}
+    with pytest.raises(InputError, match=r"`world_model\.arms` must be flat where the target moves"):
+        validate(equivariant, where="tests")
     unannounced = {"changes": {"target_moves": 1, "announced": False}, "sight": {"delay": 1}}
     with pytest.raises(InputError, match=r"must be true where environment\.sight is partial"):
         validate({"environment": unannounced}, where="tests")

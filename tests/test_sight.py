@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_families, tiny
+from conftest import stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
@@ -82,7 +82,7 @@ def test_full_sight_deals_and_stores_nothing_more() -> None:
 
 @pytest.mark.parametrize("sight", SIGHTS.values(), ids=SIGHTS)
 def test_sight_changes_nothing_of_the_agent_or_of_any_other_luck(sight: dict[str, Any]) -> None:
-    plain, partial = all_families(), all_families(environment={"sight": sight})
+    plain, partial = stock_families(), stock_families(environment={"sight": sight})
     one, other = played(plain, Watcher()), played(partial, Watcher())
     assert torch.equal(one.arms, other.arms)
     assert torch.equal(one.interventions, other.interventions)
@@ -92,9 +92,9 @@ def test_sight_changes_nothing_of_the_agent_or_of_any_other_luck(sight: dict[str
 @pytest.mark.parametrize("labels", ["relative", "absolute"])
 @pytest.mark.parametrize("sight", SIGHTS.values(), ids=SIGHTS)
 def test_the_principal_sees_the_symbols_so_many_pulls_late(sight: dict[str, Any], labels: str) -> None:
-    environment = all_families(environment={"sight": sight, "arm_labels": labels}).environment
+    environment = stock_families(environment={"sight": sight, "arm_labels": labels}).environment
     watcher, view = Watcher(), View(environment)
-    result = played(all_families(environment={"sight": sight, "arm_labels": labels}), watcher)
+    result = played(stock_families(environment={"sight": sight, "arm_labels": labels}), watcher)
     symbols = (result.arms if result.shown is None else result.shown).long()
     history, late = view.history(result), environment.sight.delay + 1
     for t, seen in enumerate(watcher.seen):
@@ -114,7 +114,7 @@ def test_the_principal_sees_the_symbols_so_many_pulls_late(sight: dict[str, Any]
 
 @pytest.mark.parametrize("sight", [SIGHTS["noisy"], SIGHTS["sparse"]], ids=["noisy", "sparse"])
 def test_the_learner_is_given_nothing_that_was_not_seen(sight: dict[str, Any]) -> None:
-    experiment = all_families(environment={"sight": sight})
+    experiment = stock_families(environment={"sight": sight})
     result, view = played(experiment, Watcher()), View(experiment.environment)
     other = replace(result, arms=(result.arms + 1) % view.num_arms)
     one, same = view.history(result), view.history(other)

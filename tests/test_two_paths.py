@@ -162,7 +162,7 @@ def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
     noise = (dice.reward_noise * environment.reward_noise).T.view(arms.shape)
     base = tasks.base.unsqueeze(1).expand(-1, EPISODES, -1).gather(2, arms)
     if (means := course_of(environment, tasks, EPISODES, dice).base) is not None:
-        base = means.view(-1, TASKS, EPISODES, environment.num_arms).permute(1, 2, 0, 3)
+        base = means.view(-1, len(tasks), EPISODES, environment.num_arms).permute(1, 2, 0, 3)
         base = base.gather(3, arms.unsqueeze(3)).squeeze(3)
     agent_rewards = base + noise + incentives.incentive(interventions, arms, target)
     principal_rewards = incentives.rewards_of(trajectories)
@@ -231,7 +231,7 @@ def test_the_same_is_seen_on_both_paths(name: str, sight: dict[str, Any], labels
     ],
 )
 def test_the_same_changes_on_both_paths(name: str, changes: dict[str, Any], labels: str) -> None:
-    experiment = all_families(environment={"changes": changes, "arm_labels": labels, "intervention": "arm"})
+    experiment = stock_families(environment={"changes": changes, "arm_labels": labels, "intervention": "arm"})
     stock, _ = on_the_stock_path(experiment, PLAYERS[name])
     assert stock == in_lockstep(experiment, PLAYERS[name])
 
