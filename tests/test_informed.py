@@ -206,14 +206,27 @@ def test_every_baseline_tells_how_likely_it_is_to_do_what_it_does(name: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_smallest_sufficient_offer_holds_the_target_at_less_than_full_pay(kind: str) -> None:
-    """Greedy agents: the announced lead is m wherever that takes a probability below 1, and m > 0 is enough."""
-    experiment = told(intervention=kind, delta=2.0, graded_sizes=[1.0])
-    gap = PrivilegedRules(experiment.environment, [Rule(30, gap=0.1)] * 20, 2)
-    played = met(experiment, gap)
-    assert (played.arms == played.target[:, None, None]).all()
-    full = met(experiment, FixedRule(experiment.environment, until=30))
-    assert 0 < (played.interventions > 0).sum() < (full.interventions > 0).sum() / 2
+def test_the_smallest_sufficient_offer_brings_the_lead_up_to_the_gap_and_no_further(kind: str) -> None:
+    experiment = told(exploration=0.3, intervention=kind, delta=2.0, graded_sizes=[1.0])
+    gap, offered = 0.1, []
+    span = 4.0 if kind in ("signed", "graded") else 2.0
+    target = agents_of(experiment).target.repeat_interleave(2).unsqueeze(1)
+
+    class Witness(PrivilegedRules):
+        def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+            own = hidden.estimates()
+            lead = own.gather(1, target) - own.scatter(1, target, float("-inf")).amax(1, keepdim=True)
+            action = super().intervene(seen, hidden)
+            offered.append((lead.squeeze(1), 1 - self.probabilities()[:, 0]))
+            return action
+
+    met(experiment, Witness(experiment.environment, [Rule(30, gap=gap)] * 20, 2))
+    lead, probability = (torch.cat(part) for part in zip(*offered, strict=True))
+    leads, needed = lead >= gap, lead < gap - 0.01
+    assert leads.any()
+    assert needed.any()
+    assert not probability[leads].any()
+    torch.testing.assert_close((lead + span * probability)[needed], torch.full_like(lead[needed], gap))
 
 
 def test_no_rule_foresees_the_arm_of_an_informed_agent() -> None:
