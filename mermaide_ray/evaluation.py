@@ -17,13 +17,14 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
+from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.principal import Weights, shared
-from mermaide_ray.noise import Key
+from mermaide_ray.noise import Dice, Key
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -189,9 +190,22 @@ class Evaluation:
     def _play(self, name: str) -> Trajectories:
         environment, episodes = self.experiment.environment, self.episodes
         principal = baseline_named(name)(self.experiment, self.split, self.tasks, episodes)
+        return play(environment, self.tasks, episodes, self._dice(self.tasks), principal)
+
+    def _dice(self, tasks: Tasks) -> Dice:
+        """The dice of the query episodes of some tasks."""
         seed, split, purpose, iteration = self.key
-        dice = deal_for(environment, (seed, split, f"{purpose}/query", iteration), self.tasks, episodes)
-        return play(environment, self.tasks, episodes, dice, principal)
+        key = (seed, split, f"{purpose}/query", iteration)
+        return deal_for(self.experiment.environment, key, tasks, self.episodes)
+
+    def _base_means(self, tasks: Tasks) -> Tensor:
+        """Base means in the query episodes, float [B, E, T, A], or [B, 1, 1, A] where they do not change."""
+        environment = self.experiment.environment
+        if not environment.changes.of_base:
+            return tasks.base[:, None, None]
+        course = course_of(environment, tasks, self.episodes, self._dice(tasks)).base
+        assert course is not None
+        return course.view(environment.horizon, len(tasks), self.episodes, -1).permute(1, 2, 0, 3)
 
     def _returns(self, played: Trajectories) -> Tensor:
         """Mean return per episode, float [B]."""
@@ -210,6 +224,7 @@ class Evaluation:
         horizon = played.arms.shape[2]
         bounds = Bounds(self.bounds.never[chunk], self.bounds.oracle[chunk])
         returns = self._returns(played)
+        agent_rewards = self._incentives.agent_rewards_of(played, self._base_means(tasks))
         rows = pd.DataFrame(
             {
                 "method": method,
@@ -223,7 +238,7 @@ class Evaluation:
                 "success_rate": (played.arms == played.targets).float().mean((1, 2)).numpy(),
                 "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,
                 "cost": self._incentives.costs_of(played).mean((1, 2)).numpy() * horizon,
-                "agent_return": self._incentives.agent_rewards_of(played, tasks.base).sum(2).mean(1).numpy(),
+                "agent_return": agent_rewards.sum(2).mean(1).numpy(),
                 "normalised_score": bounds.normalised(returns).numpy(),
                 "never_return": bounds.never.numpy(),
                 "oracle_return": bounds.oracle.numpy(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny
+from torch import Tensor
 
 from mermaide_ray import evaluation
+from mermaide_ray.agents.base import Family, Params, State
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.evaluation import (
     CALIBRATION_BINS,
@@ -101,6 +104,25 @@ def test_rows_agree_with_themselves(scored: Results, held_out: Evaluation) -> No
         assert (rows[f"wm_nll_{when}"].notna() == trained).all()
     assert set(rows.loc[~trained, "k"]) == {0}
     assert set(rows.loc[~trained, "seed"]) == {0}
+
+
+@pytest.mark.parametrize("changes", [{}, {"base_switches": 2, "base_drift": 0.1, "target_moves": 2}])
+def test_what_agents_earn_is_what_they_learned_from(changes: dict[str, Any]) -> None:
+    """Without noise: the rewards that reach the agents in the game, added up, whatever changes within the episode."""
+    environment = {"num_arms": ARMS, "horizon": 25, "reward_noise": 0.0, "changes": changes}
+    held_out, earned = Evaluation(_experiment(environment=environment), "validation"), []
+    assert held_out.bounds is not None  # played now, not while we listen
+
+    def heard(family: Family) -> Family:
+        def learn(state: State, params: Params, step: Tensor, arm: Tensor, reward: Tensor) -> State:
+            earned.append(reward.sum().item())
+            return family.learn(state, params, step, arm, reward)
+
+        return replace(family, learn=learn)
+
+    held_out.tasks = replace(held_out.tasks, families=tuple(map(heard, held_out.tasks.families)))
+    rows = held_out.baseline("always").rows
+    assert rows["agent_return"].sum() * held_out.episodes == pytest.approx(sum(earned), rel=1e-5)
 
 
 def test_never_scores_0_and_the_oracle_1(held_out: Evaluation) -> None:

@@ -84,10 +84,15 @@ class Incentives:
         return self.cost(played.interventions.long(), played.arms.long(), played.targets)
 
     def agent_rewards_of(self, played: Trajectories, base: Tensor) -> Tensor:
-        """The agents' rewards of whole episodes without their noise, float [B, E, T], from base means [B, A]."""
-        arms, target = played.arms.long(), played.target[:, None, None]
-        own = base.unsqueeze(1).expand(-1, arms.shape[1], -1).gather(2, arms)
-        return own + self.incentive(played.interventions.long(), arms, target)
+        """The agents' rewards of whole episodes without their noise, float [B, E, T].
+
+        Args:
+            played: The episodes.
+            base: float [B, E, T, A], or 1 for E and T where all are the same: the base means.
+        """
+        arms = played.arms.long()
+        own = base.expand(*arms.shape, -1).gather(3, arms.unsqueeze(3)).squeeze(3)
+        return own + self.incentive(played.interventions.long(), arms, played.targets)
 
     def _is_hit(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         if self.environment.intervention == "arm":
