@@ -38,7 +38,7 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.config_file import merge
 from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
@@ -49,7 +49,7 @@ from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories, view_of
 
 _NOT_RLLIBS = {
     "lr": "meta_lr",
@@ -188,7 +188,7 @@ class MermaideConfig(AlgorithmConfig):
 
     def principal_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Observation (with its dice as last entry) and action space of the principal."""
-        view = View(self.experiment.environment)
+        view = view_of(self.experiment.environment)
         return (
             gym.spaces.Box(0.0, 1.0, (view.observation_size + 1,), np.float32),
             gym.spaces.Discrete(view.num_interventions),
@@ -300,10 +300,10 @@ class Mermaide(Algorithm):
             moving=torch.from_numpy(columns["moving"]) if "moving" in columns else None,
         )
         horizon = self.experiment.environment.horizon
-        told["principal/success_rate"] = float((query.arms == query.targets).float().mean())
+        incentives = incentives_of(self.experiment.environment)
+        told["principal/success_rate"] = float(incentives.successes_of(query).float().mean())
         told["principal/interventions"] = float((query.interventions > 0).float().mean()) * horizon
-        costs = Incentives(self.experiment.environment).costs_of(query)
-        told["principal/cost"] = float(costs.mean()) * horizon
+        told["principal/cost"] = float(incentives.costs_of(query).mean()) * horizon
         steps = self.experiment.env_steps_per_iteration
         told["throughput/env_steps"] = float(self.meta_iteration * steps)
         told["throughput/env_steps_per_s"] = steps / (sample_s + update_s)

@@ -350,9 +350,9 @@ def _cluster_check(args: argparse.Namespace) -> None:
 
 def _list(args: argparse.Namespace) -> None:
     if args.command == "agents":
-        from mermaide_ray.agents import FAMILIES
+        from mermaide_ray.agents import ALL_FAMILIES
 
-        for name, family in FAMILIES.items():
+        for name, family in ALL_FAMILIES.items():
             print(f"{name}: {family.description}")
             for key, hyperparameter in family.hyperparameters.items():
                 print(f"    {key}: {hyperparameter.meaning} [{hyperparameter.low:g}, {hyperparameter.high:g}]")

@@ -18,15 +18,15 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import deal_for, play
-from mermaide_ray.models.principal import Weights, shared
+from mermaide_ray.models.principal import Architecture, Weights, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.report.statistics import interquartile_mean
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories, view_of
 
 CALIBRATION_BINS = 15
 # Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
@@ -123,7 +123,7 @@ class Evaluation:
         tasks = distribution.tasks(split, ids)
         self.tasks = tasks.select(torch.argsort(tasks.family, stable=True))
         self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
-        self._incentives = Incentives(experiment.environment)
+        self._incentives, self._space = incentives_of(experiment.environment), experiment.environment.space
 
     @property
     def bounds(self) -> Bounds:
@@ -160,7 +160,7 @@ class Evaluation:
         tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])
         table = contender.table
         meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
-        history, labels = table.experience(meeting.query).history, View(table.environment).labels(meeting.query)
+        history, labels = table.experience(meeting.query).history, view_of(table.environment).labels(meeting.query)
         extra: dict[str, Any] = {}
         calibration = pd.DataFrame()
         if meeting.support is not None:
@@ -176,11 +176,13 @@ class Evaluation:
             assert before.arm_logits is not None
             assert after.arm_logits is not None
             for when, logits in (("before", before.arm_logits), ("after", after.arm_logits)):
-                extra |= {f"wm_{key}_{when}": value for key, value in _prediction(logits, labels).items()}
-            calibration = _calibration(after.arm_logits, labels, tasks.family_names())
-            calibration = calibration.assign(
-                method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
-            )
+                found = _prediction(table.method.architecture, logits, self._predicted(labels))
+                extra |= {f"wm_{key}_{when}": value for key, value in found.items()}
+            if self._space is None:
+                calibration = _calibration(after.arm_logits, labels, tasks.family_names())
+                calibration = calibration.assign(
+                    method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
+                )
         return Results(
             self._rows(contender.name, contender.seed, k, tasks, meeting.query, extra, chunk),
             calibration,
@@ -235,7 +237,7 @@ class Evaluation:
                 "family": tasks.family_names(),
                 "k": k,
                 "return": returns.numpy(),
-                "success_rate": (played.arms == played.targets).float().mean((1, 2)).numpy(),
+                "success_rate": self._incentives.successes_of(played).float().mean((1, 2)).numpy(),
                 "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,
                 "cost": self._incentives.costs_of(played).mean((1, 2)).numpy() * horizon,
                 "agent_return": agent_rewards.sum(2).mean(1).numpy(),
@@ -244,12 +246,27 @@ class Evaluation:
                 "oracle_return": bounds.oracle.numpy(),
                 "support_return": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
-                "wm_nll_uniform": float(np.log(self.experiment.environment.num_arms)),
-                **_frequency(played.arms.transpose(1, 2).long(), self.experiment.environment.num_arms),
+                **self._floors(played.arms.transpose(1, 2).long()),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )
         return rows.assign(**extra)
+
+    def _predicted(self, labels: Tensor) -> Tensor:
+        """What the world model predicts: labels, or the points that they name."""
+        return labels if self._space is None else self._space.point(labels)
+
+    def _floors(self, arms: Tensor) -> dict[str, Any]:
+        """Predictions that know nothing of the agent: uniform, and its own running frequencies.
+
+        Of points, frequencies are those of the candidates' cells, as a density; they guess no point.
+        """
+        if self._space is None:
+            num_arms = self.experiment.environment.num_arms
+            return {"wm_nll_uniform": float(np.log(num_arms)), **_frequency(arms, num_arms)}
+        cells = self._space.num_candidates
+        nll = _frequency(self._space.candidate(arms), cells)["wm_nll_frequency"] - float(np.log(cells))
+        return {"wm_nll_uniform": 0.0, "wm_nll_frequency": nll, "wm_accuracy_frequency": np.nan}
 
     def _profiles(
         self, method: str, seed: int, k: int, played: Trajectories, tasks: Tasks | None = None
@@ -259,7 +276,7 @@ class Evaluation:
         horizon = played.arms.shape[2]
         names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
         exploration = [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
-        hits = (played.arms == played.targets).float().mean(1)
+        successes = self._incentives.successes_of(played).float().mean(1)
         return pd.DataFrame(
             {
                 "method": method,
@@ -272,17 +289,20 @@ class Evaluation:
                 "exploration": np.repeat(exploration, horizon),
                 "step": np.tile(np.arange(horizon), len(tasks)),
                 "intervention_rate": (played.interventions > 0).float().mean(1).flatten().numpy(),
-                "target_rate": hits.flatten().numpy(),
+                "target_rate": successes.flatten().numpy(),
             }
         )
 
 
-def _prediction(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _prediction(architecture: Architecture, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Negative log-likelihood, accuracy and expected calibration error of the next arm, numpy [B] each.
 
     Calibration error: Guo et al., arXiv 1706.04599, Eq. 3, over CALIBRATION_BINS equal bins of the likeliest arm's
-    probability.
+    probability. In the continuous game there is no such probability, hence none.
     """
+    if (head := architecture.mixture) is not None:
+        hit = head.hits(logits, labels).float().mean((1, 2))
+        return {"nll": head.nll(logits, labels).numpy(), "accuracy": hit.numpy(), "ece": np.nan}
     log_p = logits.log_softmax(-1)
     confidence, guess = log_p.exp().max(-1)
     hit = (guess == labels).float()

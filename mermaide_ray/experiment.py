@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.errors import InputError
+from mermaide_ray.points import Space
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Layer, Number, Range, Section, Switch, Whole, sentence, source
 
@@ -105,13 +106,28 @@ class Changes(Section):
 class Environment(Section):
     """The game (one principal, one agent, `horizon` pulls)."""
 
+    game: Literal["arms", "continuous"] = Field(
+        "arms",
+        description="arms: the agent pulls one of num_arms arms; continuous: it chooses a point of [0, 1]^dimensions, "
+        "whose base reward is smooth",
+    )
     num_arms: Whole = Field(10, ge=2, le=1000, description="arms of the agent's bandit, |A| [paper]")
+    dimensions: Whole = Field(1, ge=1, le=2, description="continuous only: coordinates of a point, d")
+    base_length: Number = Field(
+        0.15, gt=0, description="continuous only: length scale of the base reward; a coordinate spans 1"
+    )
+    target_width: Number = Field(
+        0.1,
+        gt=0,
+        description="continuous only: w, how far the target reaches; nearness is exp(-distance^2 / 2 w^2), a pull "
+        "within w a success",
+    )
     horizon: Whole = Field(100, ge=1, description="pulls per episode, T")
     reward_noise: Number = Field(0.05, ge=0, description="standard deviation of the noise on the agent's reward, sigma")
     intervention: Literal["signed", "bonus", "arm", "graded"] = Field(
         "signed",
         description="signed: +delta on the target, -delta elsewhere; bonus: +delta on the target only; "
-        "arm: choose the arm that gets +delta; graded: signed, in several sizes",
+        "arm: choose the arm that gets +delta; graded: signed, in several sizes (continuous: in between by nearness)",
     )
     delta: Number = Field(1.0, gt=0, description="size of the incentive, in units of the agent's reward")
     graded_sizes: tuple[Number, ...] = Field(
@@ -121,7 +137,11 @@ class Environment(Section):
         "per_intervention",
         description="per_intervention: 1 for each intervention (graded: its size); paid: only for incentive paid out",
     )
-    cost_weight: Number = Field(0.3, ge=0, description="alpha: principal reward = 1[arm = target] - alpha * cost")
+    cost_weight: Number = Field(
+        0.3,
+        ge=0,
+        description="alpha: principal reward = 1[arm = target] (continuous: nearness) - alpha * cost",
+    )
     arm_labels: Literal["relative", "absolute"] = Field(
         "relative",
         description="how the principal's observation names arms: relative counts from the target (arm - target mod "
@@ -151,6 +171,32 @@ class Environment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _game_has_its_interventions(self) -> Environment:
+        if self.game == "continuous" and self.intervention == "arm":
+            raise ValueError(
+                "`environment.intervention` must be signed, bonus or graded where `environment.game` is continuous, "
+                "got 'arm'"
+            )
+        if self.game == "continuous" and (self.changes.of_base or self.changes.of_target):
+            raise ValueError("`environment.changes` must be none where `environment.game` is continuous, got some")
+        return self
+
+    @property
+    def space(self) -> Space | None:
+        """Where the agent's points lie; None where it pulls arms."""
+        return Space(self.dimensions) if self.game == "continuous" else None
+
+    @property
+    def num_actions(self) -> int:
+        """Actions open to the agent: arms, or points on the lattice."""
+        return self.num_arms if self.space is None else self.space.size
+
+    @property
+    def num_candidates(self) -> int:
+        """Actions that an agent tells apart when it breaks ties: arms, or the points among which it chooses."""
+        return self.num_arms if self.space is None else self.space.num_candidates
+
     @property
     def num_interventions(self) -> int:
         """Actions open to the principal, "none" (0) included."""
@@ -161,12 +207,12 @@ class Environment(Section):
     @property
     def num_symbols(self) -> int:
         """What a pull may look like to the principal: an arm or, where not all pulls are seen, nothing."""
-        return self.num_arms + (self.sight.share < 1)
+        return self.num_actions + (self.sight.share < 1)
 
     @property
     def num_symbols_beside_arms(self) -> int:
         """Whether a pull may look like nothing."""
-        return self.num_symbols - self.num_arms
+        return self.num_symbols - self.num_actions
 
     @property
     def more_dice(self) -> dict[str, MoreDice]:
@@ -217,6 +263,23 @@ DEFAULT_FAMILIES: dict[str, Any] = {
     "ucb": {"train": {"ucb_coefficient": (0.05, 0.5)}, "test": {"ucb_coefficient": (0.6, 1.5)}},
     "epsilon_greedy": {"train": {"epsilon": (0.02, 0.2)}, "test": {"epsilon": (0.25, 0.5)}},
 }
+CONTINUOUS_FAMILIES: dict[str, Any] = {
+    "kernel_ucb": {"train": {"ucb_coefficient": (0.05, 0.3)}, "test": {"ucb_coefficient": (0.4, 1.0)}},
+    "gp_ucb": {"train": {"confidence": (0.5, 1.5)}, "test": {"confidence": (2.0, 4.0)}},
+    "two_point_gradient": {
+        "train": {"probe": (0.04, 0.1), "learning_rate": (0.005, 0.02)},
+        "test": {"probe": (0.12, 0.2), "learning_rate": (0.005, 0.02)},
+    },
+    "evolution": {"train": {"step_size": (0.05, 0.2)}, "test": {"step_size": (0.25, 0.5)}},
+}
+"""What `agents.families` is in the continuous game if not given."""
+
+
+def default_families(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The mixture of an experiment whose settings name none."""
+    environment = settings.get("environment")
+    continuous = isinstance(environment, Mapping) and environment.get("game") == "continuous"
+    return CONTINUOUS_FAMILIES if continuous else DEFAULT_FAMILIES
 
 
 class Agents(Section):
@@ -307,6 +370,9 @@ class WorldModel(Section):
         "them, so that a trained principal can be used with any number of arms",
     )
     encoder_size: Whole = Field(16, ge=1, description="arms = equivariant only: units of the encoder")
+    components: Whole = Field(
+        5, ge=1, description="continuous only: Gaussians in the predicted density of the next point"
+    )
     loss_weight: Number = Field(1.0, ge=0, description="weight of the next-arm negative log-likelihood (nats per pull)")
     policy_gradient: Switch = Field(True, description="whether policy gradients flow into the recurrent core")
 
@@ -388,6 +454,16 @@ class Experiment(Section):
     env_runners: EnvRunners = Field(default_factory=EnvRunners)
     evaluation: Evaluation = Field(default_factory=Evaluation)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_agents_play_the_game(cls, settings: Any) -> Any:
+        # What is no mapping is refused by the section itself.
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("agents", {}), Mapping):
+            return settings
+        if default_families(settings) is DEFAULT_FAMILIES:
+            return settings
+        return {**settings, "agents": {"families": CONTINUOUS_FAMILIES, **settings.get("agents", {})}}
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
         meta, training = self.meta_learning, self.training
@@ -404,6 +480,10 @@ class Experiment(Section):
         if training.baseline == "leave_one_out" and meta.adaptation_episodes == 1:
             raise ValueError(
                 "`meta_learning.adaptation_episodes` must be 0 or >= 2 for training.baseline = leave_one_out, got 1"
+            )
+        if self.world_model.arms == "equivariant" and self.environment.space is not None:
+            raise ValueError(
+                "`world_model.arms` must be flat where `environment.game` is continuous, got 'equivariant'"
             )
         if not self.world_model.enabled and meta.adapt == "world_model":
             raise ValueError("`meta_learning.adapt` = world_model needs `world_model.enabled` = true, got false")
@@ -548,11 +628,13 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
         where: Where to change it.
     """
     own, kept = trained.environment, ["arm_labels", "num_interventions", "num_arms", "num_symbols", "num_news"]
+    if own.space is not None:
+        kept = ["num_interventions", "dimensions"]
     if trained.world_model.arms == "equivariant":
         # Where an intervention chooses an arm, there are as many as there are arms.
         chooses = "arm" in (own.intervention, game.intervention)
         kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_symbols_beside_arms", "num_news"]
-    for key in kept:
+    for key in ("game", *kept):
         required, given = getattr(own, key), getattr(game, key)
         if required != given:
             hint = ""
@@ -568,7 +650,8 @@ def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[s
     """The settings with one changed, by its dotted key; of a family in the default mixture, the rest stays."""
     path = override_path(dotted)
     if path[:2] == ("agents", "families") and len(path) > 2:
-        settings = merge({"agents": {"families": DEFAULT_FAMILIES}}, settings, whole=frozenset({"families"}))
+        default = {"agents": {"families": default_families(settings)}}
+        settings = merge(default, settings, whole=frozenset({"families"}))
     return merge(settings, nested(path, value))
 
 
@@ -593,7 +676,7 @@ def _validated(settings: Mapping[str, Any], layers: Sequence[Layer]) -> Experime
 
 def _check_families(experiment: Experiment, layers: Sequence[Layer]) -> None:
     for name, family in experiment.agents.families.items():
-        for path, problem in _family_problems(name, family):
+        for path, problem in _family_problems(name, family, experiment.environment.space):
             raise InputError(f"{problem} ({source(('agents', 'families', name, *path), layers)})")
         for key, problem in _game_problems(name, experiment.environment):
             raise InputError(f"`environment.{key}` {problem} ({source(('environment', key), layers)})")
@@ -607,7 +690,7 @@ def _game_problems(name: str, environment: Environment) -> Iterator[tuple[str, s
     """
     from mermaide_ray.agents import family_named
 
-    family = family_named(name)
+    family = family_named(name, environment.space)
     if environment.num_arms < family.least_arms:
         yield "num_arms", f"must be >= {family.least_arms} for agents of family {name}, got {environment.num_arms}"
     if family.goals is not None and environment.arm_labels == "relative":
@@ -618,7 +701,7 @@ def _game_problems(name: str, environment: Environment) -> Iterator[tuple[str, s
         )
 
 
-def _family_problems(name: str, family: FamilyRanges) -> Iterator[tuple[tuple[str, ...], str]]:
+def _family_problems(name: str, family: FamilyRanges, space: Space | None) -> Iterator[tuple[tuple[str, ...], str]]:
     """Hyperparameters that don't exist, or are missing, or ranges that leave where the family is defined.
 
     Yields:
@@ -627,7 +710,7 @@ def _family_problems(name: str, family: FamilyRanges) -> Iterator[tuple[tuple[st
     from mermaide_ray.agents import family_named
 
     try:
-        known = family_named(name).hyperparameters
+        known = family_named(name, space).hyperparameters
     except InputError as error:
         yield (), f"`agents.families`: {error}"
         return

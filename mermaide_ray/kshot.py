@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import Tasks
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Environment
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
@@ -26,7 +26,7 @@ from mermaide_ray.models.principal import (
     step,
 )
 from mermaide_ray.noise import Dice, Key
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories, View, view_of
 
 # Combined rows of the input projection, below which one lookup replaces two.
 _SMALL_TABLE = 256
@@ -47,7 +47,9 @@ class NetworkPrincipal:
         self._architecture, self._view, self._weights = method.architecture, view, weights
         self._initial = initial
         self.state = self._logits = self._marks = torch.empty(0)
-        if self._architecture.per_arm:
+        # Points, and arms that networks encode, are read from the observation vector itself.
+        self._looks_up = view.space is None and self._architecture.per_arm is None
+        if not self._looks_up:
             return
         symbols, interventions = view.num_symbols, view.num_interventions
         rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
@@ -76,18 +78,18 @@ class NetworkPrincipal:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        projected, arms = self._perceived(seen) if self._architecture.per_arm else (self._looked_up(seen), None)
+        projected, arms = (self._looked_up(seen), None) if self._looks_up else self._perceived(seen)
         logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms)
         self._logits = logits.flatten(0, 1)
         return choose(self._logits, seen.uniform)
 
     def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
-        """What equivariant networks read of the observation vector; the marks go one step on."""
-        assert self._architecture.per_arm is not None
+        """What networks read of the observation vector; the marks of equivariant ones go one step on."""
         steps = torch.full_like(seen.last_arm, seen.step)
         observation = self._view.observation(seen.last_arm, seen.last_action, seen.target, steps)
         observation = observation.view(*self._shape, -1)
-        self._marks = self._architecture.per_arm.advance(self._marks, observation)
+        if self._architecture.per_arm:
+            self._marks = self._architecture.per_arm.advance(self._marks, observation)
         inputs, arms = perceive(self._architecture, self._weights, observation, self._marks)
         return project(self._weights, inputs), arms
 
@@ -143,8 +145,8 @@ class Table:
 
     def experience(self, trajectories: Trajectories) -> Experience:
         """Observations and rewards, rebuilt from arms and interventions."""
-        rewards = Incentives(self.environment).rewards_of(trajectories).transpose(1, 2)
-        return Experience(View(self.environment).history(trajectories), rewards)
+        rewards = incentives_of(self.environment).rewards_of(trajectories).transpose(1, 2)
+        return Experience(view_of(self.environment).history(trajectories), rewards)
 
     def meet(
         self,
@@ -200,7 +202,7 @@ class Table:
         if state is not None and weights["core_bias"].shape[0] == 1:
             # One set of weights means one "task" of N episodes.
             state = state.expand(-1, episodes, -1).reshape(1, len(tasks) * episodes, -1)
-        principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
+        principal = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
         return play(self.environment, tasks, episodes, dice, principal)
 
     def _play_support(self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights) -> Trajectories:
@@ -210,7 +212,7 @@ class Table:
         state, played = None, []
         for episode in range(episodes):
             rows = torch.arange(episode, len(tasks) * episodes, episodes)
-            principal = NetworkPrincipal(self.method, View(self.environment), weights, state)
+            principal = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
             played.append(play(self.environment, tasks, 1, dice.rows(rows), principal))
             state = principal.state
         shown = [part.shown for part in played if part.shown is not None]

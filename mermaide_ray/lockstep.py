@@ -15,11 +15,11 @@ from torch import Tensor
 from mermaide_ray.agents.base import Draws, Family, Params, State
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.changes import course_of
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Environment
 from mermaide_ray.noise import Dice, Key, deal
-from mermaide_ray.trajectory import Trajectories, View, compact_dtype
+from mermaide_ray.trajectory import Trajectories, compact_dtype, view_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Hidden:
     """What only a privileged oracle may look at."""
 
     def __init__(
-        self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_arms: int, since: Tensor | int
+        self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_candidates: int, since: Tensor | int
     ) -> None:
         self._groups = groups
         self.next_arm = next_arm
@@ -58,13 +58,16 @@ class Hidden:
         """int64 [N], the one that holds."""
         self.since = since
         """Pulls since base means were redrawn or the target moved, int64 [N], or t."""
-        self._num_arms = num_arms
+        self._num_candidates = num_candidates
 
     def estimates(self) -> Tensor:
-        """The agents' estimated mean of each arm, float [N, A]; NaN for families that keep none."""
-        values = torch.full((len(self.next_arm), self._num_arms), float("nan"))
+        """The agents' estimated mean of each arm, float [N, A]; NaN for families that keep none.
+
+        In the continuous game, of each candidate, [N, G].
+        """
+        values = torch.full((len(self.next_arm), self._num_candidates), float("nan"))
         for group in self._groups:
-            if "mean" in group.state and group.state["mean"].shape[-1] == self._num_arms:
+            if "mean" in group.state and group.state["mean"].shape[-1] == self._num_candidates:
                 values[group.rows] = group.state["mean"]
         return values
 
@@ -73,7 +76,7 @@ class Hidden:
         is_goal = torch.ones(len(self.next_arm), dtype=torch.bool)
         for group in self._groups:
             if group.family.goals is not None:
-                goals = torch.tensor(group.family.goals(self._num_arms))
+                goals = torch.tensor(group.family.goals(self._num_candidates))
                 is_goal[group.rows] = torch.isin(self.next_arm[group.rows], goals)
         return is_goal
 
@@ -132,7 +135,7 @@ def play(
     Returns:
         Trajectories [B, E, T].
     """
-    view, incentives = View(environment), Incentives(environment)
+    view, incentives = view_of(environment), incentives_of(environment)
     horizon = horizon or environment.horizon
     num = len(tasks) * episodes
     target = told = first = tasks.target.repeat_interleave(episodes)
@@ -140,7 +143,7 @@ def play(
     # Base mean and noise are added once for all steps; what is left per step is one gather.
     base = tasks.base.repeat_interleave(episodes, 0)
     groups = _groups(tasks, episodes, dice)
-    arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_arms))
+    arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_actions))
     interventions = torch.empty((horizon, num), dtype=compact_dtype(environment.num_interventions))
     last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
     arrived = last_arm = last_intervention = last_label
@@ -174,7 +177,7 @@ def play(
         since_told = t if course.since_told is None else course.since_told[t]
         seen = Seen(t, last_label, last_action, told, dice.principal[t], since_told, news)
         since = t if course.since is None else course.since[t]
-        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_arms, since))
+        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_candidates, since))
         intervention = view.intervention(action, told)
         if informed:
             assert isinstance(principal, Announcing)
@@ -182,7 +185,7 @@ def play(
             for group in informed:
                 group.hear(offer)
                 group.pull(arm, steps, dice, t)
-        agent_reward = (base if course.base is None else course.base[t]).gather(1, arm.unsqueeze(1)).squeeze(1)
+        agent_reward = incentives.base_reward(base if course.base is None else course.base[t], arm)
         agent_reward += noise[t]
         agent_reward += incentives.incentive(intervention, arm, target)
         principal_reward = incentives.principal_reward(intervention, arm, target) if caring else None
@@ -215,7 +218,7 @@ def play(
 
 def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int, first_episode: int = 0) -> Dice:
     """The dice of `episodes` episodes of each task, as `play` takes them."""
-    game = environment.horizon, environment.num_arms
+    game = environment.horizon, environment.num_candidates
     return deal(key, tasks.ids, episodes, *game, tasks.needs_normals(), first_episode, environment.more_dice)
 
 

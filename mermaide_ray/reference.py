@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mermaide_ray.agents import FAMILIES
+from mermaide_ray.agents import ALL_FAMILIES
 from mermaide_ray.config_file import one_line
 from mermaide_ray.sweep.file import schema
 
@@ -54,7 +54,7 @@ def markdown() -> str:
     sweep = schema()
     definitions = sweep["$defs"]
     parts = [_OPENING, "\n## Settings\n", *_tables(definitions["Experiment"], definitions, ""), _FAMILIES]
-    for name, family in FAMILIES.items():
+    for name, family in ALL_FAMILIES.items():
         for key, bounds in family.hyperparameters.items():
             parts.append(_row(f"`{name}`", f"`{key}`", f"{bounds.low:g} to {bounds.high:g}", bounds.meaning))
     return "".join([*parts, _SWEEP, *_tables(sweep, definitions, "")])

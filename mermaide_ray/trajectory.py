@@ -7,12 +7,13 @@ pull if that is a matter of luck: observations, rewards and costs follow from th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mermaide_ray.experiment import Environment
+from mermaide_ray.points import Space, squared_distance
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,10 @@ class Trajectories:
     """Episodes of several tasks.
 
     Attributes:
-        arms: uint8 or int16 [B, E, T], the agent's pulls.
+        arms: uint8, int16 or int32 [B, E, T], the agent's pulls.
         interventions: uint8 or int16 [B, E, T], the principal's actions.
         target: int64 [B], the target arm of each task, where it moves the first.
-        shown: uint8 or int16 [B, E, T], what the principal saw of each pull, however late (`View.symbol`); None: the
-            arm itself.
+        shown: As arms, what the principal saw of each pull, however late (`View.symbol`); None: the arm itself.
         moving: uint8 or int16 [B, T], the target at each pull; None: it never moves.
     """
 
@@ -53,7 +53,7 @@ class Trajectories:
 
 def compact_dtype(count: int) -> torch.dtype:
     """The smallest integer type that holds 0 … count - 1."""
-    return torch.uint8 if count <= 256 else torch.int16
+    return torch.uint8 if count <= 256 else torch.int16 if count <= 2**15 else torch.int32
 
 
 class View:
@@ -82,6 +82,7 @@ class View:
         self.num_interventions = environment.num_interventions
         self.sight = environment.sight
         self.horizon = environment.horizon
+        self.space: Space | None = environment.space
         self.relative = environment.arm_labels == "relative"
         self._names_arms = environment.intervention == "arm"
         self.num_news = environment.num_news
@@ -202,13 +203,59 @@ class View:
         return targets if self._announced else trajectories.target[:, None, None]
 
 
+class PointView(View):
+    """The principal's view of the continuous game. An arm is named by its place on the lattice.
+
+    Observation, float [D] in [0, 1]: last point [d], its nearness to the target, last intervention one-hot [I], target
+    [d], t / T. Where there is no last point (before the first pull, or not seen), it and its nearness are zero. Noisy
+    sight shows a uniform point in its place.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self._points = Space(environment.dimensions)
+        self.num_arms = self._points.size
+        self._falloff = 0.5 / environment.target_width**2
+
+    @property
+    def observation_size(self) -> int:
+        """D."""
+        return 2 * self._points.dimensions + 1 + self.num_interventions + 1
+
+    def label(self, arm: Tensor, target: Tensor) -> Tensor:
+        """See base: no other name, whatever the target."""
+        return arm
+
+    def observation(
+        self, last_arm: Tensor, last_intervention: Tensor, target: Tensor, step: Tensor, news: Tensor | None = None
+    ) -> Tensor:
+        """See base; there is never news."""
+        last, wanted = self._points.point(last_arm.clamp(min=0)), self._points.point(target)
+        nearness = (-self._falloff * squared_distance(last, wanted)).exp().unsqueeze(-1)
+        pulled = ((last_arm >= 0) & (last_arm < self.num_arms)).unsqueeze(-1)
+        intervention = _one_hot(last_intervention, self.num_interventions)
+        time = (step.float() / self.horizon).unsqueeze(-1)
+        return torch.cat([last * pulled, nearness * pulled, intervention, wanted, time], dim=-1)
+
+    def history(self, trajectories: Trajectories) -> History:
+        """See base; labels are coordinates."""
+        history = super().history(trajectories)
+        return replace(history, labels=self._points.point(history.labels))
+
+
+def view_of(environment: Environment) -> View:
+    """The principal's view of the environment's game."""
+    return View(environment) if environment.space is None else PointView(environment)
+
+
 @dataclass(frozen=True)
 class History:
     """A batch of episodes through the principal's eyes, with time before episodes, as recurrent networks read them.
 
     Attributes:
         observations: float [B, T, E, D], seen before each action.
-        labels: int64 [B, T, E], the arm then pulled, as the principal sees and names it (by the end of the episode).
+        labels: int64 [B, T, E], the arm then pulled, as the principal sees and names it (by the end of the episode); in
+            the continuous game float [B, T, E, d], the point then chosen.
         actions: int64 [B, T, E], the intervention chosen, as the principal names it.
         seen: bool [B, T, E], where there is a label; None: everywhere.
     """

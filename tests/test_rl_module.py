@@ -98,7 +98,7 @@ def test_a_family_without_state_needs_none(monkeypatch: pytest.MonkeyPatch) -> N
         learn=lambda state, params, step, arm, reward: {},
         hyperparameters={"unused": Hyperparameter("nothing", 0.0, 1.0)},
     )
-    monkeypatch.setattr(rl_module, "family_named", lambda name: first)
+    monkeypatch.setattr(rl_module, "family_named", lambda name, space: first)
     module = BanditModule(model_config={"family": "first", "num_arms": 2, "max_seq_len": 1})
     assert not module.is_stateful()
     # Without state there is no time rank either.

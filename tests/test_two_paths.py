@@ -15,17 +15,18 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from torch import Tensor
 
+from mermaide_ray.agents import POINT_FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules
 from mermaide_ray.baselines.stock_ppo import stock_ppo
 from mermaide_ray.changes import course_of
-from mermaide_ray.envs.incentive import Incentives
-from mermaide_ray.experiment import Experiment
+from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import NetworkPrincipal
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
-from mermaide_ray.trajectory import View
+from mermaide_ray.trajectory import View, view_of
 
 EPISODES = 2
 KEY = ("two-paths", 3)
@@ -88,11 +89,11 @@ def network_module(experiment: Experiment) -> RLModuleSpec:
 def network_lockstep(experiment: Experiment) -> Principal:
     module = SharpPrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights = {name: value.detach().unsqueeze(0) for name, value in module.weights().items()}
-    return NetworkPrincipal(Method.of(experiment), View(experiment.environment), weights)
+    return NetworkPrincipal(Method.of(experiment), view_of(experiment.environment), weights)
 
 
 PLAYERS = {
-    "scripted": Player(scripted_module, lambda experiment: ScriptedPrincipal(View(experiment.environment))),
+    "scripted": Player(scripted_module, lambda experiment: ScriptedPrincipal(view_of(experiment.environment))),
     "network": Player(network_module, network_lockstep),
 }
 
@@ -156,14 +157,17 @@ def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
     tasks = AgentDistribution(experiment).tasks("train", met_tasks(experiment))
     dice = deal_for(environment, (experiment.seed, "train", *KEY), tasks, EPISODES)
     trajectories = play(environment, tasks, EPISODES, dice, player.lockstep(experiment))
-    incentives = Incentives(environment)
+    incentives = incentives_of(environment)
     arms, interventions = trajectories.arms.long(), trajectories.interventions.long()
     target = trajectories.targets
     noise = (dice.reward_noise * environment.reward_noise).T.view(arms.shape)
-    base = tasks.base.unsqueeze(1).expand(-1, EPISODES, -1).gather(2, arms)
-    if (means := course_of(environment, tasks, EPISODES, dice).base) is not None:
-        base = means.view(-1, len(tasks), EPISODES, environment.num_arms).permute(1, 2, 0, 3)
-        base = base.gather(3, arms.unsqueeze(3)).squeeze(3)
+    base = tasks.base.repeat_interleave(EPISODES, 0)
+    means = course_of(environment, tasks, EPISODES, dice).base
+    pulls = [
+        incentives.base_reward(base if means is None else means[t], arms.flatten(0, 1)[:, t])
+        for t in range(environment.horizon)
+    ]
+    base = torch.stack(pulls, dim=1).view(arms.shape)
     agent_rewards = base + noise + incentives.incentive(interventions, arms, target)
     principal_rewards = incentives.rewards_of(trajectories)
     return {
@@ -234,6 +238,18 @@ def test_the_same_changes_on_both_paths(name: str, changes: dict[str, Any], labe
     experiment = stock_families(environment={"changes": changes, "arm_labels": labels, "intervention": "arm"})
     stock, _ = on_the_stock_path(experiment, PLAYERS[name])
     assert stock == in_lockstep(experiment, PLAYERS[name])
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("name", list(PLAYERS))
+def test_both_paths_play_the_continuous_game_alike(name: str, dimensions: int) -> None:
+    experiment = validate(
+        {"environment": {"game": "continuous", "dimensions": dimensions, "horizon": 15}}, where="tests"
+    )
+    stock, met = on_the_stock_path(experiment, PLAYERS[name])
+    lockstep = in_lockstep(experiment, PLAYERS[name])
+    assert len(met) == len(POINT_FAMILIES)
+    assert stock == lockstep
 
 
 def test_other_dice_give_other_episodes() -> None:

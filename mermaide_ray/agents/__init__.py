@@ -3,22 +3,33 @@
 Families that are made of others, by a change that suits them all, share a file.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from mermaide_ray.agents import (
     adversarial,
     epsilon_decay,
     epsilon_greedy,
+    evolution,
     exp3,
+    gp_ucb,
     gradient_bandit,
     grid_dyna_q,
     grid_q_learning,
     holdout,
     informed,
+    kernel_ucb,
     softmax,
     thompson,
+    two_point_gradient,
     ucb,
 )
-from mermaide_ray.agents.base import Family
+from mermaide_ray.agents.base import Family, PointFamily
 from mermaide_ray.registry import lookup
+
+if TYPE_CHECKING:
+    from mermaide_ray.points import Space
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -40,6 +51,21 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_named(name: str) -> Family:
-    """The family registered as `name`, or the user's own at a dotted path `package.module:NAME`."""
-    return lookup(name, FAMILIES, Family, "agent family")
+POINT_FAMILIES: dict[str, PointFamily] = {
+    module.FAMILY.name: module.FAMILY for module in (kernel_ucb, gp_ucb, two_point_gradient, evolution)
+}
+"""Those of the continuous game."""
+
+ALL_FAMILIES: dict[str, Family | PointFamily] = {**FAMILIES, **POINT_FAMILIES}
+
+
+def family_named(name: str, space: Space | None = None) -> Family:
+    """The family registered as `name`, or the user's own at a dotted path `package.module:NAME`.
+
+    Args:
+        name: See above.
+        space: Where its points lie, for a family that chooses points; None for one that pulls arms.
+    """
+    if space is None:
+        return lookup(name, FAMILIES, Family, "agent family")
+    return lookup(name, POINT_FAMILIES, PointFamily, "agent family of the continuous game").on(space)

@@ -10,12 +10,16 @@ Shapes: N agents (tasks times episodes, flattened), A arms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mermaide_ray.points import Space
 
 State: TypeAlias = "dict[str, Tensor]"
 Params: TypeAlias = "Mapping[str, Tensor]"
@@ -92,6 +96,62 @@ class Family:
     def goals_among(self, num_arms: int) -> Sequence[int]:
         """The arms that pay and may be the target."""
         return range(num_arms) if self.goals is None else self.goals(num_arms)
+
+
+@dataclass(frozen=True)
+class PointFamily:
+    """A family that chooses points of a cube: the same three functions, with the `Space` as first argument.
+
+    On its space it is a `Family` like any other. Its arms are places on the space's lattice (`Space.point`,
+    `Space.arm`), and `priority` ranks the space's candidates, [N, G].
+
+    Attributes:
+        name, description, reference, hyperparameters: As in `Family`.
+        init: `(space, params, priority) -> state`; entries of the state are float tensors [N, ...].
+        act: `(space, state, params, step, draws) -> arm`.
+        learn: `(space, state, params, step, arm, reward) -> state`.
+    """
+
+    name: str
+    description: str
+    reference: str
+    init: Callable[[Space, Params, Tensor], State]
+    act: Callable[[Space, State, Params, Tensor, Draws], Tensor]
+    learn: Callable[[Space, State, Params, Tensor, Tensor, Tensor], State]
+    hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
+
+    def on(self, space: Space) -> Family:
+        """The family on one space."""
+        return Family(
+            name=self.name,
+            description=self.description,
+            reference=self.reference,
+            init=partial(self.init, space),
+            act=partial(self.act, space),
+            learn=partial(self.learn, space),
+            hyperparameters=self.hyperparameters,
+        )
+
+
+def best_candidate(bound: Tensor, priority: Tensor) -> Tensor:
+    """Index of the candidate with the largest bound, int64 [N], from [N, G]; ties go by priority.
+
+    Far from all pulls so far, bounds are equal to the last bit. What breaks the tie lies far below any difference of
+    rewards (1e-4), and its steps (1e-4 / G) far above what rounds away.
+    """
+    return (bound + priority * (1e-4 / priority.shape[-1])).argmax(-1)
+
+
+def normal_step(draws: Draws, dimensions: int) -> Tensor:
+    """Standard normal coordinates, float [N, d] for d <= 2, from the two uniform draws of a pull (Box, Muller 1958)."""
+    radius = (-2 * (1 - draws.uniform[:, :1]).log()).sqrt()
+    angle = 2 * math.pi * draws.uniform[:, 1:]
+    step = radius * angle.cos()
+    if dimensions == 1:
+        return step
+    both = step.expand(-1, 2).clone()
+    both[:, 1:] = radius * angle.sin()
+    return both
 
 
 def sample_mean_init(params: Params, priority: Tensor) -> State:

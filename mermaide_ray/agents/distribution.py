@@ -22,6 +22,7 @@ from mermaide_ray.changes import target_path
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, Split
 from mermaide_ray.noise import generator
+from mermaide_ray.points import SmoothReward
 from mermaide_ray.trajectory import compact_dtype
 
 
@@ -34,7 +35,7 @@ class Tasks:
         families: The mixture's families.
         family: int64 [B], index into `families`.
         params: Hyperparameters by name, float [B]; NaN where a task's family has none of that name.
-        base: float [B, A], base mean of each arm.
+        base: float [B, A], base mean of each arm; of the continuous game, the vectors of `points.SmoothReward`.
         target: int64 [B], where it moves the first.
         base_range: Ends of the range in which base means are drawn.
         moving: uint8 or int16 [B, T], the target at each pull; None: it never moves.
@@ -86,10 +87,11 @@ class AgentDistribution:
 
     def __init__(self, experiment: Experiment) -> None:
         self._agents = experiment.agents
-        self._environment = experiment.environment
-        self._num_arms = experiment.environment.num_arms
+        self._environment = environment = experiment.environment
+        self._num_arms, self._space = environment.num_arms, environment.space
+        self._smooth = None if self._space is None else SmoothReward(self._space, environment.base_length)
         self._training_seed = experiment.seed
-        self.families = tuple(family_named(name) for name in self._agents.families)
+        self.families = tuple(family_named(name, self._space) for name in self._agents.families)
         self._goals = [list(family.goals_among(self._num_arms)) for family in self.families]
         weights = np.array([ranges.weight for ranges in self._agents.families.values()])
         self._cumulative = np.cumsum(weights / weights.sum())
@@ -125,16 +127,21 @@ class AgentDistribution:
         family = np.empty(len(ids), dtype=np.int64)
         target = np.empty(len(ids), dtype=np.int64)
         params = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
-        base = np.zeros((len(ids), self._num_arms), dtype=np.float32)
+        size = self._num_arms if self._smooth is None else self._smooth.size
+        base = np.zeros((len(ids), size), dtype=np.float32)
         low, high = self._agents.base_reward
         population = self.population(split)
         for row, task in enumerate(ids):
             rng = generator(seed, split, "task", 0, task if population is None else task % population)
             # One more than the last bound can only come of rounding.
             family[row] = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(ranges) - 1)
-            goals = self._goals[family[row]]
-            target[row] = goals[rng.integers(len(goals))]
-            base[row, goals] = rng.uniform(low, high, len(goals))
+            if self._smooth is None:
+                goals = self._goals[family[row]]
+                target[row] = goals[rng.integers(len(goals))]
+                base[row, goals] = rng.uniform(low, high, len(goals))
+            else:
+                target[row] = rng.integers(self._smooth.space.size)
+                base[row] = self._smooth.draw(rng, low, high)
             for name, (least, most) in ranges[family[row]].items():
                 params[row, names.index(name)] = rng.uniform(least, most)
         return Tasks(

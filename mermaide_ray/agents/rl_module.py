@@ -24,6 +24,7 @@ from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Draws, Family, Params
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.points import Space
 
 PRINCIPAL = "principal"
 """The principal's agent id and module id."""
@@ -67,7 +68,8 @@ class AgentObservation:
     """Layout of an agent's observation, float32 [size]: the one place that knows it.
 
     valid, last arm, last perceived reward, step, hyperparameters (in the family's order), priority [A], uniform [2],
-    normal [A] (only for families that draw normals). An arm and a step are exact in float32 up to 2^24.
+    normal [A] (only for families that draw normals). An arm and a step are exact in float32 up to 2^24. In the
+    continuous game, candidates take the place of arms.
 
     Raises:
         InputError: The family is informed of the principal's policy, which RLlib's environments never see: principal
@@ -128,8 +130,9 @@ class AgentObservation:
 class BanditModule(RLModule):
     """One agent family as an RLlib policy.
 
-    `model_config`: `family` (registered name or dotted path), `num_arms`, and `max_seq_len`, which RLlib's connectors
-    look up in every stateful module.
+    `model_config`: `family` (registered name or dotted path), `num_arms`, `dimensions` of the points (0 or absent for
+    families that pull arms; `num_arms` then counts candidates), and `max_seq_len`, which RLlib's connectors look up in
+    every stateful module.
     """
 
     # A label only: it has RLlib's connectors hand over tensors, even where no module beside is a Torch one.
@@ -138,7 +141,8 @@ class BanditModule(RLModule):
     def setup(self) -> None:
         """See `RLModule.setup`."""
         config = cast(dict[str, Any], self.model_config)
-        self._layout = AgentObservation(family_named(config["family"]), config["num_arms"])
+        space = Space(config["dimensions"]) if config.get("dimensions") else None
+        self._layout = AgentObservation(family_named(config["family"], space), config["num_arms"])
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """A place for the learning state, unbatched. Its values are not used: the episode's priorities give them."""
@@ -155,7 +159,12 @@ class BanditModule(RLModule):
         if state:
             before = batch[Columns.STATE_IN]
             learned = family.learn(before, shown.params, shown.step - 1, shown.last_arm, shown.last_reward)
-            state = {name: learned[name].where(shown.valid, fresh) for name, fresh in state.items()}
+            # From axis 1 on a state may have any shape.
+            valid = shown.valid.flatten()
+            state = {
+                name: learned[name].where(valid.view(-1, *[1] * (fresh.dim() - 1)), fresh)
+                for name, fresh in state.items()
+            }
         arm = family.act(state, shown.params, shown.step, shown.draws)
         return {Columns.ACTIONS: arm, **({Columns.STATE_OUT: state} if state else {})}
 
@@ -165,13 +174,19 @@ class BanditModule(RLModule):
 
 def agent_modules(experiment: Experiment) -> dict[str, RLModuleSpec]:
     """Module id to spec, for every family of the mixture."""
-    num_arms = experiment.environment.num_arms
+    environment = experiment.environment
+    space, candidates = environment.space, environment.num_candidates
     return {
         policy_mapping(agent_id(name)): RLModuleSpec(
             module_class=BanditModule,
-            observation_space=AgentObservation(family_named(name), num_arms).space(),
-            action_space=gym.spaces.Discrete(num_arms),
-            model_config={"family": name, "num_arms": num_arms, "max_seq_len": experiment.environment.horizon},
+            observation_space=AgentObservation(family_named(name, space), candidates).space(),
+            action_space=gym.spaces.Discrete(environment.num_actions),
+            model_config={
+                "family": name,
+                "num_arms": candidates,
+                "dimensions": 0 if space is None else space.dimensions,
+                "max_seq_len": environment.horizon,
+            },
         )
         for name in experiment.agents.families
     }

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,13 +24,15 @@ from torch import Tensor
 from mermaide_ray.agents.base import Family
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.rules import announced, shares_of, toward_target
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
-from mermaide_ray.trajectory import View
+from mermaide_ray.points import squared_distance
+from mermaide_ray.trajectory import view_of
 
-_NEXT = ("any", "target", "other")
+NextArm = Literal["any", "target", "other", "away"]
+_NEXT: tuple[NextArm, ...] = get_args(NextArm)
 
 _FIRST_N = tuple(step / 20 for step in range(1, 21))
 _UNTIL = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -51,7 +53,8 @@ class Rule:
     Attributes:
         until: n, pulls.
         gap: m, in units of the agent's reward; infinite: no look at the estimates.
-        next_arm: Intervene whatever the next arm is, only if it is the target, or only if it is another.
+        next_arm: Intervene whatever the next arm is, only if it is the target, or only if it is another; in the
+            continuous game also only if the next point is farther from the target than the last one (`away`).
         size: The intervention (kind `arm`: always the target).
         goals_only: Intervene only if the next arm is a goal, one that might be a target.
         restarts: Whether t counts from the last change (base means redrawn, target moved) rather than from the start.
@@ -59,7 +62,7 @@ class Rule:
 
     until: int
     gap: float = float("inf")
-    next_arm: Literal["any", "target", "other"] = "any"
+    next_arm: NextArm = "any"
     size: int = 1
     goals_only: bool = False
     restarts: bool = False
@@ -72,7 +75,7 @@ class Rule:
         if self.gap < float("inf"):
             parts.append(f"gap < {self.gap:g}")
         if self.next_arm != "any":
-            parts.append("next is target" if self.next_arm == "target" else "next is another")
+            parts.append({"target": "next is target", "other": "next is another"}.get(self.next_arm, "next is away"))
         if self.goals_only:
             parts.append("next is a goal")
         if self.size > 1:
@@ -93,13 +96,14 @@ class PrivilegedRules:
         def per_episode(values: Sequence[float]) -> Tensor:
             return torch.tensor(values).repeat_interleave(episodes)
 
-        self._environment, self._view = environment, View(environment)
+        self._environment, self._view = environment, view_of(environment)
+        self._incentives = incentives_of(environment)
         self._until = per_episode([rule.until for rule in rules])
         self._gap = per_episode([rule.gap for rule in rules])
         self._next = per_episode([_NEXT.index(rule.next_arm) for rule in rules])
         self._size = per_episode([rule.size for rule in rules])
         self._blind = self._gap.isinf()
-        self._lead = Incentives(environment).lead[self._size]
+        self._lead = self._incentives.lead[self._size]
         self._goals_only = per_episode([rule.goals_only for rule in rules])
         self._restarts = per_episode([rule.restarts for rule in rules])
 
@@ -109,8 +113,10 @@ class PrivilegedRules:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; looks at `hidden`."""
-        is_target, informed = hidden.next_arm == hidden.target, hidden.next_arm < 0
-        right = (self._next == 0) | (((self._next == 1) == is_target) & ~informed)
+        is_target, informed = self._incentives.success(hidden.next_arm, hidden.target), hidden.next_arm < 0
+        right = (self._next == _NEXT.index("any")) | (((self._next == _NEXT.index("target")) == is_target) & ~informed)
+        if (away := self._next == _NEXT.index("away")).any():
+            right = right.where(~away, self._is_away(seen, hidden))
         if self._goals_only.any():
             right &= ~self._goals_only | hidden.next_is_goal()
         clock: Tensor | int = seen.step
@@ -119,7 +125,7 @@ class PrivilegedRules:
         probability = ((clock < self._until) & right).float()
         if not self._blind.all():
             # A gap that is not a number (no estimates) is below no m.
-            missing = (self._gap - _gap(hidden)).nan_to_num(0.0)
+            missing = (self._gap - self._gap_of(hidden)).nan_to_num(0.0)
             sufficient = (missing / self._lead).clamp(0, 1).where(informed, (missing > 0).float())
             probability *= sufficient.where(~self._blind, torch.ones(()))
         action = toward_target(self._view, self._environment, self._size, hidden.target, seen.target)
@@ -130,12 +136,26 @@ class PrivilegedRules:
         """See `lockstep.Announcing`."""
         return announced(*self._chosen, self._environment.num_interventions)
 
+    def _is_away(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """Whether the next point is farther from the target than the last one, bool [N]; none before the first pull."""
+        space = self._environment.space
+        assert space is not None
+        target = space.point(hidden.target)
+        last, following = (
+            squared_distance(space.point(arm), target) for arm in (seen.last_arm.clamp(min=0), hidden.next_arm)
+        )
+        return (following > last) & (seen.last_arm >= 0)
 
-def _gap(hidden: Hidden) -> Tensor:
-    """Lead of the target's estimate over the best other one's, float [N]."""
-    estimates, target = hidden.estimates(), hidden.target.unsqueeze(1)
-    own = estimates.gather(1, target)
-    return (own - estimates.scatter(1, target, float("-inf")).amax(1, keepdim=True)).squeeze(1)
+    def _gap_of(self, hidden: Hidden) -> Tensor:
+        """Lead of the target's estimate over the best other one's, float [N]."""
+        estimates, target = hidden.estimates(), hidden.target.unsqueeze(1)
+        space, nothing = self._environment.space, float("-inf")
+        if space is None:
+            own = estimates.gather(1, target)
+            return (own - estimates.scatter(1, target, nothing).amax(1, keepdim=True)).squeeze(1)
+        # Of all candidates that are a success, the best is the target's.
+        good = self._incentives.success(space.candidate_arms(target), target)
+        return estimates.masked_fill(~good, nothing).amax(1) - estimates.masked_fill(good, nothing).amax(1)
 
 
 def first_rules(environment: Environment) -> list[Rule]:
@@ -157,8 +177,8 @@ def gap_rules(environment: Environment) -> list[Rule]:
     return _on_each_clock(environment, rules)
 
 
-def foresight_rules(environment: Environment, next_arm: Literal["target", "other"]) -> list[Rule]:
-    """Intervene only if the next arm is the target, or only if it is another, until n."""
+def foresight_rules(environment: Environment, next_arm: NextArm) -> list[Rule]:
+    """Intervene only if the next arm is the target, only if it is another, or only if it is away from it, until n."""
     rules = [
         Rule(n, next_arm=next_arm, size=size)
         for size in _sizes(environment)
@@ -195,13 +215,17 @@ def oracle_rules(environment: Environment, families: Sequence[Family] = ()) -> l
     as `rules` for the tighter bound.
     Where some of the `families` have goals of their own, also the rules that look for goals; where all have, none that
     look at estimates, which such agents don't keep.
+    The continuous game has no values to agree with, and learners that only a push in the right direction moves: there
+    all foresight rules are in.
     """
     with_goals = [family.goals is not None for family in families] or [False]
+    pushes: list[NextArm] = [] if environment.space is None else ["other", "away"]
     return [
         *first_rules(environment),
         *([] if all(with_goals) else gap_rules(environment)),
         *foresight_rules(environment, "target"),
         *(goal_rules(environment) if any(with_goals) else []),
+        *(rule for push in pushes for rule in foresight_rules(environment, push)),
     ]
 
 
@@ -218,6 +242,8 @@ def foresight(experiment: Experiment, split: Split, tasks: Tasks, episodes: int)
     """The one foresight rule that is best on validation."""
     environment = experiment.environment
     rules = foresight_rules(environment, "target") + foresight_rules(environment, "other")
+    if environment.space is not None:
+        rules += foresight_rules(environment, "away")
     if any(family.goals is not None for family in tasks.families):
         rules += goal_rules(environment)
     return _same_for_all(experiment, rules, tasks, episodes)
@@ -279,11 +305,14 @@ def returns_of(
     Returns:
         float [B, R, E], the principal's undiscounted returns.
     """
-    incentives, count = Incentives(environment), len(rules[0])
+    incentives, count = incentives_of(environment), len(rules[0])
     returns = torch.empty(len(tasks), count, episodes)
     normals = any(family.normals for family in tasks.families)
-    per_episode = environment.horizon * (4 + environment.num_arms * normals) + 8 * environment.num_arms
+    candidates = environment.num_candidates
+    per_episode = environment.horizon * (4 + candidates * normals) + 8 * candidates
     per_episode += sum(prod(size) for _, size in environment.more_dice.values())
+    if environment.space is not None:
+        per_episode += 2 * candidates**2  # a Gaussian process keeps a covariance
     fitting = max(1, min(_MOST_FLOATS // per_episode, _MOST_EPISODES) // episodes)
     # Tasks of a family side by side, which `play` steps fastest; every task with each of its rules in turn.
     by_family = tasks.family.argsort(stable=True)

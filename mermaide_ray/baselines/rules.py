@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
-from mermaide_ray.trajectory import View
+from mermaide_ray.trajectory import View, view_of
 
 # Where a rule's number may lie, as shares of the horizon (n) or as probabilities (p).
 _SHARES = tuple(step / 20 for step in range(21))
@@ -53,7 +53,7 @@ class FixedRule:
     """
 
     def __init__(self, environment: Environment, until: int, probability: float = 1.0) -> None:
-        self._environment, self._view = environment, View(environment)
+        self._environment, self._view = environment, view_of(environment)
         self._until, self._probability = until, probability
         self._size = torch.tensor(strongest(environment))
 
@@ -120,7 +120,7 @@ def _best_on_validation(experiment: Experiment, candidates: Sequence[Callable[[]
     tasks = distribution.tasks("validation", distribution.held_out("validation", evaluation.tasks))
     key = (experiment.agents.seed, "validation", "baselines/choice", 0)
     dice = deal_for(environment, key, tasks, evaluation.episodes)
-    incentives = Incentives(environment)
+    incentives = incentives_of(environment)
     means = []
     for candidate in candidates:
         played = play(environment, tasks, evaluation.episodes, dice, candidate())

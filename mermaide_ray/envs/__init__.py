@@ -21,6 +21,10 @@ ENVS: dict[str, Game] = {
         "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
         "a principal pays or penalises a bandit learner that it has never met, so that it pulls a target arm",
     ),
+    "incentivized_points": Game(
+        "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
+        "the same with environment.game = continuous: the learner chooses points of [0, 1]^d, and nearness counts",
+    ),
     "stackelberg": Game(
         "mermaide_ray.envs.stackelberg:StackelbergEnv",
         "a principal commits to a mixed strategy of a bimatrix game, against a follower whose payoffs it does not know",

@@ -19,13 +19,13 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
 from mermaide_ray.changes import course_of
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
 from mermaide_ray.noise import Key, deal
 from mermaide_ray.registry import near
-from mermaide_ray.trajectory import View
+from mermaide_ray.trajectory import view_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class IncentivizedBanditEnv(MultiAgentEnv):
     principal's names, reward 1[arm = target] - alpha * cost. Agent: observation `AgentObservation`, action Discrete(A),
     reward base + noise + incentive. Terminates for both after `horizon` pulls. Infos, never shown to a policy, say what
     happened.
+    With `environment.game` = continuous the agent's action is a place on the lattice of `points.Space`, and nearness
+    stands for 1[arm = target] (`envs/continuous.py`).
     Source: MERMAIDE (arXiv 2304.04668); settings and their defaults are in `experiment.Environment`.
 
     Args:
@@ -109,13 +111,13 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         experiment = self._settings.experiment
         self._environment = environment = experiment.environment
         self._distribution = AgentDistribution(experiment)
-        self._view = View(environment)
-        self._incentives = Incentives(environment)
+        self._view = view_of(environment)
+        self._incentives = incentives_of(environment)
         self._horizon = environment.horizon
         self._noise_scale = environment.reward_noise
-        self._num_arms = environment.num_arms
+        self._num_candidates = environment.num_candidates
         self._names = list(experiment.agents.families)
-        self._layouts = [AgentObservation(family, self._num_arms) for family in self._distribution.families]
+        self._layouts = [AgentObservation(family, self._num_candidates) for family in self._distribution.families]
         self._turns = Turns(config)
 
         size = self._view.observation_size + int(self._settings.deal_principal_dice)
@@ -125,7 +127,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         }
         self.action_spaces: dict[str, gym.Space[Any]] = {
             PRINCIPAL: gym.spaces.Discrete(environment.num_interventions),
-            **{agent_id(name): gym.spaces.Discrete(self._num_arms) for name in self._names},
+            **{agent_id(name): gym.spaces.Discrete(environment.num_actions) for name in self._names},
         }
         self.possible_agents = list(self.observation_spaces)
         self.agents = list(self.possible_agents)
@@ -146,10 +148,10 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         task = self._distribution.tasks(settings.split, [task_id])
         family = int(task.family)
         normals = task.needs_normals()
-        game = self._horizon, self._num_arms
+        game = self._horizon, self._num_candidates
         dice = deal(settings.key(), [task_id], 1, *game, normals, episode, self._environment.more_dice)
         self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
-        self._base, self._target = task.base[0], task.target
+        self._base, self._target = task.base, task.target
         self._course = course_of(self._environment, task, 1, dice)
         self._told = self._first = task.target
         self._noise = dice.reward_noise * self._noise_scale
@@ -178,10 +180,11 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         target = self._target
         intervention = self._view.intervention(action, self._told)
         incentive = self._incentives.incentive(intervention, arm, target)
-        base = self._base if self._course.base is None else self._course.base[self._step, 0]
-        agent_reward = base[arm] + self._noise[self._step] + incentive
+        base = self._base if self._course.base is None else self._course.base[self._step]
+        agent_reward = self._incentives.base_reward(base, arm) + self._noise[self._step] + incentive
         principal_reward = self._incentives.principal_reward(intervention, arm, target)
         cost = float(self._incentives.cost(intervention, arm, target))
+        success = self._incentives.success(arm, target)
         self._step += 1
         self._symbols.append(arm if self._sight is None else self._view.symbol(arm, self._sight[self._step - 1]))
         if self._step > (delay := self._environment.sight.delay):
@@ -193,7 +196,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         if self._layout.family.perceive is not None:
             perceived = self._layout.family.perceive(self._params, agent_reward, principal_reward)
         self._layout.show_pull(self._row, self._step, int(arm), float(perceived))
-        info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(arm == target)}
+        info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(success)}
         over = self._step == self._horizon
         return (
             self._observations(),

@@ -70,14 +70,30 @@ class Incentives:
             return cost
         return cost * self._is_hit(intervention, arm, target)
 
+    def base_reward(self, base: Tensor, arm: Tensor) -> Tensor:
+        """The mean of the agent's own reward, float [...], for arms [...] of tasks with base rewards [..., A]."""
+        return base.gather(-1, arm.unsqueeze(-1)).squeeze(-1)
+
+    def value(self, arm: Tensor, target: Tensor) -> Tensor:
+        """What a pull is worth to the principal, before costs: 1[arm = target], float."""
+        return (arm == target).to(self._cost.dtype)
+
+    def success(self, arm: Tensor, target: Tensor) -> Tensor:
+        """Whether a pull is what the principal wants, bool, broadcast over both."""
+        return arm == target
+
     def principal_reward(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
-        """1[arm = target] - alpha * cost, float, shaped as `arm`."""
+        """What the pull is worth (`value`) - alpha * cost, float, shaped as `arm`."""
         cost = self.cost(intervention, arm, target)
-        return (arm == target).to(cost.dtype) - self.environment.cost_weight * cost
+        return self.value(arm, target) - self.environment.cost_weight * cost
 
     def rewards_of(self, played: Trajectories) -> Tensor:
         """The principal's rewards of whole episodes, float [B, E, T]."""
         return self.principal_reward(played.interventions.long(), played.arms.long(), played.targets)
+
+    def successes_of(self, played: Trajectories) -> Tensor:
+        """Whether each pull of whole episodes is a success, bool [B, E, T]."""
+        return self.success(played.arms.long(), played.targets)
 
     def costs_of(self, played: Trajectories) -> Tensor:
         """The cost of each intervention of whole episodes, float [B, E, T]."""
@@ -91,10 +107,19 @@ class Incentives:
             base: float [B, E, T, A], or 1 for E and T where all are the same: the base means.
         """
         arms = played.arms.long()
-        own = base.expand(*arms.shape, -1).gather(3, arms.unsqueeze(3)).squeeze(3)
+        own = self.base_reward(base.expand(*arms.shape, -1), arms)
         return own + self.incentive(played.interventions.long(), arms, played.targets)
 
     def _is_hit(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         if self.environment.intervention == "arm":
             return arm == intervention - 1
         return arm == target
+
+
+def incentives_of(environment: Environment) -> Incentives:
+    """The incentives of the environment's game."""
+    if environment.space is None:
+        return Incentives(environment)
+    from mermaide_ray.envs.continuous import PointIncentives
+
+    return PointIncentives(environment)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mermaide_ray.models.principal import log_softmax
+from mermaide_ray.models.principal import Architecture, log_softmax
 
 Estimator = Literal["vanilla", "dice", "lvc"]
 
@@ -17,10 +17,30 @@ def next_arm_nll(arm_logits: Tensor, labels: Tensor, seen: Tensor | None = None)
 
     `seen`, bool [B, T, E], is where there is a label: the mean is over those pulls (0 where there is none).
     """
-    log_p = log_probability(arm_logits, labels)
+    return -mean_where(log_probability(arm_logits, labels), seen)
+
+
+def prediction_nll(
+    architecture: Architecture, prediction: Tensor, labels: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """The world-model loss of the architecture's own head: next arm, or next point (labels [B, T, E, d])."""
+    if architecture.mixture is None:
+        return next_arm_nll(prediction, labels, seen)
+    return -mean_where(architecture.mixture.log_density(prediction, labels), seen)
+
+
+def mean_where(log_p: Tensor, seen: Tensor | None) -> Tensor:
+    """Mean over pulls, [B], of [B, T, E]: of those seen (0 where there is none), or of all."""
     if seen is None:
-        return -log_p.mean((1, 2))
-    return -(log_p * seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
+        return log_p.mean((1, 2))
+    return (log_p * seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
+
+
+def hits(architecture: Architecture, prediction: Tensor, labels: Tensor) -> Tensor:
+    """Whether what the world model holds likeliest came true, bool [B, T, E]."""
+    if architecture.mixture is not None:
+        return architecture.mixture.hits(prediction, labels)
+    return prediction.argmax(-1) == labels
 
 
 def log_probability(logits: Tensor, actions: Tensor) -> Tensor:

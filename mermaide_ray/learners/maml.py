@@ -22,10 +22,11 @@ from mermaide_ray.learners.losses import (
     clipped_loss,
     entropy,
     generalised_advantages,
+    hits,
     leave_one_out_advantages,
     log_probability,
-    next_arm_nll,
     policy_gradient_loss,
+    prediction_nll,
 )
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Outputs, Weights, replay, shared
@@ -149,7 +150,9 @@ def inner_loss(
     """
     loss = torch.zeros_like(outputs.values[:, 0, 0])
     if outputs.arm_logits is not None:
-        loss = loss + method.world_model.loss_weight * next_arm_nll(outputs.arm_logits, history.labels, history.seen)
+        loss = loss + method.world_model.loss_weight * prediction_nll(
+            method.architecture, outputs.arm_logits, history.labels, history.seen
+        )
     if method.meta.inner_policy_weight:
         centred = advantages - advantages.mean((1, 2), keepdim=True)
         scaled = centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
@@ -341,7 +344,8 @@ class _Part:
         total = policy + training.value_weight * value - entropy_weight * spread
         if outputs.arm_logits is not None:
             history = self._experience.history
-            self.nll = next_arm_nll(outputs.arm_logits, history.labels, history.seen).mean()
+            architecture = self._method.architecture
+            self.nll = prediction_nll(architecture, outputs.arm_logits, history.labels, history.seen).mean()
             total = total + self._method.world_model.loss_weight * self.nll
         self._told = {
             "principal/value_loss": value.detach(),
@@ -355,7 +359,7 @@ class _Part:
         told["principal/return"] = self._experience.rewards.sum(1).mean()
         if self.nll is not None and self._outputs.arm_logits is not None:
             history = self._experience.history
-            hit = (self._outputs.arm_logits.argmax(-1) == history.labels).float()
+            hit = hits(self._method.architecture, self._outputs.arm_logits, history.labels).float()
             told["world_model/nll_after"] = self.nll.detach()
             told["world_model/accuracy"] = hit.mean() if history.seen is None else hit[history.seen].mean()
         return told

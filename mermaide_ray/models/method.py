@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.experiment import Environment, Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import PerArm
 from mermaide_ray.models.principal import Architecture, Weights
-from mermaide_ray.trajectory import View
+from mermaide_ray.trajectory import view_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Method:
     def of(cls, experiment: Experiment) -> Method:
         """The method that an experiment asks for."""
         environment, world_model, training = experiment.environment, experiment.world_model, experiment.training
-        view = View(environment)
+        view = view_of(environment)
         # The length over which rewards add up: the horizon, or the discount's.
         scale = view.horizon if training.gamma == 1 else min(view.horizon, 1 / (1 - training.gamma))
         architecture = Architecture(
@@ -41,18 +42,20 @@ class Method:
             value_scale=float(scale),
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
             per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
+            mixture=_mixture(environment, world_model.components),
         )
         return cls(architecture, experiment.meta_learning, training, world_model)
 
     def at(self, environment: Environment) -> Method:
         """The same method in another game, which `experiment.check_game` must have let pass."""
-        view, per_arm = View(environment), self.architecture.per_arm
+        view, per_arm = view_of(environment), self.architecture.per_arm
         architecture = replace(
             self.architecture,
             observation_size=view.observation_size,
             num_arms=view.num_arms,
             num_interventions=view.num_interventions,
             per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
+            mixture=_mixture(environment, self.world_model.components),
         )
         return replace(self, architecture=architecture)
 
@@ -70,6 +73,12 @@ def _per_arm(environment: Environment, encoder_size: int) -> PerArm:
         names_arms=environment.intervention == "arm",
         encoder_size=encoder_size,
     )
+
+
+def _mixture(environment: Environment, components: int) -> MixtureHead | None:
+    if environment.space is None:
+        return None
+    return MixtureHead(components, environment.dimensions, environment.target_width)
 
 
 RATE = "log_inner_lr_"

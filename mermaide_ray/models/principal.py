@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.models.gru import gru_cell, gru_scan
+from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import NUM_POOLS, PerArm
 
 Weights = dict[str, Tensor]
@@ -47,6 +48,7 @@ class Architecture:
         value_scale: Size of a typical return; the value head predicts in units of it.
         context_size: C, entries of the context vector, which shifts the biases of core and policy; 0: none.
         per_arm: How equivariant networks read the arms; None: flat ones.
+        mixture: The world model's head where the agent's action is a point: its size takes the place of A.
     """
 
     observation_size: int
@@ -59,6 +61,12 @@ class Architecture:
     value_scale: float
     context_size: int = 0
     per_arm: PerArm | None = None
+    mixture: MixtureHead | None = None
+
+    @property
+    def prediction_size(self) -> int:
+        """What flat networks predict: a logit per arm, or the parameters of a mixture."""
+        return self.num_arms if self.mixture is None else self.mixture.size
 
     @property
     def feature_size(self) -> int:
@@ -68,7 +76,7 @@ class Architecture:
         """
         if self.per_arm:
             return self.hidden_size + self.per_arm.encoder_size + int(self.world_model)
-        return self.hidden_size + (self.num_arms if self.world_model else 0)
+        return self.hidden_size + (self.prediction_size if self.world_model else 0)
 
     @property
     def policy_outputs(self) -> int:
@@ -81,7 +89,7 @@ class Architecture:
         """Shape of each weight, without the task axis."""
         hidden, wide, features = self.hidden_size, self.policy_hidden, self.feature_size
         shapes: dict[str, tuple[int, ...]] = {}
-        inputs, of_an_arm = self.observation_size, self.num_arms
+        inputs, of_an_arm = self.observation_size, self.prediction_size
         if self.per_arm:
             inputs, of_an_arm = self.per_arm.core_size(self.observation_size), self.per_arm.encoder_size
             shapes |= {"encoder_weight": (self.per_arm.feature_size, of_an_arm), "encoder_bias": (of_an_arm,)}
@@ -120,6 +128,8 @@ class Architecture:
             if name == "policy_output_weight":
                 bound *= 0.1
             weights[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
+        if self.world_model and self.mixture is not None:
+            weights["world_model_bias"] = self.mixture.initial_bias()
         return weights
 
     def adaptable(self, which: Literal["all", "heads", "policy", "world_model", "context"]) -> tuple[str, ...]:
@@ -140,7 +150,8 @@ class Outputs:
     """What the networks say at each step.
 
     Attributes:
-        arm_logits: float [B, T, E, A], the predicted next arm, or None without a world model.
+        arm_logits: float [B, T, E, A], the predicted next arm, or None without a world model; in the continuous game
+            the predicted point, as the raw outputs that `MixtureHead` reads.
         policy_logits: float [B, T, E, I].
         values: float [B, T, E], predicted return to come, in units of the principal's reward.
         state: float [B, E, H], the core's state after the last step.
@@ -239,6 +250,8 @@ def features(
     if not architecture.world_model:
         return None, read
     logits = linear(hidden, weights["world_model_weight"], weights["world_model_bias"])
+    if architecture.mixture is not None:
+        return logits, torch.cat([read, architecture.mixture.readable(logits)], dim=-1)
     if arms is not None:
         logits = arms.scores(logits)
     predicted = log_softmax(logits).exp()

@@ -1,0 +1,100 @@
+"""The world model's head in the continuous game: a density of the agent's next point.
+
+A mixture of M Gaussians, each truncated to the cube [0, 1]^d and with a diagonal covariance, and of one uniform
+component: a proper density, whose logarithm no single point makes very small. Means lie in the cube and deviations in
+[LEAST_SCALE, MOST_SCALE], so that the mass that truncation leaves is never small: nothing cancels in float32.
+
+Source: Bishop, Mixture Density Networks, 1994, Eq. 22 to 29; differs: truncation, a uniform component, diagonal
+covariances, bounded deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST_SCALE, MOST_SCALE = 0.02, 0.5
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parameters of mixtures.
+
+    Attributes:
+        log_weights: float [..., M + 1], the uniform component's last.
+        means, scales: float [..., M, d].
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class MixtureHead:
+    """How a head's raw outputs are read. Inputs and outputs may have any leading axes.
+
+    Attributes:
+        components: M, Gaussians.
+        dimensions: d.
+        width: Distance within which a point counts as predicted (`hits`).
+    """
+
+    components: int
+    dimensions: int
+    width: float
+
+    @property
+    def size(self) -> int:
+        """Raw outputs: a logit per component and one for the uniform, then means, then scales."""
+        return self.components * (1 + 2 * self.dimensions) + 1
+
+    def initial_bias(self) -> Tensor:
+        """Components of equal weight, their means spread over the cube, float [size]."""
+        spread = torch.linspace(-2.0, 2.0, self.components)
+        # Along the second coordinate in another order, or all means would lie on the diagonal.
+        order = [torch.arange(self.components), torch.arange(self.components) * 2 % self.components]
+        means = torch.stack([spread[order[axis]] for axis in range(self.dimensions)], dim=1)
+        return torch.cat([torch.zeros(self.components + 1), means.flatten(), torch.full_like(means.flatten(), -1.0)])
+
+    def read(self, raw: Tensor) -> Components:
+        """The mixtures that raw outputs [..., size] stand for."""
+        logits, rest = raw[..., : self.components + 1], raw[..., self.components + 1 :].sigmoid()
+        means, scales = rest.reshape(*raw.shape[:-1], 2, self.components, self.dimensions).unbind(-3)
+        return Components(
+            log_weights=logits - logits.logsumexp(-1, keepdim=True),
+            means=means,
+            scales=LEAST_SCALE + (MOST_SCALE - LEAST_SCALE) * scales,
+        )
+
+    def readable(self, raw: Tensor) -> Tensor:
+        """What the policy reads of a mixture: weights, means and relative scales, float [..., size] in [0, 1]."""
+        logits, rest = raw[..., : self.components + 1], raw[..., self.components + 1 :]
+        return torch.cat([(logits - logits.logsumexp(-1, keepdim=True)).exp(), rest.sigmoid()], dim=-1)
+
+    def log_density(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Logarithm of the density, nats [...], of points [..., d] under raw outputs [..., size]."""
+        mixture = self.read(raw)
+        deviation = (points.to(raw.dtype).unsqueeze(-2) - mixture.means) / mixture.scales
+        inside = _normal_cdf((1 - mixture.means) / mixture.scales) - _normal_cdf(-mixture.means / mixture.scales)
+        log_gaussian = -0.5 * deviation.square() - (mixture.scales * inside).log() - 0.5 * math.log(2 * math.pi)
+        uniform = torch.zeros_like(raw[..., :1])
+        return (mixture.log_weights + torch.cat([log_gaussian.sum(-1), uniform], dim=-1)).logsumexp(-1)
+
+    def nll(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Mean negative log-likelihood (nats per pull), [B], of points [B, T, E, d] under [B, T, E, size]."""
+        return -self.log_density(raw, points).mean((1, 2))
+
+    def hits(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Whether each point lies within `width` of the likeliest Gaussian's mean, bool [...]."""
+        mixture = self.read(raw)
+        likeliest = mixture.log_weights[..., :-1].argmax(-1)[..., None, None]
+        guess = mixture.means.gather(-2, likeliest.expand(*likeliest.shape[:-1], self.dimensions)).squeeze(-2)
+        return (points - guess).square().sum(-1) <= self.width**2
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + (x / math.sqrt(2)).erf())
