@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,24 @@ TASKS = 12
 Curve = dict[float, Interval]
 
 
-def results(study: Study, cells: Mapping[float, Mapping[int, Cell]]) -> dict[str, Curve]:
-    """The three measures of one kind of networks by number of arms.
+@dataclass(frozen=True)
+class Scored:
+    """What one kind of networks was scored on.
 
-    Args:
+    Attributes:
         study: The sweep.
         cells: Number of arms -> K -> cell.
     """
+
+    study: Study
+    cells: Mapping[float, Mapping[int, Cell]]
+
+
+def results(scored: Scored) -> dict[str, Curve]:
+    """The three measures of one kind of networks by number of arms."""
     found: dict[str, Curve] = {"score": {}, "gain": {}, "loss": {}}
-    for arms, by_k in sorted(cells.items()):
+    study = scored.study
+    for arms, by_k in sorted(scored.cells.items()):
         low, high = by_k[min(by_k)], by_k[max(by_k)]
         score, loss = study.cells.interval([high], SCORE, QUARTILE), study.cells.interval([high], "wm_nll_after", 0)
         if score is not None:
@@ -67,33 +77,47 @@ def results(study: Study, cells: Mapping[float, Mapping[int, Cell]]) -> dict[str
             found["loss"][arms] = Interval(*(value / math.log(arms) for value in (loss.value, loss.low, loss.high)))
         gain = study.cells.gain([high], [low])
         if low != high and gain.size:
-            found["gain"][arms] = bootstrap_interval(gain.to_numpy(), seed=0, trim=0)
+            found["gain"][arms] = bootstrap_interval(gain.to_numpy(), seed=0, trim=QUARTILE)
     return found
 
 
-def own(study: Study, kind: str) -> dict[float, dict[int, Cell]]:
-    """Cells of the networks of one kind, each trained at the size at which it is scored."""
+def own(study: Study, kind: str) -> Scored:
+    """Networks of one kind, each trained at the size at which it is scored."""
     chosen = study.settings[study.settings["world_model.arms"] == kind]
-    return {
-        float(arms): {k: Cell(study.main, str(setting), CONDITION, k) for k in study.cells.ks(study.main, CONDITION)}
-        for setting, arms in chosen["environment"].items()
-    }
+    ks = study.cells.ks(study.main, CONDITION)
+    return Scored(
+        study,
+        {
+            float(arms): {k: Cell(study.main, str(setting), CONDITION, k) for k in ks}
+            for setting, arms in chosen["environment"].items()
+        },
+    )
 
 
-def transferred(study: Study) -> dict[float, dict[int, Cell]]:
-    """Cells of the networks trained at 10 arms, by the size at which they are scored."""
+def transferred(study: Study) -> Scored:
+    """Networks trained at 10 arms, by the size at which they are scored."""
     found: dict[float, dict[int, Cell]] = {}
     for cell in study.cells:
         if cell.method == study.main:
             found.setdefault(float(cell.condition.removeprefix("arms_")), {})[cell.k] = cell
+    return Scored(study, found)
+
+
+def rule(scored: Scored) -> Scored:
+    """The best fixed rule in the same games."""
+    find, games = scored.study.cells.find, {arms: by_k[0] for arms, by_k in scored.cells.items()}
+    played = {arms: find("first_n", cell.setting, cell.condition, 0) for arms, cell in games.items()}
+    return Scored(scored.study, {arms: {0: cell} for arms, cell in played.items() if cell is not None})
+
+
+def differences(one: Scored, other: Scored) -> Curve:
+    """Score at the largest K of one kind of networks less the other's, paired over agents and seeds, by arms."""
+    found: Curve = {}
+    for arms in sorted(one.cells.keys() & other.cells.keys()):
+        mine, theirs = (side.study.cells.matrix(side.cells[arms][max(side.cells[arms])]) for side in (one, other))
+        assert mine.shape == theirs.shape, "both met the same agents"
+        found[arms] = bootstrap_interval(mine.to_numpy() - theirs.to_numpy(), seed=0, trim=QUARTILE)
     return found
-
-
-def rule(study: Study, cells: Mapping[float, Mapping[int, Cell]]) -> dict[str, Curve]:
-    """The score of the best fixed rule in the games that were scored."""
-    games = {arms: next(iter(by_k.values())) for arms, by_k in cells.items()}
-    played = {arms: study.cells.find("first_n", cell.setting, cell.condition, 0) for arms, cell in games.items()}
-    return results(study, {arms: {0: cell} for arms, cell in played.items() if cell is not None})
 
 
 def costs(sizes: Mapping[float, int]) -> dict[str, Curve]:
@@ -152,6 +176,11 @@ def draw(found: Mapping[str, Mapping[str, Curve]], note: str) -> Figure:
     return figure
 
 
+def _tell(what: str, curve: Curve) -> None:
+    for arms, point in curve.items():
+        print(f"{what:64s} |A| = {arms:3g}  {point.value:+8.3f} [{point.low:+.3f}, {point.high:+.3f}]")
+
+
 def main() -> None:
     """Reads both sweeps, measures the costs, prints all numbers, draws them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,21 +189,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    study, elsewhere = read_study([args.own]), read_study([args.transfer])
-    at_home, away = {kind: own(study, kind) for kind in ("flat", "equivariant")}, transferred(elsewhere)
-    found = {kind: results(study, cells) for kind, cells in at_home.items()}
-    found[TRANSFERRED] = results(elsewhere, away)
-    found[RULE] = rule(elsewhere, away)
+    study, elsewhere = read_study([args.own]), transferred(read_study([args.transfer]))
+    flat, equivariant = (own(study, kind) for kind in ("flat", "equivariant"))
+    kinds = dict(zip(CURVES, (flat, equivariant, elsewhere, rule(elsewhere)), strict=True))
+    found = {name: results(scored) for name, scored in kinds.items()}
     # The horizons of the sweeps: what is left after each arm was pulled once.
-    for kind, curve in costs({arms: int(90 + arms) for arms in sorted({*at_home["flat"], *away})}).items():
+    for kind, curve in costs({arms: int(90 + arms) for arms in sorted({*flat.cells, *elsewhere.cells})}).items():
         found[kind]["cost"] = curve
     for key in MEASURES:
         for name in CURVES:
-            for arms, point in found[name].get(key, {}).items():
-                print(f"{key:5s}  {name:32s} |A| = {arms:3g}  {point.value:8.3f} [{point.low:.3f}, {point.high:.3f}]")
+            _tell(f"{key:5s} {name}", found[name].get(key, {}))
+    for what, one, other in (("equivariant", equivariant, flat), (TRANSFERRED, elsewhere, flat)):
+        _tell(f"score {what}, less flat", differences(one, other))
+    _tell(f"score {TRANSFERRED}, less trained there", differences(elsewhere, equivariant))
     note = (
-        f"Agents of the training range, {len(study.cells.seeds(at_home['flat'][10][1]))} training seeds; 95% bootstrap "
-        "intervals over seeds and tasks; score: interquartile mean, 0 never intervene, 1 oracle; loss: 1 is that of "
+        f"Agents of the training range, {len(study.cells.seeds(flat.cells[10][1]))} training seeds; 95% bootstrap "
+        "intervals over seeds and tasks; scores: interquartile mean, 0 never intervene, 1 oracle; loss: 1 is that of "
         "predicting every arm alike. Cost: a meta-iteration of 12 tasks, second order, one core."
     )
     save_figure(draw(found, note), args.out)
