@@ -25,7 +25,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
@@ -39,7 +39,7 @@ from mermaide_ray.config_file import merge
 from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
@@ -249,6 +249,11 @@ class Mermaide(Algorithm):
         except RayTaskError as error:
             # A learner actor's own sentence, without Ray's frames around it.
             raise (error.cause if isinstance(error.cause, RunFault) else error) from None
+        except RayActorError as error:
+            raise WorkersLost(
+                f"every learner must answer, but one is gone: {str(error).splitlines()[0]} (a run goes on from its "
+                "last checkpoint with --resume, a sweep by itself)"
+            ) from None
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         updated = time.perf_counter()
 

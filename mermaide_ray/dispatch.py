@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import RunFault, WorkersLost
 from mermaide_ray.rollout import Sample
 
 # How long to wait for sampling actors that Ray is starting again, none being left, before giving up: on a loaded
@@ -66,7 +66,8 @@ class Dispatch:
             version: Of the weights.
 
         Raises:
-            RunFault: Sampling fails, or no actor is left that could.
+            RunFault: Sampling fails.
+            WorkersLost: No actor is left that could.
         """
         count = self._group.num_remote_env_runners()
         cut = [list(tasks[start::count]) for start in range(min(count, len(tasks)))]
@@ -145,7 +146,7 @@ class Dispatch:
         errors, count = self._errors(), self._group.num_remote_env_runners()
         all_dead = len(errors) == count and all(isinstance(error, ActorDiedError) for error in errors)
         if all_dead or time.monotonic() - since > REVIVAL_SECONDS:
-            raise RunFault(
+            raise WorkersLost(
                 f"one of {count} sampling actors must bring what it sampled, but for {time.monotonic() - since:.0f} s "
                 f"none did: {self.last_words(errors)}"
             )

@@ -11,3 +11,7 @@ class RunFault(RuntimeError):
     """The input was fine, the run was not (a crashed worker, a full disk, a loss that is not a number)."""
 
     exit_code = 1
+
+
+class WorkersLost(RunFault):
+    """Processes that the run needs are gone, with their node perhaps: it can be gone on with from its checkpoint."""

@@ -36,7 +36,7 @@ from conftest import tiny
 from crashes import RUNNER, TRIAL, crash, processes, send, slow_down
 
 NODES = 4
-ENV_STEPS = 40_800
+ENV_STEPS = 16_800
 # A sweep whose driver was started again this often in a row without any progress will never end.
 _MOST_STARTS = 5
 _SERVER = """

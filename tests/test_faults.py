@@ -25,7 +25,7 @@ import mermaide_ray.dispatch
 from mermaide_ray.algorithm import Mermaide, MermaideConfig
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import RunFault, WorkersLost
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.storage import RunDirectory, load_principal
 
@@ -136,6 +136,22 @@ def test_runner_that_always_crashes_stops_the_run(monkeypatch: pytest.MonkeyPatc
     message = _fault_of(Crashing)
     assert "one of 1 sampling actors must bring what it sampled" in message
     assert "s none did" in message
+
+
+def test_learner_that_dies_stops_the_run_with_one_sentence() -> None:
+    algorithm = MermaideConfig.of(tiny(env_runners={"num_learners": 1})).build_algo()
+
+    def die_in_the_next_update(learner: Any) -> None:
+        learner._meta_update = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        algorithm.train()
+        algorithm.learner_group.foreach_learner(die_in_the_next_update)
+        with pytest.raises(WorkersLost, match="every learner must answer, but one is gone") as fault:
+            algorithm.train()
+        assert "\n" not in str(fault.value)
+    finally:
+        algorithm.stop()
 
 
 def test_sample_from_old_weights_stops_the_run() -> None:

@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams import metadata
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
+from mermaide_ray.errors import WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal
@@ -293,6 +294,24 @@ def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monke
     assert {part["validation/score_k1"] for part in told} == {WORST}
     outcome = assemble(plan_from(config), store)
     assert (outcome.count("done"), outcome.count("failed"), outcome.count("stopped")) == (1, 1, 2)
+
+
+def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not failed: what it needs is elsewhere."""
+    store = Store(str(tmp_path / "out"))
+    store.write("sweep.yaml", dump_sweep(load_sweep(write_sweep(tmp_path))).encode())
+
+    def lost(run: SweepRun) -> dict[str, float]:
+        raise WorkersLost("one of 4 sampling actors must bring what it sampled")
+
+    monkeypatch.setattr(SweepRun, "advance", lost)
+    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
+    with pytest.raises(WorkersLost):
+        trial.step()
+    assert store.names("failures") == []
 
 
 def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from mermaide_ray.algorithm import Mermaide
-from mermaide_ray.errors import InputError
+from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
 from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
@@ -75,6 +75,8 @@ class SweepTrial(tune.Trainable):
                 continue
             try:
                 told.append(run.advance())
+            except WorkersLost:
+                raise  # as a trial whose own process died: started again from its checkpoint, elsewhere perhaps
             except Exception as error:
                 # Not raised: Tune would take it for a crash, and start the trial again only to see it fail again.
                 run.fail(error)
