@@ -131,6 +131,18 @@ def test_what_is_told_is_what_happened(alone: Run) -> None:
         assert told["throughput/bytes_per_env_step"] < 3
 
 
+def test_what_is_shipped_tells_the_learner_of_moving_targets_and_of_what_was_seen(local_ray: None) -> None:
+    run = _run(tiny(environment={"changes": {"target_moves": 2}, "sight": {"share": 0.5}}))
+    for told, columns in zip(run.told, run.columns, strict=True):
+        hits = columns["query_arms"] == columns["moving"][:, None]
+        rewards = hits - 0.3 * (columns["query_interventions"] > 0)
+        assert told["principal/return"] == pytest.approx(rewards.sum(2).mean(), rel=1e-5)
+        assert told["principal/success_rate"] == pytest.approx(hits.mean(), rel=1e-5)
+        assert columns["query_shown"].dtype == columns["support_shown"].dtype == columns["moving"].dtype == np.uint8
+        assert (columns["query_shown"] == 4).any()
+        assert 0 < told["world_model/nll_after"] < 3
+
+
 def test_every_scalar_is_told_and_every_metric_told_is_known(alone: Run) -> None:
     expected = {metric.key for metric in SCALARS if not metric.key.startswith("validation/")}
     assert alone.told[0].keys() == expected
