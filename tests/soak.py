@@ -37,6 +37,7 @@ from crashes import RUNNER, TRIAL, crash, processes, send, slow_down
 
 NODES = 4
 ENV_STEPS = 16_800
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 # A sweep whose driver was started again this often in a row without any progress will never end.
 _MOST_STARTS = 5
 _SERVER = """
@@ -93,11 +94,7 @@ class Soak:
         )
         assert self.server.stdout is not None
         host, port = self.server.stdout.readline().split()
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        os.environ |= CREDENTIALS
         import boto3
 
         self.bucket = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")

@@ -16,7 +16,7 @@ import yaml
 from conftest import tiny
 from crashes import RUNNER, TRIAL, crash, processes
 from rich.console import Console
-from soak import soak
+from soak import CREDENTIALS, soak
 
 # Before any Ray is up: Tune registers what it finds with that one, even when it is down again (ray 2.60).
 import mermaide_ray.sweep.tuning  # noqa: F401
@@ -124,7 +124,9 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
         pd.testing.assert_frame_equal(*(table.drop(columns=timings, errors="ignore") for table in tables))
 
 
-def test_soak(tmp_path: Path) -> None:
+def test_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three faults of those that `python tests/soak.py` makes by the dozen, and that no other test makes."""
+    for key, value in CREDENTIALS.items():
+        monkeypatch.setenv(key, value)  # so that they are taken away again
     faults = soak(tmp_path, faults=3, runs=2, seed=11)
     assert {fault.kind for fault in faults} == {"driver killed", "storage frozen", "node ten times slower"}
