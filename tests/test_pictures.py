@@ -86,6 +86,25 @@ def test_many_conditions_stand_side_by_side_with_their_differences_and_gains(tmp
     assert figures["comparison"].axes[0].containers[0][0].get_xdata() == pytest.approx([0.14], abs=1e-3)
 
 
+def test_settings_told_in_words_stand_side_by_side_in_every_condition(tmp_path: Path) -> None:
+    options = {"tasks": 6, "seeds": 2, "profiles": False, "conditions": CONDITIONS}
+    search = {"agents.families": ["all_sorts", "ucb"]}
+    study = read_study([write_sweep(tmp_path / "sweep", {"mermaide": Effects(**EXACT)}, search=search, **options)])
+    returns, interventions = drawn(study)["families_over_conditions"].axes
+    rows = study.cells.pooled
+    for axis, measure in ((returns, "return"), (interventions, "interventions")):
+        assert [bars.get_label() for bars in axis.containers] == ["families = all_sorts", "families = ucb"]
+        for value, bars in zip(("all_sorts", "ucb"), axis.containers, strict=True):
+            settings = [str(setting) for setting in study.settings.index[study.settings["agents.families"] == value]]
+            expected = [
+                rows(study.at_largest("mermaide", condition, settings), measure).to_numpy().mean()
+                for condition in CONDITIONS
+            ]
+            assert bars[0].get_ydata() == pytest.approx(expected, abs=1e-3)
+        assert {line.get_label() for line in axis.lines if not line.get_label().startswith("_")} == {"oracle", "never"}
+    assert not np.allclose(*(bars[0].get_ydata() for bars in returns.containers))
+
+
 def test_predictions_in_many_conditions_stand_beside_their_floors(tmp_path: Path) -> None:
     methods = {"mermaide": Effects(model_margin=0.5)}
     options = {"tasks": 6, "seeds": 2, "profiles": False, "conditions": CONDITIONS, "ks": (0, 1, 5)}

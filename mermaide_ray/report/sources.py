@@ -26,6 +26,7 @@ MEASURES = (
     "success_rate",
     "interventions",
     "cost",
+    "agent_return",
     "never_return",
     "oracle_return",
     "support_return",

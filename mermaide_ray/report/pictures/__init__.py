@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mermaide_ray.report.answer import Answer
 from mermaide_ray.report.pictures.agents import adaptation_gain, world_model_loss
-from mermaide_ray.report.pictures.conditions import over_conditions, world_model_conditions
+from mermaide_ray.report.pictures.conditions import over_conditions, settings_over_conditions, world_model_conditions
 from mermaide_ray.report.pictures.picture import Picture
 from mermaide_ray.report.pictures.scores import comparison, kshot_curve, pareto, performance_profiles
 from mermaide_ray.report.pictures.swept import setting_curves, shift_matrices
@@ -19,6 +19,7 @@ DRAWN = (
     performance_profiles,
     setting_curves,
     shift_matrices,
+    settings_over_conditions,
     pareto,
     learning_curves,
     adaptation_gain,

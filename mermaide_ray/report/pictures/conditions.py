@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, measure_name
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.pictures.picture import MOST_METHODS, MOST_PANELS, Picture, basis, small_print
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
-from mermaide_ray.report.study import Study
+from mermaide_ray.report.study import Study, short, shown
 from mermaide_ray.report.table import SCORE, label
 
+BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
+BOUNDS = ("oracle", "never")
 NLL_FLOORS = {"every arm alike": "wm_nll_uniform", "running frequencies": "wm_nll_frequency"}
 
 
@@ -56,6 +58,44 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     )
 
 
+def settings_over_conditions(study: Study) -> Iterator[Picture]:
+    """What both sides get in every condition, by each setting that is told in words, such as the agents trained on."""
+    if len(study.conditions) <= MOST_PANELS:
+        return
+    for key in study.dimensions:
+        values = study.values_of(key)
+        if study.is_numeric(key) or not 1 < len(values) <= MOST_METHODS:
+            continue
+        rows = []
+        for name, measure in BOTH_SIDES.items():
+            if measure not in study.cells.measures:
+                continue
+            series: dict[str, dict[str, Interval]] = {}
+            for value in values:
+                settings = [str(setting) for setting in study.settings.index[study.settings[key] == value]]
+                series[f"{short(key)} = {shown(value)}"] = _means(study, study.main, measure, settings)
+            bounds = {bound: _means(study, bound, measure) for bound in BOUNDS if bound in study.methods}
+            rows.append(Row(name, series, bounds))
+        what = "Means, 95% bootstrap intervals over training seeds and tasks"
+        told = [
+            f"{name}, {condition}: {interval.value:.1f}"
+            for name, found in rows[0].series.items()
+            for condition, interval in found.items()
+        ]
+        yield Picture(
+            f"{short(key)}_over_conditions",
+            f"Return, interventions and what the agent earns by {key}",
+            f"{label(study.main)} at its largest K in every condition, by {short(key)}. Lines: {' and '.join(BOUNDS)}.",
+            f"Points over {len(study.conditions)} conditions. Return: {'; '.join(told)}.",
+            condition_rows(
+                rows,
+                study.conditions,
+                {},
+                note=small_print(study, f"{what}. {basis(study, 'return')}"),
+            ),
+        )
+
+
 def world_model_conditions(study: Study) -> Iterator[Picture]:
     """How well the next arm is predicted in every condition, after each number of support episodes."""
     if len(study.conditions) <= MOST_PANELS or "wm_nll_after" not in study.cells.measures:
@@ -69,9 +109,11 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     for name, (measure, floors) in measures.items():
         if measure not in study.cells.measures:
             continue
-        series = {f"K = {k}": _means(study, measure, [k]) for k in study.cells.ks(study.main)[:MOST_METHODS]}
+        series = {
+            f"K = {k}": _means(study, study.main, measure, k=k) for k in study.cells.ks(study.main)[:MOST_METHODS]
+        }
         below = {
-            floor: _means(study, column, study.cells.ks(study.main)[-1:])
+            floor: _means(study, study.main, column)
             for floor, column in floors.items()
             if column in study.cells.measures
         }
@@ -121,10 +163,13 @@ def _gains(study: Study, method: str) -> dict[str, Interval]:
     return found
 
 
-def _means(study: Study, measure: str, ks: list[int]) -> dict[str, Interval]:
-    found = {
-        condition: study.cells.interval(study.cells_of(study.main, k, [condition]), measure, 0)
-        for condition in study.conditions
-        for k in ks
-    }
+def _means(
+    study: Study, method: str, measure: str, settings: Sequence[str] | None = None, k: int | None = None
+) -> dict[str, Interval]:
+    """Means by condition, over some settings (default: all), at one K (default: the largest)."""
+    found = {}
+    for condition in study.conditions:
+        ks = study.largest(method, condition) if k is None else [k]
+        cells = [cell for k in ks for cell in study.cells_of(method, k, [condition], settings)]
+        found[condition] = study.cells.interval(cells, measure, 0)
     return {condition: interval for condition, interval in found.items() if interval is not None}

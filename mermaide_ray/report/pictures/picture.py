@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import label
+from mermaide_ray.report.table import SCORE, label
 
 # More panels side by side can't be read; more curves in one can't be told apart.
 MOST_PANELS = 3
@@ -61,9 +61,9 @@ def left_out(study: Study) -> str:
     return f" {missing} further conditions are in the tables." if missing > 0 else ""
 
 
-def basis(study: Study) -> str:
+def basis(study: Study, measure: str = SCORE) -> str:
     """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
-    scored = {name: study.cells.pooled(study.at_largest(study.main, name)) for name in study.conditions}
+    scored = {name: study.cells.pooled(study.at_largest(study.main, name), measure) for name in study.conditions}
     condition = next((name for name in reversed(study.conditions) if scored[name].size), study.conditions[-1])
     matrix = scored[condition]
     settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
