@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
+    stock = commands.add_parser("stock-ppo", help="train RLlib's own PPO as the principal, and score it: a baseline")
+    _add_settings(stock)
+    stock.add_argument("--seed", type=_at_least(0), metavar="N", help="training seed (the same as --set seed=N)")
+    stock.add_argument("--network", choices=("lstm", "mlp"), default="lstm", help="default: lstm; mlp: no memory")
+    stock.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
+    stock.set_defaults(call=_stock_ppo)
+
     export = commands.add_parser("export", help="write a principal as safetensors + JSON, to share")
     export.add_argument("checkpoint", type=Path, help="run folder or checkpoint")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -255,6 +262,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         out=args.out,
         overrides=_overrides(args),
     )
+
+
+def _stock_ppo(args: argparse.Namespace) -> None:
+    from mermaide_ray.experiment import load_experiment
+
+    overrides = _overrides(args) | ({} if args.seed is None else {"seed": args.seed})
+    experiment = load_experiment(args.config, args.preset, overrides)
+    from mermaide_ray.baselines.stock_run import train_stock
+
+    train_stock(experiment, args.network, args.out)
 
 
 def _export(args: argparse.Namespace) -> None:

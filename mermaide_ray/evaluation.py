@@ -22,7 +22,7 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Environment, Experiment, Split
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import unroll
-from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import Architecture, Weights, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.report.statistics import interquartile_mean
@@ -132,14 +132,25 @@ class Evaluation:
         game = self.experiment.model_dump_json(include={"environment", "agents"}, exclude={"environment": {"sight"}})
         key = (game, self.split, self.tasks.ids, self.episodes)
         if key not in _known_bounds:
-            _known_bounds[key] = Bounds(self._returns(self._play("never")), self._returns(self._play("oracle")))
+            never, oracle = (self._returns(self._play(self._rule(name))) for name in ("never", "oracle"))
+            _known_bounds[key] = Bounds(never, oracle)
         return _known_bounds[key]
 
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
-        played = self._play(name)
-        rows = self._rows(name, 0, 0, self.tasks, played, {})
-        return Results(rows, pd.DataFrame(), self._profiles(name, 0, 0, played))
+        return self.principal(name, 0, self._rule(name))
+
+    def principal(self, name: str, seed: int, principal: Principal) -> Results:
+        """Scores whoever plays the lockstep game without adapting: K = 0.
+
+        Args:
+            name: Its name in the rows.
+            seed: Its training seed; 0 for what is not trained.
+            principal: The player of all tasks x `episodes` at once.
+        """
+        played = self._play(principal)
+        rows = self._rows(name, seed, 0, self.tasks, played, {})
+        return Results(rows, pd.DataFrame(), self._profiles(name, seed, 0, played))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes."""
@@ -189,9 +200,11 @@ class Evaluation:
             self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
         )
 
-    def _play(self, name: str) -> Trajectories:
+    def _rule(self, name: str) -> Principal:
+        return baseline_named(name)(self.experiment, self.split, self.tasks, self.episodes)
+
+    def _play(self, principal: Principal) -> Trajectories:
         environment, episodes = self.experiment.environment, self.episodes
-        principal = baseline_named(name)(self.experiment, self.split, self.tasks, episodes)
         return play(environment, self.tasks, episodes, self._dice(self.tasks), principal)
 
     def _dice(self, tasks: Tasks) -> Dice:

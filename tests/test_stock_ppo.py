@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from conftest import stock_families
+from ray.rllib.core.columns import Columns
 
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
+from mermaide_ray.baselines.stock_run import StockPrincipal, train_stock
+from mermaide_ray.evaluation import Evaluation
+from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.models.principal import choose
+from mermaide_ray.report.sources import curves_of, read_source
+from mermaide_ray.trajectory import View
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -37,3 +45,46 @@ def test_one_iteration_trains_the_principal_and_nothing_else(network: Network) -
     assert result["env_runners"]["num_env_steps_sampled"] >= 16 * 15
     assert any(not torch.equal(torch.as_tensor(after[name]), torch.as_tensor(before[name])) for name in before)
     assert all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in after.values())
+
+
+@pytest.mark.parametrize("network", get_args(Network))
+def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network) -> None:
+    """Step by step with the state handed on, it does what the module does on whole episodes at once."""
+    experiment = stock_families(world_model={"policy_hidden": 8})
+    algorithm = stock_ppo(experiment, network, envs_per_runner=4, episodes_per_iteration=16).build_algo()
+    try:
+        module = algorithm.get_module(PRINCIPAL)
+    finally:
+        algorithm.stop()
+    evaluation = Evaluation(experiment, "test", num_tasks=5, episodes=3)
+    view = View(experiment.environment)
+    player = StockPrincipal(module, view)
+    dice = deal_for(experiment.environment, evaluation.key, evaluation.tasks, 3)
+    played = play(experiment.environment, evaluation.tasks, 3, dice, player)
+    history = view.history(played)
+    # [B, T, E, D] -> [N, T, D].
+    observations = history.observations.transpose(1, 2).flatten(0, 1)
+    batch = {Columns.OBS: observations}
+    if module.is_stateful():
+        initial = {name: torch.as_tensor(value) for name, value in module.get_initial_state().items()}
+        batch[Columns.STATE_IN] = {name: value.expand(15, *value.shape) for name, value in initial.items()}
+    with torch.no_grad():
+        logits = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
+    expected = choose(logits, dice.principal[: logits.shape[1]].T)
+    assert torch.equal(expected, history.actions.transpose(1, 2).flatten(0, 1))
+    assert 0 < float((expected > 0).float().mean()) < 1
+
+
+def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path) -> None:
+    experiment = stock_families(world_model={"policy_hidden": 8}, training={"env_steps": 1000}).model_copy(
+        update={"seed": 3}
+    )
+    train_stock(experiment, "lstm", tmp_path / "stock")
+    source = read_source(tmp_path / "stock")
+    mine = source.rows[source.rows["method"] == "stock_ppo_lstm"]
+    assert set(mine["seed"]) == {3}
+    assert set(mine["k"]) == {0}
+    assert set(mine["condition"]) == {"validation", "test"}
+    assert mine["return"].notna().all()
+    [frame] = curves_of(source, ("principal/return",))["stock_ppo_lstm"]
+    assert frame["throughput/env_steps"].iloc[-1] >= 1000

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mermaide_ray.report.answer import Answer, measure_name
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
-from mermaide_ray.report.pictures.picture import MOST_METHODS, MOST_PANELS, Picture, basis, small_print
+from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import Study, short, shown
 from mermaide_ray.report.table import SCORE, label
@@ -26,7 +26,8 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     gains = {label(method): _gains(study, method) for method in trained}
     against: dict[str, dict[str, Interval]] = {}
     for contrast in answer.by_condition:
-        if len(contrast.conditions) == 1:
+        # The score is itself the difference to never intervening.
+        if len(contrast.conditions) == 1 and contrast.other not in ENDS:
             against.setdefault(contrast.other, {})[contrast.conditions[0]] = contrast.difference
     rows = [
         Row("normalised score", {name: found for name, found in scores.items() if found}),

@@ -16,6 +16,8 @@ from mermaide_ray.report.table import SCORE, label
 MOST_PANELS = 3
 MOST_METHODS = 8
 MOST_FAMILIES = 4
+# The ends of the normalised scale.
+ENDS = ("never", "oracle")
 
 
 @dataclass(frozen=True)

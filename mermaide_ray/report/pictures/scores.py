@@ -16,6 +16,7 @@ from mermaide_ray.report.charts import (
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
 from mermaide_ray.report.figures import kshot_panels
 from mermaide_ray.report.pictures.picture import (
+    ENDS,
     MOST_METHODS,
     MOST_PANELS,
     Picture,
@@ -31,7 +32,6 @@ from mermaide_ray.report.table import SCORE, is_privileged, label
 
 # Settings drawn as a cloud.
 MOST_DOTS = 400
-ENDS = ("never", "oracle")
 
 
 def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
