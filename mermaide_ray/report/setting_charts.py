@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 # From this ratio of the largest to the smallest value on, a setting is drawn on a logarithmic axis.
 LOG_RATIO = 20
 SMALL = 0.01
+LOWEST_COLOUR = -0.25
 # Letters side by side in a panel.
 PANEL_LETTERS = 36
 
@@ -87,7 +88,9 @@ def shift_matrix(
     figure.set_figheight(height + 0.14 * lines)
     figure.set_figwidth(max(figure.get_figwidth(), len(matrices) * (0.5 * len(columns[1]) + 0.6) + 2.2))
     every = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices.values()])
-    low, high = float(every.min()), float(every.max())
+    # Where the oracle gains next to nothing, scores far below 0 would take all colours from the rest.
+    high = float(every.max())
+    low = min(max(float(every.min()), LOWEST_COLOUR), high)
     image = None
     for axis, (method, matrix) in zip(axes[0], matrices.items(), strict=True):
         image = axis.imshow(matrix, vmin=low, vmax=high, cmap="cividis", aspect="auto", interpolation="nearest")

@@ -137,17 +137,21 @@ def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture:
     points: dict[str, list[Point]] = {}
     for condition in panels_of(study):
         for method in study.methods:
+            line = []
             for value in values:
                 settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
-                cells = study.at_largest(method, condition, settings)
-                points.setdefault(condition, []).extend(_points(study, method, value, [cells]))
+                line += _points(study, method, value, [study.at_largest(method, condition, settings)])
+            # Who never or always intervenes heeds no setting, and would press all others into a corner.
+            if len({(point.cost, point.success) for point in line}) > 1:
+                points.setdefault(condition, []).extend(line)
     name = short(key)
     note = small_print(study, f"Means over training seeds and tasks, largest K of each method. {basis(study)}")
     return Picture(
         "pareto_front",
         f"Success against cost, over {key}",
-        f"Upper left is better. Dotted lines join the values of {name}, written beside {label(study.main)}; the grey "
-        "line joins what no unprivileged method beats in both success and cost." + left_out(study),
+        f"Upper left is better. Dotted lines join the values of {name}, written beside {label(study.main)}; rules that "
+        "heed it not are left out; the grey line joins what no unprivileged method beats in both success and cost."
+        + left_out(study),
         f"Scatter of success rate against cost. {_front_told(points, name)}.",
         pareto_front(points, {}, study.methods, named=[study.main], note=note),
     )
