@@ -32,6 +32,8 @@ from mermaide_ray.report.table import render_terminal, summary
 from mermaide_ray.storage import RunDirectory, whole_file
 from mermaide_ray.trajectory import View
 
+_LOG_WIDTH = 100
+
 
 class StockPrincipal:
     """A trained module of RLlib's as a player of the lockstep game.
@@ -80,6 +82,8 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
     """
     torch.set_num_threads(1)
     console = Console()
+    if not console.is_terminal:  # a pipe or a log: room for the table
+        console = Console(width=_LOG_WIDTH)
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
     run = RunDirectory.create(out, experiment)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
