@@ -238,7 +238,8 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
             _across(axis, "", [found[name] for name in chosen], heights, style)
         axis.set_title(title_of(condition))
         axis.set_xlabel("loss on the next arm (nats per pull)")
-        axis.set_xlim(left=0)
+        if min(interval.low for interval in found.values()) >= 0:  # a density's (continuous game) may be negative
+            axis.set_xlim(left=0)
     axes[0][0].set_yticks(-np.arange(len(names)), names)
     finish(figure)
     return figure
