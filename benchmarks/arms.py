@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from benchmarks.speed import measure
 from mermaide_ray.agents.distribution import AgentDistribution
@@ -171,6 +172,9 @@ def draw(found: Mapping[str, Mapping[str, Curve]], note: str) -> Figure:
         axis.set_xticks(sizes, [f"{arms:g}" for arms in sizes])
         axis.set_xticks([], minor=True)
     axes[1, 1].set_yscale("log")
+    axes[1, 1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1, 1].yaxis.set_major_formatter(ScalarFormatter())
+    axes[1, 1].yaxis.set_minor_formatter(NullFormatter())
     finish(figure)
     draw_legend(figure, axes, CURVES)
     return figure
