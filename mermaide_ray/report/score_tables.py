@@ -78,13 +78,14 @@ def world_model_table(study: Study) -> Table | None:
             continue
         floor, above = study.better_floor(last)
         means = [study.cells.pooled(losses[k], "wm_nll_after") for k in ks]
+        found = [study.cells.pooled(last, measure) for measure in shown.values()]
         rows.append(
             (
                 condition,
                 *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in means),
                 f"{study.cells.pooled(last, floor).to_numpy().mean():.3f}",
                 interval_text(bootstrap_interval(above.to_numpy(), seed=0, trim=0), "{:+.3f}"),
-                *(f"{study.cells.pooled(last, measure).to_numpy().mean():.3f}" for measure in shown.values()),
+                *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in found),
                 basis_text(study, last, "wm_nll_after"),
             )
         )
