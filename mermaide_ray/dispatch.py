@@ -79,11 +79,12 @@ class Dispatch:
             under_way = [call for call in self._calls.values() if call.round == self._round]
             missing = set(range(len(cut))) - samples.keys()
             todo = sorted(missing - {call.share for call in under_way})
-            if todo and not self._free():
-                self.restore(at_once=not self._calls)
-                if not self._free() and not self._calls:
-                    alone_since = alone_since or time.monotonic()
-                    self._give_up_in_time(alone_since)
+            # Also while others are free, who may be quick enough to do it all: one that is left out stays out.
+            if len(todo) > len(self._free()):
+                self.restore(at_once=not self._calls and not self._free())
+            if todo and not self._free() and not self._calls:
+                alone_since = alone_since or time.monotonic()
+                self._give_up_in_time(alone_since)
             if 2 * len(took) >= len(cut):
                 todo += [share for share in _late(under_way, statistics.median(took)) if share in missing]
             free = self._free()

@@ -126,14 +126,12 @@ def pareto(study: Study) -> Iterator[Picture]:
         return
     key = study.dimensions[0] if len(study.dimensions) == 1 else None
     values = study.values_of(key) if key and study.is_numeric(key) else []
-    if key and 1 < len(values) <= MOST_VALUES:
-        yield _pareto_over(study, key, values)
-    else:
-        yield _pareto_over_k(study)
+    over_setting = _pareto_over(study, key, values) if key and 1 < len(values) <= MOST_VALUES else None
+    yield over_setting or _pareto_over_k(study)
 
 
-def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture:
-    """A line per method through the values of the one setting that the sweep varied."""
+def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture | None:
+    """A line per method through the values of the one setting that the sweep varied, if it moves any of them."""
     points: dict[str, list[Point]] = {}
     for condition in panels_of(study):
         for method in study.methods:
@@ -144,6 +142,8 @@ def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture:
             # Who never or always intervenes heeds no setting, and would press all others into a corner.
             if len({(point.cost, point.success) for point in line}) > 1:
                 points.setdefault(condition, []).extend(line)
+    if not points:
+        return None
     name = short(key)
     note = small_print(study, f"Means over training seeds and tasks, largest K of each method. {basis(study)}")
     return Picture(
