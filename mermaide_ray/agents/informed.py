@@ -9,11 +9,20 @@ EC 2006; differs: the commitment is to one pull, and the follower learns its rew
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mermaide_ray.agents import epsilon_greedy, ucb
-from mermaide_ray.agents.base import Draws, Params, State, explore_or_best, sample_mean_init, sample_mean_learn
+from mermaide_ray.agents.base import (
+    Draws,
+    Family,
+    Params,
+    State,
+    explore_or_best,
+    sample_mean_init,
+    sample_mean_learn,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,23 +58,19 @@ def act_epsilon_greedy(state: State, params: Params, step: Tensor, draws: Draws)
     return explore_or_best(state["mean"].masked_fill(~equals, float("-inf")), params["epsilon"], draws)
 
 
-UCB = replace(
-    ucb.FAMILY,
-    name="informed_ucb",
-    description="UCB that is told the expected incentive of each arm and plans with it",
-    reference=f"{ucb.FAMILY.reference}; informed as a follower of a commitment (Conitzer, Sandholm 2006)",
-    init=init,
-    act=act_ucb,
-    learn=learn,
-    hear=hear,
-)
-EPSILON_GREEDY = replace(
-    epsilon_greedy.FAMILY,
-    name="informed_epsilon_greedy",
-    description="epsilon-greedy that is told the expected incentive of each arm and plans with it",
-    reference=f"{epsilon_greedy.FAMILY.reference}; informed as a follower of a commitment (Conitzer, Sandholm 2006)",
-    init=init,
-    act=act_epsilon_greedy,
-    learn=learn,
-    hear=hear,
-)
+def informed(family: Family, called: str, act: Callable[[State, Params, Tensor, Draws], Tensor]) -> Family:
+    """The family, informed: it learns its own rewards, and pulls by `act` with the offer in its state."""
+    return replace(
+        family,
+        name=f"informed_{family.name}",
+        description=f"{called} that is told the expected incentive of each arm and plans with it",
+        reference=f"{family.reference}; informed as a follower of a commitment (Conitzer, Sandholm 2006)",
+        init=init,
+        act=act,
+        learn=learn,
+        hear=hear,
+    )
+
+
+UCB = informed(ucb.FAMILY, "UCB", act_ucb)
+EPSILON_GREEDY = informed(epsilon_greedy.FAMILY, "epsilon-greedy", act_epsilon_greedy)
