@@ -23,7 +23,8 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
-from mermaide_ray.noise import Key, deal
+from mermaide_ray.lockstep import deal_for
+from mermaide_ray.noise import Key
 from mermaide_ray.registry import near
 from mermaide_ray.trajectory import view_of
 
@@ -115,9 +116,8 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self._incentives = incentives_of(environment)
         self._horizon = environment.horizon
         self._noise_scale = environment.reward_noise
-        self._num_candidates = environment.num_candidates
         self._names = list(experiment.agents.families)
-        self._layouts = [AgentObservation(family, self._num_candidates) for family in self._distribution.families]
+        self._layouts = [AgentObservation(family, environment.num_candidates) for family in self._distribution.families]
         self._turns = Turns(config)
 
         size = self._view.observation_size + int(self._settings.deal_principal_dice)
@@ -147,9 +147,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         task_id, episode = settings.episode(self._turns.next())
         task = self._distribution.tasks(settings.split, [task_id])
         family = int(task.family)
-        normals = task.needs_normals()
-        game = self._horizon, self._num_candidates
-        dice = deal(settings.key(), [task_id], 1, *game, normals, episode, self._environment.more_dice)
+        dice = deal_for(self._environment, settings.key(), task, 1, episode)
         self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
         self._base, self._target = task.base, task.target
         self._course = course_of(self._environment, task, 1, dice)
