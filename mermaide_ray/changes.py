@@ -25,23 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Course:
-    """What holds at each pull of N episodes, time first; None where it is the same at all pulls.
+    """What holds at each pull of N episodes, time first; what stays the same is expanded over time, not copied.
 
     Attributes:
-        base: float [T, N, A], base mean of each arm.
+        base: float [T, N, A], base mean of each arm (continuous: its vector, [T, N, ·]).
         target: int64 [T, N], the target arm.
         since: int64 [T, N], pulls since base means were last redrawn or the target last moved (t before the first).
-        since_told: int64 [T, N], pulls since the principal was told that the target moved.
+        since_told: int64 [T, N], pulls since the principal was told that the target moved (t before the first).
     """
 
-    base: Tensor | None = None
-    target: Tensor | None = None
-    since: Tensor | None = None
-    since_told: Tensor | None = None
-
-
-STEADY = Course()
-"""Nothing changes."""
+    base: Tensor
+    target: Tensor
+    since: Tensor
+    since_told: Tensor
 
 
 def course_of(environment: Environment, tasks: Tasks, episodes: int, dice: Dice) -> Course:
@@ -53,24 +49,23 @@ def course_of(environment: Environment, tasks: Tasks, episodes: int, dice: Dice)
         episodes: E.
         dice: For N episodes.
     """
-    if not (environment.changes.of_base or environment.changes.of_target):
-        return STEADY
     import torch
 
-    num = len(tasks) * episodes
-    changed = torch.zeros(environment.horizon, num, dtype=torch.bool)
-    base = target = since_told = None
+    horizon = environment.horizon
+    base = tasks.base.repeat_interleave(episodes, 0).expand(horizon, -1, -1)
+    target = tasks.target.repeat_interleave(episodes).expand(horizon, -1)
+    switched = moved = torch.zeros(target.shape, dtype=torch.bool)
     if environment.changes.of_base:
         switched, base = _base_means(environment, tasks, episodes, dice)
-        changed |= switched
     if tasks.moving is not None:
         target = tasks.moving.T.long().repeat_interleave(episodes, 1)
-        moved = torch.zeros_like(changed)
-        moved[1:] = target[1:] != target[:-1]
-        changed |= moved
-        if environment.changes.announced:
-            since_told = _pulls_since(moved)
-    return Course(base, target, _pulls_since(changed), since_told)
+        moved = torch.cat([moved[:1], target[1:] != target[:-1]])
+    return Course(
+        base=base,
+        target=target,
+        since=_pulls_since(switched | moved),
+        since_told=_pulls_since(moved & environment.changes.announced),
+    )
 
 
 def _base_means(environment: Environment, tasks: Tasks, episodes: int, dice: Dice) -> tuple[Tensor, Tensor]:
@@ -116,6 +111,8 @@ def _pulls_since(changed: Tensor) -> Tensor:
     import torch
 
     steps = torch.arange(len(changed)).unsqueeze(1)
+    if not changed.any():
+        return steps.expand_as(changed)
     return steps - (steps * changed).cummax(0).values
 
 

@@ -6,20 +6,22 @@ nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from mermaide_ray.agents.base import Draws, Family, Params, State
+from mermaide_ray.agents.crowd import Crowd
 from mermaide_ray.agents.distribution import Tasks
-from mermaide_ray.changes import course_of
+from mermaide_ray.changes import Course, course_of
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Environment
 from mermaide_ray.noise import Dice, Key, deal
-from mermaide_ray.trajectory import Trajectories, compact_dtype, view_of
+from mermaide_ray.trajectory import Trajectories, View, compact_dtype, view_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Seen:
         last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
         target: int64 [N], the target arm, as far as the principal was told.
         uniform: float [N] on [0, 1), the principal's own dice for this step.
-        since: Pulls since it was told that the target moved, int64 [N], or t.
+        since: int64 [N], pulls since it was told that the target moved (t before the first move).
         news: float [N, X], what it is told of a moving target (`View.news`); None: nothing ever.
     """
 
@@ -41,44 +43,81 @@ class Seen:
     last_action: Tensor
     target: Tensor
     uniform: Tensor
-    since: Tensor | int
+    since: Tensor
     news: Tensor | None = None
+
+    def observation(self, view: View) -> Tensor:
+        """The same as observation vectors, float [N, D]."""
+        step = torch.full_like(self.last_arm, self.step)
+        return view.observation(self.last_arm, self.last_action, self.target, step, self.news)
+
+
+class Perception:
+    """What the principal has seen and done of N episodes, pull by pull: the one account of it, for both paths.
+
+    Symbols and interventions are kept as such, and named only when they are looked at: where an announced target moves,
+    the past is named from the new one.
+
+    Args:
+        view: What the principal sees of a pull, and how it names it.
+        course: What it may be told of.
+        dice: Its own, and those of its sight, for N episodes.
+    """
+
+    def __init__(self, view: View, course: Course, dice: Dice) -> None:
+        self._view, self._delay, self._last = view, view.sight.delay, view.horizon - 1
+        # Taken apart once: indexing a tensor at every pull would cost several percent of a small game's time.
+        self._target, self._since = course.target.unbind(), course.since_told.unbind()
+        self._uniform = dice.principal.unbind()
+        self._luck = dice.more["sight"].unbind(1) if view.sight.is_lossy else None
+        self._on_its_way: deque[Tensor] = deque()
+        self._symbol = self._last_arm = self._last_intervention = torch.full_like(self._target[0], -1)
+
+    def before(self, t: int) -> Seen:
+        """What the principal knows before pull t; after the last one (t = T), by the target and dice of that one."""
+        view, now = self._view, min(t, self._last)
+        told = view.told(self._target[now], self._target[0])
+        # Where all symbols are arms there is nothing to tell apart.
+        all_arms = t > self._delay and view.num_symbols == view.num_arms
+        return Seen(
+            step=t,
+            last_arm=view.label(self._symbol, told) if all_arms else view.symbol_label(self._symbol, told),
+            last_action=view.action(self._last_intervention, told),
+            target=told,
+            uniform=self._uniform[now],
+            since=self._since[now],
+            news=view.news(self._target[now], self._target[max(t - 1, 0)], self._last_arm),
+        )
+
+    def after(self, t: int, arm: Tensor, intervention: Tensor) -> Tensor:
+        """Pull t was made, both int64 [N]: the symbol, int64 [N], that the principal will see of it (`View.symbol`)."""
+        symbol = arm if self._luck is None else self._view.symbol(arm, self._luck[t])
+        self._on_its_way.append(symbol)
+        if t >= self._delay:
+            self._symbol = self._on_its_way.popleft()
+        self._last_arm, self._last_intervention = arm, intervention
+        return symbol
 
 
 class Hidden:
     """What only a privileged oracle may look at."""
 
-    def __init__(
-        self, groups: list[_Group], next_arm: Tensor, target: Tensor, num_candidates: int, since: Tensor | int
-    ) -> None:
-        self._groups = groups
+    def __init__(self, agents: Crowd, next_arm: Tensor, target: Tensor, since: Tensor) -> None:
+        self._agents = agents
         self.next_arm = next_arm
         """int64 [N], the arm about to be pulled; -1 for agents that wait for the principal's announcement."""
         self.target = target
         """int64 [N], the one that holds."""
         self.since = since
-        """Pulls since base means were redrawn or the target moved, int64 [N], or t."""
-        self._num_candidates = num_candidates
+        """int64 [N], pulls since base means were redrawn or the target moved (t before the first change)."""
 
     def estimates(self) -> Tensor:
-        """The agents' estimated mean of each arm, float [N, A]; NaN for families that keep none.
-
-        In the continuous game, of each candidate, [N, G].
-        """
-        values = torch.full((len(self.next_arm), self._num_candidates), float("nan"))
-        for group in self._groups:
-            if "mean" in group.state and group.state["mean"].shape[-1] == self._num_candidates:
-                values[group.rows] = group.state["mean"]
-        return values
+        """The agents' estimated means, float [N, A] (`Crowd.estimates`)."""
+        return self._agents.estimates()
 
     def next_is_goal(self) -> Tensor:
-        """Whether the next arm is one that may be a target, bool [N]; see `Family.goals`."""
-        is_goal = torch.ones(len(self.next_arm), dtype=torch.bool)
-        for group in self._groups:
-            if group.family.goals is not None:
-                goals = torch.tensor(group.family.goals(self._num_candidates))
-                is_goal[group.rows] = torch.isin(self.next_arm[group.rows], goals)
-        return is_goal
+        """Whether the next arm is one that may be a target, bool [N] (`Crowd.is_goal`)."""
+        return self._agents.is_goal(self.next_arm)
 
 
 class Principal(Protocol):
@@ -99,26 +138,6 @@ class Announcing(Principal, Protocol):
         """With what probabilities `intervene` chose just now, float [N, I], actions as the principal names them."""
 
 
-@dataclass
-class _Group:
-    """Agents of one family: their rows among the N episodes, their learning state."""
-
-    family: Family
-    rows: slice | Tensor
-    params: Params
-    state: State
-
-    def hear(self, offer: Tensor) -> None:
-        """Tells informed agents the offer, float [N, A] of all episodes."""
-        assert self.family.hear is not None
-        self.state = self.family.hear(self.state, self.params, offer[self.rows])
-
-    def pull(self, arm: Tensor, steps: Tensor, dice: Dice, t: int) -> None:
-        """Writes the pulls of these agents at step t into `arm`, int64 [N] of all episodes."""
-        draws = Draws(dice.uniform[t, self.rows], dice.normal[t, self.rows])
-        arm[self.rows] = self.family.act(self.state, self.params, steps[t], draws)
-
-
 def play(
     environment: Environment, tasks: Tasks, episodes: int, dice: Dice, principal: Principal, horizon: int | None = None
 ) -> Trajectories:
@@ -135,104 +154,59 @@ def play(
     Returns:
         Trajectories [B, E, T].
     """
-    view, incentives = view_of(environment), incentives_of(environment)
     horizon = horizon or environment.horizon
-    num = len(tasks) * episodes
-    target = told = first = tasks.target.repeat_interleave(episodes)
-    course, news = course_of(environment, tasks, episodes, dice), None
-    # Base mean and noise are added once for all steps; what is left per step is one gather.
-    base = tasks.base.repeat_interleave(episodes, 0)
-    groups = _groups(tasks, episodes, dice)
-    arms = torch.empty((horizon, num), dtype=compact_dtype(environment.num_actions))
-    interventions = torch.empty((horizon, num), dtype=compact_dtype(environment.num_interventions))
-    last_label = last_action = torch.full((num,), -1, dtype=torch.int64)
-    arrived = last_arm = last_intervention = last_label
-    steps = torch.arange(horizon, dtype=torch.float32)
+    view, incentives = view_of(environment), incentives_of(environment)
+    course = course_of(environment, tasks, episodes, dice)
+    agents, perception = Crowd(tasks, episodes, dice), Perception(view, course, dice)
+    announcing = _announcing(principal, agents)
     noise = dice.reward_noise * environment.reward_noise
-    shown = None
-    if environment.sight.is_lossy:
-        shown = torch.empty((horizon, num), dtype=compact_dtype(environment.num_symbols))
-        sight = dice.more["sight"].transpose(0, 1)
-    delay = environment.sight.delay
-    informed = [group for group in groups if group.family.hear is not None]
-    ignorant = [group for group in groups if group.family.hear is None]
-    caring = any(group.family.perceive is not None for group in groups)
-    if informed and not isinstance(principal, Announcing):
-        raise InputError(
-            "a principal that meets agents informed of its policy must tell its probabilities "
-            f"(lockstep.Announcing), got {type(principal).__name__} for {informed[0].family.name}"
-        )
-    principal.begin(num)
-    for t in range(horizon):
-        # The agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles. A new
-        # tensor each step: with absolute labels the principal sees the last one itself, and it must not change.
-        arm = torch.full((num,), -1) if informed else torch.empty(num, dtype=torch.int64)
-        for group in ignorant:
-            group.pull(arm, steps, dice, t)
-        if course.target is not None:
-            before, target = target, course.target[t]
-            told, news = view.told(target, first), view.news(target, before, last_arm)
-            # What was seen and done before, by the names that hold now.
-            last_label, last_action = view.symbol_label(arrived, told), view.action(last_intervention, told)
-        since_told = t if course.since_told is None else course.since_told[t]
-        seen = Seen(t, last_label, last_action, told, dice.principal[t], since_told, news)
-        since = t if course.since is None else course.since[t]
-        action = principal.intervene(seen, Hidden(groups, arm, target, environment.num_candidates, since))
-        intervention = view.intervention(action, told)
-        if informed:
-            assert isinstance(principal, Announcing)
-            offer = incentives.offer(view.by_intervention(principal.probabilities(), told), target)
-            for group in informed:
-                group.hear(offer)
-                group.pull(arm, steps, dice, t)
-        agent_reward = incentives.base_reward(base if course.base is None else course.base[t], arm)
-        agent_reward += noise[t]
-        agent_reward += incentives.incentive(intervention, arm, target)
-        principal_reward = incentives.principal_reward(intervention, arm, target) if caring else None
-        for group in groups:
-            rows = group.rows
-            reward = agent_reward[rows]
-            if group.family.perceive is not None:
-                assert principal_reward is not None
-                reward = group.family.perceive(group.params, reward, principal_reward[rows])
-            group.state = group.family.learn(group.state, group.params, steps[t], arm[rows], reward)
+    shape = (horizon, len(tasks) * episodes)
+    arms = torch.empty(shape, dtype=compact_dtype(environment.num_actions))
+    interventions = torch.empty(shape, dtype=compact_dtype(environment.num_interventions))
+    shown = torch.empty(shape, dtype=compact_dtype(environment.num_symbols)) if environment.sight.is_lossy else None
+    principal.begin(shape[1])
+    for t, base, target, since in zip(range(horizon), course.base, course.target, course.since, strict=False):
+        # An agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles.
+        arm = agents.pull(t)
+        seen = perception.before(t)
+        action = principal.intervene(seen, Hidden(agents, arm, target, since))
+        intervention = view.intervention(action, seen.target)
+        if announcing is not None:
+            probabilities = view.by_intervention(announcing.probabilities(), seen.target)
+            arm = agents.hear(t, arm, incentives.offer(probabilities, target))
+        reward = incentives.base_reward(base, arm) + noise[t] + incentives.incentive(intervention, arm, target)
+        agents.learn(t, arm, reward, partial(incentives.principal_reward, intervention, arm, target))
+        symbol = perception.after(t, arm, intervention)
         arms[t], interventions[t] = arm, intervention
-        last_arm, last_intervention, last_action = arm, intervention, action
         if shown is not None:
-            shown[t] = view.symbol(arm, sight[t])
-        if shown is not None or delay:
-            if t >= delay:
-                arrived = (arms if shown is None else shown)[t - delay].long()
-                last_label = view.symbol_label(arrived, told)
-        else:
-            arrived, last_label = arm, view.label(arm, told)
-    shape = (horizon, len(tasks), episodes)
+            shown[t] = symbol
+
+    def by_task(steps: Tensor) -> Tensor:
+        """[T, N] -> [B, E, T]."""
+        return steps.view(horizon, len(tasks), episodes).permute(1, 2, 0).contiguous()
+
     return Trajectories(
-        arms=arms.view(shape).permute(1, 2, 0).contiguous(),
-        interventions=interventions.view(shape).permute(1, 2, 0).contiguous(),
+        arms=by_task(arms),
+        interventions=by_task(interventions),
         target=tasks.target,
-        shown=None if shown is None else shown.view(shape).permute(1, 2, 0).contiguous(),
+        shown=None if shown is None else by_task(shown),
         moving=None if tasks.moving is None else tasks.moving[:, :horizon],
     )
+
+
+def _announcing(principal: Principal, agents: Crowd) -> Announcing | None:
+    """The principal, if there are agents that wait for what it announces."""
+    if not agents.waiting:
+        return None
+    if not isinstance(principal, Announcing):
+        raise InputError(
+            "a principal that meets agents informed of its policy must tell its probabilities "
+            f"(lockstep.Announcing), got {type(principal).__name__} for {agents.waiting[0]}"
+        )
+    return principal
 
 
 def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int, first_episode: int = 0) -> Dice:
     """The dice of `episodes` episodes of each task, as `play` takes them."""
     game = environment.horizon, environment.num_candidates
     return deal(key, tasks.ids, episodes, *game, tasks.needs_normals(), first_episode, environment.more_dice)
-
-
-def _groups(tasks: Tasks, episodes: int, dice: Dice) -> list[_Group]:
-    family_of = tasks.family.repeat_interleave(episodes)
-    groups = []
-    for index, family in enumerate(tasks.families):
-        rows = (family_of == index).nonzero().squeeze(1)
-        if not len(rows):
-            continue
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        where: slice | Tensor = slice(first, last) if last - first == len(rows) else rows
-        params = {
-            name: tasks.params[name].repeat_interleave(episodes)[where].unsqueeze(1) for name in family.hyperparameters
-        }
-        groups.append(_Group(family, where, params, family.init(params, dice.priority[where])))
-    return groups

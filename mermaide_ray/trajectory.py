@@ -86,7 +86,7 @@ class View:
         self.relative = environment.arm_labels == "relative"
         self._names_arms = environment.intervention == "arm"
         self.num_news = environment.num_news
-        self._announced = environment.changes.announced
+        self._target_moves, self._announced = environment.changes.of_target, environment.changes.announced
 
     @property
     def observation_size(self) -> int:
@@ -136,14 +136,18 @@ class View:
         """The target as the principal knows it, from which it names arms: the one that holds, or the first."""
         return target if self._announced else first.expand_as(target)
 
-    def news(self, target: Tensor, before: Tensor, last_arm: Tensor) -> Tensor:
+    def news(self, target: Tensor, before: Tensor, last_arm: Tensor) -> Tensor | None:
         """What the principal is told of a moving target, float [..., X], from int64 tensors of one shape [...].
+
+        Nothing, None, of one that never moves.
 
         Args:
             target: Target at this pull.
             before: Target at the last pull; before the first, the same.
             last_arm: The last pull's arm, -1 before the first.
         """
+        if not self._target_moves:
+            return None
         if not self._announced:
             return (last_arm == before).float().unsqueeze(-1)
         return _one_hot(self.label(before, target).where(target != before, -1), self.num_news)
@@ -170,32 +174,25 @@ class View:
 
     def labels(self, trajectories: Trajectories) -> Tensor:
         """The arms pulled, as the principal names them, int64 [B, T, E]: whatever it saw of them."""
-        return self.label(trajectories.arms.transpose(1, 2).long(), self._frame(trajectories)).contiguous()
+        return self.label(_time_first(trajectories.arms), self._frame(trajectories))
 
     def history(self, trajectories: Trajectories) -> History:
         """What the principal saw and did, step by step."""
+        arms, interventions = _time_first(trajectories.arms), _time_first(trajectories.interventions)
+        symbols = arms if trajectories.shown is None else _time_first(trajectories.shown)
+        # At each pull the past is named from the target known then: first shifted, then named.
         frame = self._frame(trajectories)
-        labels, seen = self.labels(trajectories), None
-        interventions = trajectories.interventions.transpose(1, 2).long()
-        actions = self.action(interventions, frame).contiguous()
-        shown = labels
-        if trajectories.shown is not None:
-            shown = self.symbol_label(trajectories.shown.transpose(1, 2).long(), frame).contiguous()
-            seen = shown < self.num_arms
-            labels = shown.where(seen, 0)
-        arrived, acted, news = _shifted(shown, self.sight.delay + 1), _shifted(actions), None
-        if trajectories.moving is not None:
-            # What was seen and done before, by the names that hold now.
-            arms = trajectories.arms.transpose(1, 2).long()
-            symbols = arms if trajectories.shown is None else trajectories.shown.transpose(1, 2).long()
-            arrived = self.symbol_label(_shifted(symbols, self.sight.delay + 1), frame)
-            acted = self.action(_shifted(interventions), frame)
-            targets = trajectories.targets.transpose(1, 2).expand_as(arms)
-            before = torch.cat([targets[:, :1], targets[:, :-1]], dim=1)
-            news = self.news(targets, before, _shifted(arms))
-        steps = torch.arange(labels.shape[1], device=labels.device)[:, None].expand_as(labels)
-        observations = self.observation(arrived, acted, frame.expand_as(labels), steps, news)
-        return History(observations, labels, actions, seen)
+        last_arm = self.symbol_label(_shifted(symbols, self.sight.delay + 1), frame)
+        last_action = self.action(_shifted(interventions), frame)
+        targets = trajectories.targets.transpose(1, 2).expand_as(arms)
+        news = self.news(targets, torch.cat([targets[:, :1], targets[:, :-1]], dim=1), _shifted(arms))
+        steps = torch.arange(arms.shape[1], device=arms.device)[:, None].expand_as(arms)
+        observations = self.observation(last_arm, last_action, frame.expand_as(arms), steps, news)
+        labels, actions = self.symbol_label(symbols, frame), self.action(interventions, frame)
+        if trajectories.shown is None:
+            return History(observations, labels, actions)
+        seen = labels < self.num_arms
+        return History(observations, labels.where(seen, 0), actions, seen)
 
     def _frame(self, trajectories: Trajectories) -> Tensor:
         """The target from which the principal names arms, int64 [B, T, 1], or [B, 1, 1] where it is one throughout."""
@@ -269,6 +266,11 @@ class History:
         """Of some of the tasks."""
         seen = None if self.seen is None else self.seen[wanted]
         return History(self.observations[wanted], self.labels[wanted], self.actions[wanted], seen)
+
+
+def _time_first(values: Tensor) -> Tensor:
+    """Small integers [B, E, T] as int64 [B, T, E]."""
+    return values.transpose(1, 2).long().contiguous()
 
 
 def _shifted(values: Tensor, by: int = 1) -> Tensor:

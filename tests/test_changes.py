@@ -14,7 +14,7 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.oracles import PrivilegedRules, Rule, best_rules, oracle_rules
 from mermaide_ray.baselines.rules import FixedRule
-from mermaide_ray.changes import STEADY, course_of, reflected
+from mermaide_ray.changes import course_of, reflected
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
@@ -40,11 +40,8 @@ def tasks_of(experiment: Experiment, count: int = TASKS) -> Tasks:
 
 def base_of(experiment: Experiment, tasks: Tasks, episodes: int = EPISODES) -> Tensor:
     """Base means, [T, N, A]."""
-    base = course_of(
-        experiment.environment, tasks, episodes, deal_for(experiment.environment, KEY, tasks, episodes)
-    ).base
-    assert base is not None
-    return base
+    dice = deal_for(experiment.environment, KEY, tasks, episodes)
+    return course_of(experiment.environment, tasks, episodes, dice).base
 
 
 def moving_of(experiment: Experiment, count: int = TASKS) -> Tensor:
@@ -142,7 +139,6 @@ def test_base_means_are_the_episodes_luck_whoever_else_is_played(changes: dict[s
     for task, episode in itertools.product((0, 5), range(EPISODES)):
         one = tasks.select(torch.tensor([task]))
         alone = course_of(environment, one, 1, deal_for(environment, KEY, one, 1, episode)).base
-        assert alone is not None
         assert torch.equal(alone[:, 0], together[:, task, episode])
 
 
@@ -216,7 +212,12 @@ def test_nothing_changes_by_default() -> None:
     experiment = stock_families()
     tasks = tasks_of(experiment)
     dice = deal_for(experiment.environment, KEY, tasks, EPISODES)
-    assert course_of(experiment.environment, tasks, EPISODES, dice) is STEADY
+    course = course_of(experiment.environment, tasks, EPISODES, dice)
+    for t in range(HORIZON):
+        assert torch.equal(course.base[t], tasks.base.repeat_interleave(EPISODES, 0))
+        assert torch.equal(course.target[t], tasks.target.repeat_interleave(EPISODES))
+        assert (course.since[t] == t).all()
+        assert (course.since_told[t] == t).all()
     assert dice.more == {}
     assert played(experiment, Watcher()).moving is None
     assert experiment.environment.num_news == 0
@@ -286,8 +287,7 @@ def test_what_the_principal_is_told_by_hand(kind: str, labels: str, announced: b
         told = path[t] if announced else path[0]
         assert seen.target[row] == told
         moves = [at for at in range(1, t + 1) if path[at] != path[at - 1]]
-        since = seen.since if isinstance(seen.since, int) else int(seen.since[row])
-        assert since == (t - moves[-1] if announced and moves else t)
+        assert seen.since[row] == (t - moves[-1] if announced and moves else t)
         arm = intervention = -1
         if t:
             arm, intervention = (int(x[task, episode, t - 1]) for x in (result.arms, result.interventions))

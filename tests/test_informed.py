@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -172,8 +173,8 @@ def test_what_a_network_announces_is_how_often_it_then_does_it(kind: str) -> Non
     principal.begin(num)
     none, dice = torch.full((num,), -1), (torch.arange(num) + 0.5) / num
     target = torch.zeros(num, dtype=torch.int64)
-    seen = Seen(0, none, none, target, dice, since=0)
-    action = principal.intervene(seen, Hidden([], none, target, 4, since=0))
+    seen = Seen(0, none, none, target, dice, since=torch.zeros_like(target))
+    action = principal.intervene(seen, cast(Hidden, None))  # it never looks
     probabilities = principal.probabilities()
     assert probabilities.shape == (num, experiment.environment.num_interventions)
     shares = action.bincount(minlength=probabilities.shape[1]) / num

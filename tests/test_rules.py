@@ -44,7 +44,7 @@ def experiment_of(**sections: Any) -> Experiment:
 
 def seen_at(step: int, uniform: Tensor, target: Tensor) -> Seen:
     before = torch.full_like(target, -1)
-    return Seen(step, before, before, target, uniform, since=step)
+    return Seen(step, before, before, target, uniform, since=torch.full_like(target, step))
 
 
 def actions(principal: Principal, environment: Environment, episodes: int = 50) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -47,10 +47,12 @@ def test_one_iteration_trains_the_principal_and_nothing_else(network: Network) -
     assert all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in after.values())
 
 
-@pytest.mark.parametrize("network", get_args(Network))
-def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network) -> None:
+@pytest.mark.parametrize(
+    ("network", "environment"), [("mlp", {}), ("lstm", {}), ("mlp", {"changes": {"target_moves": 3}})]
+)
+def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network, environment: dict[str, Any]) -> None:
     """Step by step with the state handed on, it does what the module does on whole episodes at once."""
-    experiment = stock_families(world_model={"policy_hidden": 8})
+    experiment = stock_families(environment=environment, world_model={"policy_hidden": 8})
     algorithm = stock_ppo(experiment, network, envs_per_runner=4, episodes_per_iteration=16).build_algo()
     try:
         module = algorithm.get_module(PRINCIPAL)

@@ -48,9 +48,9 @@ class ScriptedPrincipal:
     def begin(self, num_episodes: int) -> None: ...
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
-        step = torch.full_like(seen.last_arm, seen.step)
-        observation = self.view.observation(seen.last_arm, seen.last_action, seen.target, step, seen.news)
-        return scripted(torch.cat([observation, seen.uniform.unsqueeze(1)], dim=1), self.view.num_interventions)
+        return scripted(
+            torch.cat([seen.observation(self.view), seen.uniform.unsqueeze(1)], dim=1), self.view.num_interventions
+        )
 
 
 class ScriptedModule(RLModule):
@@ -161,12 +161,8 @@ def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
     arms, interventions = trajectories.arms.long(), trajectories.interventions.long()
     target = trajectories.targets
     noise = (dice.reward_noise * environment.reward_noise).T.view(arms.shape)
-    base = tasks.base.repeat_interleave(EPISODES, 0)
     means = course_of(environment, tasks, EPISODES, dice).base
-    pulls = [
-        incentives.base_reward(base if means is None else means[t], arms.flatten(0, 1)[:, t])
-        for t in range(environment.horizon)
-    ]
+    pulls = [incentives.base_reward(means[t], arms.flatten(0, 1)[:, t]) for t in range(environment.horizon)]
     base = torch.stack(pulls, dim=1).view(arms.shape)
     agent_rewards = base + noise + incentives.incentive(interventions, arms, target)
     principal_rewards = incentives.rewards_of(trajectories)

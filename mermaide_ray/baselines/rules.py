@@ -64,7 +64,7 @@ class FixedRule:
         """See `lockstep.Principal`; never looks at `hidden`."""
         size = self._size.expand_as(seen.target)
         action = toward_target(self._view, self._environment, size, seen.target, seen.target)
-        probability = torch.full_like(seen.uniform, self._probability) * (seen.since < self._until)
+        probability = self._probability * (seen.since < self._until)
         self._chosen = action, probability
         # Principal dice lie in [0, 1): p = 1 always, p = 0 never.
         return action * (seen.uniform < probability)

@@ -30,7 +30,7 @@ from mermaide_ray.report.figures import RETURN
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.table import render_terminal, summary
 from mermaide_ray.storage import RunDirectory, whole_file
-from mermaide_ray.trajectory import View
+from mermaide_ray.trajectory import View, view_of
 
 _LOG_WIDTH = 100
 
@@ -56,8 +56,7 @@ class StockPrincipal:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        steps = torch.full_like(seen.last_arm, seen.step)
-        observation = self._view.observation(seen.last_arm, seen.last_action, seen.target, steps)
+        observation = seen.observation(self._view)
         batch: dict[str, Any] = {Columns.OBS: observation}
         if self._state:
             # A time axis of one step, as RLlib's connectors add it for recurrent modules.
@@ -130,7 +129,7 @@ def _score(experiment: Experiment, module: RLModule) -> Results:
     parts = []
     for split in SPLITS[1:]:
         evaluation = Evaluation(experiment, split)
-        principal = StockPrincipal(module, View(experiment.environment))
+        principal = StockPrincipal(module, view_of(experiment.environment))
         parts.append(evaluation.principal(experiment.name, experiment.seed, principal))
         parts += [evaluation.baseline(name) for name in BASELINES]
     return Results.together(parts)

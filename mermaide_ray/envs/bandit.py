@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
-from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
@@ -23,7 +22,7 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
-from mermaide_ray.lockstep import deal_for
+from mermaide_ray.lockstep import Perception, deal_for
 from mermaide_ray.noise import Key
 from mermaide_ray.registry import near
 from mermaide_ray.trajectory import view_of
@@ -114,8 +113,6 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self._distribution = AgentDistribution(experiment)
         self._view = view_of(environment)
         self._incentives = incentives_of(environment)
-        self._horizon = environment.horizon
-        self._noise_scale = environment.reward_noise
         self._names = list(experiment.agents.families)
         self._layouts = [AgentObservation(family, environment.num_candidates) for family in self._distribution.families]
         self._turns = Turns(config)
@@ -149,22 +146,14 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         family = int(task.family)
         dice = deal_for(self._environment, settings.key(), task, 1, episode)
         self._layout, self._agent_id = self._layouts[family], agent_id(self._names[family])
-        self._base, self._target = task.base, task.target
         self._course = course_of(self._environment, task, 1, dice)
-        self._told = self._first = task.target
-        self._noise = dice.reward_noise * self._noise_scale
+        self._perception = Perception(self._view, self._course, dice)
+        self._noise = dice.reward_noise * self._environment.reward_noise
         self._uniform, self._normal = dice.uniform[:, 0].numpy(), dice.normal[:, 0].numpy()
-        self._principal_dice = dice.principal.numpy()
-        self._sight = dice.more["sight"][0] if self._environment.sight.is_lossy else None
-        self._symbols: list[Tensor] = []
         self._params = {name: value.unsqueeze(1) for name, value in task.params.items()}
         params = {name: float(value) for name, value in task.params.items()}
         self._row = self._layout.begin(params, dice.priority[0].numpy())
         self._step = 0
-        self._last_label = self._last_action = self._arrived = torch.full((1,), -1)
-        self._last_arm = self._last_intervention = self._last_label
-        self._news: Tensor | None = None
-        self._move_target()
         self.agents = [PRINCIPAL, self._agent_id]
         return self._observations(), {PRINCIPAL: {"task": task_id, "episode": episode}}
 
@@ -175,27 +164,25 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         # Tensors of one element: the very operations of the lockstep game, so that not a bit differs.
         arm = torch.tensor([int(action_dict[self._agent_id])])
         action = torch.tensor([int(action_dict[PRINCIPAL])])
-        target = self._target
-        intervention = self._view.intervention(action, self._told)
-        incentive = self._incentives.incentive(intervention, arm, target)
-        base = self._base if self._course.base is None else self._course.base[self._step]
-        agent_reward = self._incentives.base_reward(base, arm) + self._noise[self._step] + incentive
-        principal_reward = self._incentives.principal_reward(intervention, arm, target)
-        cost = float(self._incentives.cost(intervention, arm, target))
-        success = self._incentives.success(arm, target)
+        incentives, family = self._incentives, self._layout.family
+        base, target = self._course.base[self._step], self._course.target[self._step]
+        intervention = self._view.intervention(action, self._seen.target)
+        incentive = incentives.incentive(intervention, arm, target)
+        agent_reward = incentives.base_reward(base, arm) + self._noise[self._step] + incentive
+        principal_reward = incentives.principal_reward(intervention, arm, target)
+        self._perception.after(self._step, arm, intervention)
         self._step += 1
-        self._symbols.append(arm if self._sight is None else self._view.symbol(arm, self._sight[self._step - 1]))
-        if self._step > (delay := self._environment.sight.delay):
-            self._arrived = self._symbols[-1 - delay]
-            self._last_label = self._view.symbol_label(self._arrived, self._told)
-        self._last_arm, self._last_intervention, self._last_action = arm, intervention, action
-        self._move_target()
         perceived = agent_reward
-        if self._layout.family.perceive is not None:
-            perceived = self._layout.family.perceive(self._params, agent_reward, principal_reward)
+        if family.perceive is not None:
+            perceived = family.perceive(self._params, agent_reward, principal_reward)
         self._layout.show_pull(self._row, self._step, int(arm), float(perceived))
-        info = {"arm": int(arm), "intervention": int(intervention), "cost": cost, "success": bool(success)}
-        over = self._step == self._horizon
+        info = {
+            "arm": int(arm),
+            "intervention": int(intervention),
+            "cost": float(incentives.cost(intervention, arm, target)),
+            "success": bool(incentives.success(arm, target)),
+        }
+        over = self._step == self._environment.horizon
         return (
             self._observations(),
             {PRINCIPAL: float(principal_reward), self._agent_id: float(agent_reward)},
@@ -204,26 +191,13 @@ class IncentivizedBanditEnv(MultiAgentEnv):
             {PRINCIPAL: info},
         )
 
-    def _move_target(self) -> None:
-        """Turns to the target of the coming pull, and to the names that hold then."""
-        if self._course.target is None:
-            return
-        view, before = self._view, self._target
-        self._target = self._course.target[min(self._step, self._horizon - 1)]
-        self._told = view.told(self._target, self._first)
-        self._news = view.news(self._target, before, self._last_arm)
-        self._last_label = view.symbol_label(self._arrived, self._told)
-        self._last_action = view.action(self._last_intervention, self._told)
-
     def _observations(self) -> MultiAgentDict:
-        step = self._step
-        over = step == self._horizon
-        steps = torch.tensor([step])
-        known = self._last_label, self._last_action, self._told
-        seen = self._view.observation(*known, steps, self._news)[0].numpy()
+        step, over = self._step, self._step == self._environment.horizon
+        self._seen = self._perception.before(step)
+        observation = self._seen.observation(self._view)[0].numpy()
         if self._settings.deal_principal_dice:
             # No dice are dealt for after the last pull; nobody acts there.
-            seen = np.append(seen, np.float32(0) if over else self._principal_dice[step])
+            observation = np.append(observation, np.float32(0) if over else self._seen.uniform.numpy())
         if not over:
             self._layout.show_dice(self._row, self._uniform[step], self._normal[step])
-        return {PRINCIPAL: seen, self._agent_id: self._row.copy()}
+        return {PRINCIPAL: observation, self._agent_id: self._row.copy()}
