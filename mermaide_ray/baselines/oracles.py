@@ -99,13 +99,22 @@ class PrivilegedRules:
         self._environment, self._view = environment, view_of(environment)
         self._incentives = incentives_of(environment)
         self._until = per_episode([rule.until for rule in rules])
-        self._gap = per_episode([rule.gap for rule in rules])
-        self._next = per_episode([_NEXT.index(rule.next_arm) for rule in rules])
-        self._size = per_episode([rule.size for rule in rules])
-        self._blind = self._gap.isinf()
-        self._lead = self._incentives.lead[self._size]
-        self._goals_only = per_episode([rule.goals_only for rule in rules])
         self._restarts = per_episode([rule.restarts for rule in rules])
+        self._size = per_episode([rule.size for rule in rules])
+        self._lead = self._incentives.lead[self._size]
+        self._gap = per_episode([rule.gap for rule in rules])
+        self._blind = self._gap.isinf()
+        self._goals_only = per_episode([rule.goals_only for rule in rules])
+        next_arm = per_episode([_NEXT.index(rule.next_arm) for rule in rules])
+        self._target, self._other, self._away = (next_arm == _NEXT.index(it) for it in ("target", "other", "away"))
+        asked = {
+            self._next_is_right: self._target | self._other,
+            self._next_is_away: self._away,
+            self._next_is_goal: self._goals_only,
+            self._sufficient: ~self._blind,
+        }
+        # What no rule asks for is never looked at.
+        self._conditions = [condition for condition, who in asked.items() if who.any()]
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`; nothing to forget."""
@@ -113,21 +122,10 @@ class PrivilegedRules:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; looks at `hidden`."""
-        is_target, informed = self._incentives.success(hidden.next_arm, hidden.target), hidden.next_arm < 0
-        right = (self._next == _NEXT.index("any")) | (((self._next == _NEXT.index("target")) == is_target) & ~informed)
-        if (away := self._next == _NEXT.index("away")).any():
-            right = right.where(~away, self._is_away(seen, hidden))
-        if self._goals_only.any():
-            right &= ~self._goals_only | hidden.next_is_goal()
-        clock: Tensor | int = seen.step
-        if self._restarts.any():
-            clock = torch.as_tensor(hidden.since).where(self._restarts, seen.step)
-        probability = ((clock < self._until) & right).float()
-        if not self._blind.all():
-            # A gap that is not a number (no estimates) is below no m.
-            missing = (self._gap - self._gap_of(hidden)).nan_to_num(0.0)
-            sufficient = (missing / self._lead).clamp(0, 1).where(informed, (missing > 0).float())
-            probability *= sufficient.where(~self._blind, torch.ones(()))
+        clock = hidden.since.where(self._restarts, seen.step)
+        probability = (clock < self._until).float()
+        for condition in self._conditions:
+            probability *= condition(seen, hidden)
         action = toward_target(self._view, self._environment, self._size, hidden.target, seen.target)
         self._chosen = action, probability
         return action * (seen.uniform < probability)
@@ -136,17 +134,38 @@ class PrivilegedRules:
         """See `lockstep.Announcing`."""
         return announced(*self._chosen, self._environment.num_interventions)
 
-    def _is_away(self, seen: Seen, hidden: Hidden) -> Tensor:
-        """Whether the next point is farther from the target than the last one, bool [N]; none before the first pull."""
+    # Conditions: each is 1 for the episodes whose rules don't ask for it, bool or float [N].
+
+    def _next_is_right(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """Whether the next arm is the target, or known and another."""
+        is_target = self._incentives.success(hidden.next_arm, hidden.target)
+        is_other = ~is_target & (hidden.next_arm >= 0)
+        return (is_target | ~self._target) & (is_other | ~self._other)
+
+    def _next_is_away(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """Whether the next point is farther from the target than the last one; none is before the first pull."""
         space = self._environment.space
         assert space is not None
         target = space.point(hidden.target)
         last, following = (
             squared_distance(space.point(arm), target) for arm in (seen.last_arm.clamp(min=0), hidden.next_arm)
         )
-        return (following > last) & (seen.last_arm >= 0)
+        return (following > last) & (seen.last_arm >= 0) | ~self._away
 
-    def _gap_of(self, hidden: Hidden) -> Tensor:
+    def _next_is_goal(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """Whether the next arm is one that may be a target."""
+        return hidden.next_is_goal() | ~self._goals_only
+
+    def _sufficient(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """Whether the target leads by less than m; with agents that wait, the least probability that brings it there.
+
+        A lead that is not a number (no estimates) is below no m.
+        """
+        missing = (self._gap - self._lead_of_target(hidden)).nan_to_num(0.0)
+        sufficient = (missing / self._lead).clamp(0, 1).where(hidden.next_arm < 0, (missing > 0).float())
+        return sufficient.masked_fill(self._blind, 1.0)
+
+    def _lead_of_target(self, hidden: Hidden) -> Tensor:
         """Lead of the target's estimate over the best other one's, float [N]."""
         estimates, target = hidden.estimates(), hidden.target.unsqueeze(1)
         space, nothing = self._environment.space, float("-inf")
