@@ -122,7 +122,7 @@ class MermaideConfig(AlgorithmConfig):
         return validate(settings, where="MermaideConfig")
 
     def environment(self, env: Any = NotProvided, **kwargs: Any) -> MermaideConfig:
-        """The game: `experiment.Environment`'s keys beside RLlib's."""
+        """The game: `environment.Environment`'s keys beside RLlib's."""
         rest = self._take("environment", kwargs)
         super().environment(env, **rest)
         return self

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mermaide_ray.experiment import Environment
+from mermaide_ray.environment import Environment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from torch import Tensor
 from mermaide_ray.agents.crowd import Crowd
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.changes import Course, course_of
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Environment
 from mermaide_ray.noise import Dice, Key, deal
 from mermaide_ray.trajectory import Trajectories, View, compact_dtype, view_of
 

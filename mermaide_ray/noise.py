@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mermaide_ray.experiment import MoreDice
+    from mermaide_ray.environment import MoreDice
 
 Key = tuple[int, str, str, int]
 """(seed, split, purpose, iteration): all of a generator's key but the task."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mermaide_ray.experiment import Environment
+from mermaide_ray.environment import Environment
 from mermaide_ray.points import Space, squared_distance
 
 

@@ -17,11 +17,12 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
 from mermaide_ray.baselines import BASELINES, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
-from mermaide_ray.experiment import CONTINUOUS_FAMILIES, Environment, Experiment, check_game, load_experiment, validate
+from mermaide_ray.experiment import CONTINUOUS_FAMILIES, Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import deal_for, play

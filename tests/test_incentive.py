@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import Incentives
-from mermaide_ray.experiment import Environment
 from mermaide_ray.trajectory import Trajectories
 
 # Three arms, target 1, delta 2. Per kind and intervention: incentive by pulled arm (0, 1, 2), then cost by pulled arm,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mermaide_ray.experiment import MoreDice
+from mermaide_ray.environment import MoreDice
 from mermaide_ray.noise import Dice, Key, deal, generator
 
 KEY: Key = (3, "train", "query", 7)

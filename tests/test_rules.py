@@ -14,9 +14,10 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines import BASELINES, baseline_named
 from mermaide_ray.baselines.rules import FixedRule, chosen_n, chosen_probability
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Environment, Experiment, validate
+from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.trajectory import View
 

@@ -11,9 +11,10 @@ from conftest import stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
-from mermaide_ray.experiment import Environment, Experiment, validate
+from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.losses import next_arm_nll
 from mermaide_ray.learners.maml import Experience, meta_loss, unroll

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mermaide_ray.experiment import Environment
+from mermaide_ray.environment import Environment
 from mermaide_ray.trajectory import Trajectories, View, compact_dtype
 
 KINDS, LABELS = ("signed", "bonus", "arm", "graded"), ("relative", "absolute")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Environment, Experiment, Split
+from mermaide_ray.experiment import Experiment, Split
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.trajectory import View, view_of
 

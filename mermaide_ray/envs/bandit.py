@@ -98,7 +98,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
     happened.
     With `environment.game` = continuous the agent's action is a place on the lattice of `points.Space`, and nearness
     stands for 1[arm = target] (`envs/continuous.py`).
-    Source: MERMAIDE (arXiv 2304.04668); settings and their defaults are in `experiment.Environment`.
+    Source: MERMAIDE (arXiv 2304.04668); settings and their defaults are in `environment.Environment`.
 
     Args:
         config: See `EnvSettings`. In RLlib's EnvContext, env runners and their sub-environments share the schedule out

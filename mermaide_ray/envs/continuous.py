@@ -21,7 +21,7 @@ from mermaide_ray.points import SmoothReward, Space, squared_distance
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mermaide_ray.experiment import Environment
+    from mermaide_ray.environment import Environment
 
 # Nearness at a distance of w; a rounding below it, so that w itself still is a success.
 _AT_WIDTH = math.exp(-0.5) - 1e-6

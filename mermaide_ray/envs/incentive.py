@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mermaide_ray.experiment import Environment
+from mermaide_ray.environment import Environment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ import pandas as pd
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.config_file import one_line
+from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Environment
 from mermaide_ray.report.cells import Cell, Cells
 from mermaide_ray.report.sources import LABELS, SETTING, Source, number, read_source
 from mermaide_ray.report.table import is_privileged
