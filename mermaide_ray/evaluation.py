@@ -119,9 +119,7 @@ class Evaluation:
     ) -> None:
         self.experiment, self.split, self.condition = experiment, split, condition or split
         self.episodes = episodes or experiment.evaluation.episodes
-        distribution = AgentDistribution(experiment)
-        ids = distribution.held_out(split, num_tasks or experiment.evaluation.tasks)
-        tasks = distribution.tasks(split, ids)
+        tasks = AgentDistribution(experiment).held_out(split, num_tasks or experiment.evaluation.tasks)
         self.tasks = tasks.select(torch.argsort(tasks.family, stable=True))
         self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
         self._incentives, self._space = incentives_of(experiment.environment), experiment.environment.space

@@ -214,6 +214,11 @@ class EnvRunners(Section):
     num_learners: Whole = Field(0, ge=0, description="learner actors; 0 learns in the driver")
     restarts: Whole = Field(3, ge=0, description="times a crashed sampling actor is started again")
 
+    @property
+    def num_actors(self) -> int:
+        """Processes beside the driver."""
+        return self.num_env_runners + self.num_learners
+
 
 class Evaluation(Section):
     """The K-shot protocol: adapt on K support episodes, score on fresh query episodes."""
@@ -322,6 +327,10 @@ class Experiment(Section):
     def num_iterations(self) -> int:
         """Meta-iterations that spend `training.env_steps` (at least one)."""
         return max(1, round(self.training.env_steps / self.env_steps_per_iteration))
+
+    def seed_of(self, split: Split) -> int:
+        """Whose agents and luck: training's belong to the training seed, held-out ones are the same for all of them."""
+        return self.seed if split == "train" else self.agents.seed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for YAML or JSON."""

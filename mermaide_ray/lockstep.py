@@ -208,5 +208,13 @@ def _announcing(principal: Principal, agents: Crowd) -> Announcing | None:
 
 def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int, first_episode: int = 0) -> Dice:
     """The dice of `episodes` episodes of each task, as `play` takes them."""
-    game = environment.horizon, environment.num_candidates
-    return deal(key, tasks.ids, episodes, *game, tasks.needs_normals(), first_episode, environment.more_dice)
+    return deal(
+        key,
+        tasks.ids,
+        episodes,
+        horizon=environment.horizon,
+        num_arms=environment.num_candidates,
+        normals=tasks.needs_normals(),
+        first_episode=first_episode,
+        more=environment.more_dice,
+    )

@@ -19,7 +19,7 @@ class Metric:
     """One number that is measured.
 
     Attributes:
-        key: Flat name, the same wherever the number appears.
+        key: Flat name, the same wherever the number appears; `group/name` for a training scalar.
         unit: What one of it is; "1" for a pure number.
         meaning: What it says, in a phrase.
     """
@@ -27,11 +27,6 @@ class Metric:
     key: str
     unit: str
     meaning: str
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether it is a training scalar (`group/name`); else it is a column of rows.parquet."""
-        return "/" in self.key
 
 
 def validation_key(k: int) -> str:

@@ -11,6 +11,13 @@ from rich.text import Text
 
 # Seconds between lines where the output is no terminal.
 LOG_EVERY = 15.0
+_LOG_WIDTH = 100
+
+
+def terminal() -> Console:
+    """The terminal with its own width; where there is none (a pipe, a log), room for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH)
 
 
 class Progress:

@@ -22,13 +22,12 @@ from mermaide_ray.evaluation import Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, Split, elsewhere, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.models.method import RATE, Method, split_parameters
-from mermaide_ray.progress import Progress
+from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.table import SCORE, render_terminal, summary
 from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
 
-_LOG_WIDTH = 100
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
@@ -54,7 +53,7 @@ def train(
         RunFault: Training failed.
     """
     torch.set_num_threads(1)
-    console = _console()
+    console = terminal()
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
@@ -106,7 +105,7 @@ def evaluate(
     if out is not None:
         _write(results, out)
         write_figures(out, contender.name)
-    render_terminal(summary(results.rows), _console())
+    render_terminal(summary(results.rows), terminal())
 
 
 def export(checkpoint: Path, out: Path) -> None:
@@ -166,7 +165,8 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
     from mermaide_ray.session import Session, checkpoint_seconds
 
     checkpoint_every = checkpoint_seconds()
-    with ray_running(_actors(run.experiment()), console), Session(run, checkpoint_every) as session:
+    actors = [{"CPU": 1.0}] * run.experiment().env_runners.num_actors
+    with ray_running(actors, console), Session(run, checkpoint_every) as session:
         total = session.total * session.experiment.env_steps_per_iteration
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
@@ -255,23 +255,11 @@ class _Companions:
         self.check()
 
 
-def _actors(experiment: Experiment) -> list[dict[str, float]]:
-    """What each sampling actor and each learner needs."""
-    runners = experiment.env_runners
-    return [{"CPU": 1.0}] * (runners.num_env_runners + runners.num_learners)
-
-
 def _check_names(names: Sequence[str]) -> None:
     """Refuses names that the final table could not tell apart."""
     for place, name in enumerate(names):
         if name in BASELINES or name in names[:place]:
             raise InputError(f"methods must have names of their own, got {name!r} twice (`name`, --baseline)")
-
-
-def _console() -> Console:
-    """The terminal's own width; where there is none (a pipe, a log), room for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH)
 
 
 def _end_with_parent() -> None:

@@ -111,10 +111,6 @@ class View:
         """The principal's name of a symbol, int64: "nothing" (A) and "none yet" (-1) have one name each."""
         return self.label(symbol, target).where((symbol >= 0) & (symbol < self.num_arms), symbol)
 
-    def target_label(self, target: Tensor) -> Tensor:
-        """The principal's name of the target arm."""
-        return self.label(target, target)
-
     def action(self, intervention: Tensor, target: Tensor) -> Tensor:
         """The principal's name of an intervention (inverse of `intervention`)."""
         if not (self._names_arms and self.relative):

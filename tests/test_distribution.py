@@ -157,10 +157,10 @@ def test_another_training_seed_meets_other_meta_batches() -> None:
 
 
 def test_held_out_tasks_are_the_first_ones_or_a_whole_population() -> None:
-    assert AgentDistribution(validate({}, where="tests")).held_out("test", 4) == [0, 1, 2, 3]
+    assert AgentDistribution(validate({}, where="tests")).held_out("test", 4).ids == (0, 1, 2, 3)
     small = AgentDistribution(validate({"agents": {"population": {"test": 3}}}, where="tests"))
-    assert small.held_out("test", 100) == [0, 1, 2]
-    assert small.held_out("test", 2) == [0, 1]
+    assert small.held_out("test", 100).ids == (0, 1, 2)
+    assert small.held_out("test", 2).ids == (0, 1)
 
 
 def test_paper_populations_share_no_agent() -> None:

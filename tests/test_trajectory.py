@@ -52,7 +52,7 @@ def test_relative_names_count_from_the_target() -> None:
     view = View(environment("arm", "relative"))
     target = torch.tensor(3)
     assert view.label(torch.tensor([3, 0, 1, 2]), target).tolist() == [0, 1, 2, 3]
-    assert view.target_label(torch.arange(ARMS)).tolist() == [0] * ARMS
+    assert view.label(torch.arange(ARMS), torch.arange(ARMS)).tolist() == [0] * ARMS
     # Interventions 1..4 choose arms 0..3, so 4 is the target: action 1.
     assert view.action(torch.tensor([4, 1, 2, 3]), target).tolist() == [1, 2, 3, 4]
 
@@ -62,7 +62,7 @@ def test_absolute_names_are_the_arms_themselves() -> None:
     target = torch.tensor(3)
     assert view.label(torch.arange(ARMS), target).tolist() == [0, 1, 2, 3]
     assert view.action(torch.arange(5), target).tolist() == [0, 1, 2, 3, 4]
-    assert view.target_label(target).item() == 3
+    assert view.label(target, target).item() == 3
 
 
 def test_observation_is_as_worked_out_by_hand() -> None:

@@ -86,11 +86,10 @@ class AgentDistribution:
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self._agents = experiment.agents
+        self._experiment, self._agents = experiment, experiment.agents
         self._environment = environment = experiment.environment
         self._num_arms, self._space = environment.num_arms, environment.space
         self._smooth = None if self._space is None else SmoothReward(self._space, environment.base_length)
-        self._training_seed = experiment.seed
         self.families = tuple(family_named(name, self._space) for name in self._agents.families)
         self._goals = [list(family.goals_among(self._num_arms)) for family in self.families]
         weights = np.array([ranges.weight for ranges in self._agents.families.values()])
@@ -111,17 +110,16 @@ class AgentDistribution:
         population = self.population("train")
         if population is None:
             return list(range(iteration * size, (iteration + 1) * size))
-        agents = generator(self._training_seed, "train", "meta-batch", iteration, 0).integers(population, size=size)
+        agents = generator(self._experiment.seed, "train", "meta-batch", iteration, 0).integers(population, size=size)
         return [int(agent) + population * place for place, agent in enumerate(agents)]
 
-    def held_out(self, split: Split, count: int) -> list[int]:
-        """Ids of the first `count` tasks of a split (all of them, in a smaller finite population)."""
+    def held_out(self, split: Split, count: int) -> Tasks:
+        """The first `count` tasks of a split (all of them, in a smaller finite population)."""
         population = self.population(split)
-        return list(range(count if population is None else min(count, population)))
+        return self.tasks(split, range(count if population is None else min(count, population)))
 
     def tasks(self, split: Split, ids: Sequence[int]) -> Tasks:
         """Builds the tasks with these ids."""
-        seed = self._training_seed if split == "train" else self._agents.seed
         ranges = [family.ranges(split) for family in self._agents.families.values()]
         names = sorted({name for family in ranges for name in family})
         family = np.empty(len(ids), dtype=np.int64)
@@ -130,9 +128,8 @@ class AgentDistribution:
         size = self._num_arms if self._smooth is None else self._smooth.size
         base = np.zeros((len(ids), size), dtype=np.float32)
         low, high = self._agents.base_reward
-        population = self.population(split)
         for row, task in enumerate(ids):
-            rng = generator(seed, split, "task", 0, task if population is None else task % population)
+            rng = self._generator(split, "task", task)
             # One more than the last bound can only come of rounding.
             family[row] = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(ranges) - 1)
             if self._smooth is None:
@@ -157,12 +154,16 @@ class AgentDistribution:
 
     def _moving(self, split: Split, ids: Sequence[int], first: NDArray[np.int64], family: NDArray[np.int64]) -> Tensor:
         """The target of each task at each pull, [B, T]."""
-        seed = self._training_seed if split == "train" else self._agents.seed
-        size = self.population(split)
-        own = (generator(seed, split, "target moves", 0, task if size is None else task % size) for task in ids)
-        places = zip(first.tolist(), family.tolist(), own, strict=True)
-        paths = [target_path(self._environment, self._goals[kind], start, rng) for start, kind, rng in places]
+        paths = [
+            target_path(self._environment, self._goals[kind], start, self._generator(split, "target moves", task))
+            for task, start, kind in zip(ids, first.tolist(), family.tolist(), strict=True)
+        ]
         return torch.from_numpy(np.stack(paths)).to(compact_dtype(self._num_arms))
+
+    def _generator(self, split: Split, purpose: str, task: int) -> np.random.Generator:
+        """What a task is drawn from; in a population the same for ids that are equal modulo its size."""
+        size = self.population(split)
+        return generator(self._experiment.seed_of(split), split, purpose, 0, task if size is None else task % size)
 
     def _check_populations(self) -> None:
         for one, other in self._agents.disjoint:

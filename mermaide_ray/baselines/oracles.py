@@ -275,8 +275,7 @@ def oracle(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) ->
 
 
 def _same_for_all(experiment: Experiment, rules: Sequence[Rule], tasks: Tasks, episodes: int) -> Principal:
-    distribution = AgentDistribution(experiment)
-    validation = distribution.tasks("validation", distribution.held_out("validation", experiment.evaluation.tasks))
+    validation = AgentDistribution(experiment).held_out("validation", experiment.evaluation.tasks)
     key = (experiment.agents.seed, "validation", "baselines/choice", 0)
     pairs = [list(rules)] * len(validation)
     means = returns_of(experiment.environment, validation, pairs, key, _FIRST_ROUND).mean((0, 2))

@@ -117,8 +117,7 @@ def shares_of(horizon: int, shares: Sequence[float]) -> list[int]:
 def _best_on_validation(experiment: Experiment, candidates: Sequence[Callable[[], Principal]]) -> int:
     """Index of the candidate with the highest mean return; all meet the same validation agents and luck."""
     environment, evaluation = experiment.environment, experiment.evaluation
-    distribution = AgentDistribution(experiment)
-    tasks = distribution.tasks("validation", distribution.held_out("validation", evaluation.tasks))
+    tasks = AgentDistribution(experiment).held_out("validation", evaluation.tasks)
     key = (experiment.agents.seed, "validation", "baselines/choice", 0)
     dice = deal_for(environment, key, tasks, evaluation.episodes)
     incentives = incentives_of(environment)

@@ -25,14 +25,12 @@ from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import SPLITS, Experiment
 from mermaide_ray.lockstep import Hidden, Seen
 from mermaide_ray.models.principal import choose
-from mermaide_ray.progress import Progress
+from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.figures import RETURN
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.table import render_terminal, summary
 from mermaide_ray.storage import RunDirectory, whole_file
 from mermaide_ray.trajectory import View, view_of
-
-_LOG_WIDTH = 100
 
 
 class StockPrincipal:
@@ -80,14 +78,11 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
         RunFault: Ray can't be started, or the folder can't be written.
     """
     torch.set_num_threads(1)
-    console = Console()
-    if not console.is_terminal:  # a pipe or a log: room for the table
-        console = Console(width=_LOG_WIDTH)
+    console = terminal()
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
     run = RunDirectory.create(out, experiment)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
-    runners = experiment.env_runners
-    with ray_running([{"CPU": 1.0}] * (runners.num_env_runners + runners.num_learners), console):
+    with ray_running([{"CPU": 1.0}] * experiment.env_runners.num_actors, console):
         algorithm = stock_ppo(experiment, network).build_algo()
         try:
             with run.alone(), run.progress.open("w", encoding="utf-8") as progress:

@@ -74,17 +74,8 @@ class EnvSettings:
 
     def key(self) -> Key:
         """The dice's key."""
-        seed = self.seed
-        if seed is None:
-            seed = self.experiment.seed if self.split == "train" else self.experiment.agents.seed
+        seed = self.experiment.seed_of(self.split) if self.seed is None else self.seed
         return seed, self.split, self.purpose, self.iteration
-
-    def episode(self, position: int) -> tuple[int, int]:
-        """Task id and episode index at `position` of the schedule; a stream plays one episode of task after task."""
-        if self.tasks is None:
-            return position, 0
-        task, episode = divmod(position % (len(self.tasks) * self.episodes), self.episodes)
-        return self.tasks[task], episode
 
 
 class IncentivizedBanditEnv(MultiAgentEnv):
@@ -115,7 +106,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         self._incentives = incentives_of(environment)
         self._names = list(experiment.agents.families)
         self._layouts = [AgentObservation(family, environment.num_candidates) for family in self._distribution.families]
-        self._turns = Turns(config)
+        self._turns = Turns(config, self._settings.tasks, self._settings.episodes)
 
         size = self._view.observation_size + int(self._settings.deal_principal_dice)
         self.observation_spaces = {
@@ -141,7 +132,7 @@ class IncentivizedBanditEnv(MultiAgentEnv):
         """
         super().reset(seed=seed, options=options)
         settings = self._settings
-        task_id, episode = settings.episode(self._turns.next())
+        task_id, episode = self._turns.next()
         task = self._distribution.tasks(settings.split, [task_id])
         family = int(task.family)
         dice = deal_for(self._environment, settings.key(), task, 1, episode)

@@ -64,7 +64,7 @@ class StackelbergEnv(MultiAgentEnv):
         self._settings = EnvSettings.read(config)
         game = self._settings.game
         self._distribution = GameDistribution(game, self._settings.training_seed)
-        self._turns = Turns(config)
+        self._turns = Turns(config, self._settings.tasks, self._settings.episodes)
         size = game.rows * game.columns + game.rows + game.columns + 2
         self.observation_spaces = {PRINCIPAL: gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)}
         self.action_spaces = {PRINCIPAL: gym.spaces.Box(0.0, 1.0, (game.rows,), np.float32)}
@@ -82,7 +82,7 @@ class StackelbergEnv(MultiAgentEnv):
         """
         super().reset(seed=seed, options=options)
         settings, game = self._settings, self._settings.game
-        task, episode = self._episode(self._turns.next())
+        task, episode = self._turns.next()
         self._games = self._distribution.tasks(settings.split, [task])
         luck = settings.training_seed if settings.split == "train" else game.seed
         key = (luck, settings.split, settings.purpose, settings.iteration)
@@ -120,14 +120,6 @@ class StackelbergEnv(MultiAgentEnv):
             {"__all__": False},
             {PRINCIPAL: info},
         )
-
-    def _episode(self, position: int) -> tuple[int, int]:
-        """Task id and episode index at `position` of the schedule."""
-        tasks, episodes = self._settings.tasks, self._settings.episodes
-        if tasks is None:
-            return position, 0
-        task, episode = divmod(position % (len(tasks) * episodes), episodes)
-        return tasks[task], episode
 
     def _observation(self) -> np.ndarray:
         time = np.float32(self._round / self._settings.game.rounds)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.progress import clock, count, tell
+from mermaide_ray.progress import clock, count, tell, terminal
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import TYPICAL_ENV_STEPS_PER_CPU_SECOND, Plan, budget_of
 from mermaide_ray.sweep.store import Store
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 # Trials listed one by one; of more, the first and the last.
 _MOST_LISTED = 40
 _BEST = 5
-_WIDTH = 100
 
 
 def dry_run(sweep: Sweep, where: str) -> None:
     """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
-    plan, console = Plan(sweep, where), _console()
+    plan, console = Plan(sweep, where), terminal()
     plan.check()
     console.print(Text(sweep.question, style="bold"))
     if sweep.is_planned:
@@ -74,7 +73,7 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
         InputError: The sweep is not valid, or the folder holds another one.
         RunFault: Some runs failed; all others are done and on record.
     """
-    plan, console, store = Plan(sweep, where), _console(), Store(root)
+    plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
     _check_rows(plan, plan.num_rows())
     _check_names(plan)
@@ -180,8 +179,3 @@ def _print_best(plan: Plan, trials: pd.DataFrame, console: Console) -> None:
     for trial, line in means.head(_BEST).iterrows():
         table.add_row(*map(Text, (str(trial), f"{line['mean']:.3f}", f"{int(line['count'])}")))
     console.print(table)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)

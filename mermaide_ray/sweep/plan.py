@@ -189,8 +189,7 @@ class Plan:
     @property
     def num_workers(self) -> int:
         """Env runners and learners of the trial that has most."""
-        settings = self.settings or [self._some_setting()]
-        return max(s.experiment.env_runners.num_env_runners + s.experiment.env_runners.num_learners for s in settings)
+        return max(s.experiment.env_runners.num_actors for s in self.settings or [self._some_setting()])
 
     @property
     def num_runs(self) -> int:
