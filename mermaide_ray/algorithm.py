@@ -298,12 +298,7 @@ class Mermaide(Algorithm):
             for key in self.metrics.peek((LEARNER_RESULTS, PRINCIPAL))
             if "/" in key
         }
-        query = Trajectories(
-            torch.from_numpy(columns["query_arms"]),
-            torch.from_numpy(columns["query_interventions"]),
-            torch.from_numpy(columns["target"]),
-            moving=torch.from_numpy(columns["moving"]) if "moving" in columns else None,
-        )
+        query = Trajectories.of_columns({key: torch.from_numpy(column) for key, column in columns.items()}, "query")
         horizon = self.experiment.environment.horizon
         incentives = incentives_of(self.experiment.environment)
         told["principal/success_rate"] = float(incentives.successes_of(query).float().mean())

@@ -33,9 +33,7 @@ class Sample:
     Attributes:
         tasks: Task ids, [B].
         weights_version: The weights that it was sampled with.
-        columns: `support_arms`, `support_interventions` [B, K, T] (none for K = 0), `query_arms`, `query_interventions`
-            [B, E, T], small integers, and `target` [B]; `support_shown` and `query_shown` where sight is lossy,
-            `moving` [B, T] where the target moves.
+        columns: Of the episodes `support` (none for K = 0) and `query`, see `Trajectories.columns`.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 
@@ -125,16 +123,10 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
             (seed, "train", "meta", iteration),
         )
         back = torch.argsort(order)
-        columns = {"target": meeting.query.target[back].numpy()}
-        if meeting.query.moving is not None:
-            columns["moving"] = meeting.query.moving[back].numpy()
-        for which, played in (("support", meeting.support), ("query", meeting.query)):
-            if played is not None:
-                columns[f"{which}_arms"] = played.arms[back].numpy()
-                columns[f"{which}_interventions"] = played.interventions[back].numpy()
-                if played.shown is not None:
-                    columns[f"{which}_shown"] = played.shown[back].numpy()
-        return columns
+        columns = meeting.query.columns("query")
+        if meeting.support is not None:
+            columns |= meeting.support.columns("support")
+        return {name: column[back].numpy() for name, column in columns.items()}
 
     def get_spaces(self) -> dict[str, Any]:
         """Spaces by module id, as RLlib asks for them."""

@@ -7,6 +7,7 @@ pull if that is a matter of luck: observations, rewards and costs follow from th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +50,28 @@ class Trajectories:
         shown = None if self.shown is None else self.shown[wanted]
         moving = None if self.moving is None else self.moving[wanted]
         return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted], shown, moving)
+
+    def columns(self, name: str) -> dict[str, Tensor]:
+        """How they are shipped: `NAME_arms`, `NAME_interventions`, `NAME_shown`; of the tasks `target` and `moving`."""
+        columns = {
+            f"{name}_arms": self.arms,
+            f"{name}_interventions": self.interventions,
+            f"{name}_shown": self.shown,
+            "target": self.target,
+            "moving": self.moving,
+        }
+        return {key: column for key, column in columns.items() if column is not None}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Tensor], name: str) -> Trajectories:
+        """Those that were shipped by this name (inverse of `columns`)."""
+        return cls(
+            arms=columns[f"{name}_arms"],
+            interventions=columns[f"{name}_interventions"],
+            target=columns["target"],
+            shown=columns.get(f"{name}_shown"),
+            moving=columns.get("moving"),
+        )
 
 
 def compact_dtype(count: int) -> torch.dtype:

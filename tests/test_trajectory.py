@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -132,3 +133,15 @@ def test_parts_of_trajectories_are_those_tasks_and_episodes() -> None:
     assert torch.equal(part.arms, played.arms[1:3, 1:2])
     assert torch.equal(part.interventions, played.interventions[1:3, 1:2])
     assert part.target.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("more", [{}, {"shown": torch.full((3, 2, HORIZON), 1), "moving": torch.full((3, HORIZON), 2)}])
+def test_what_is_shipped_by_a_name_is_found_by_that_name(more: dict[str, torch.Tensor]) -> None:
+    env = environment("signed", "relative")
+    support, query = replace(random_episodes(env), **more), replace(random_episodes(env, seed=1), **more)
+    columns = support.columns("support") | query.columns("query")
+    for name, played in (("support", support), ("query", query)):
+        found = Trajectories.of_columns(columns, name)
+        for field in fields(Trajectories):
+            one, other = getattr(found, field.name), getattr(played, field.name)
+            assert one is other or torch.equal(one, other), field.name
