@@ -128,7 +128,7 @@ class MermaideConfig(AlgorithmConfig):
         return self
 
     def agents(self, **kwargs: Any) -> MermaideConfig:
-        """The distribution of agents: `experiment.Agents`' keys."""
+        """The distribution of agents: `agent_settings.Agents`' keys."""
         return self._take_all("agents", kwargs)
 
     def meta_learning(self, **kwargs: Any) -> MermaideConfig:

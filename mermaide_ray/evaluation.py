@@ -15,12 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play

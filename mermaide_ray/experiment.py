@@ -1,27 +1,24 @@
 """One experiment as the user writes it: sections of settings, validated before anything starts.
 
-This module imports neither Ray nor Torch, so `mermaide config` and every config error answer at once. The defaults here
-(those of the game are in `environment.py`) are the only home of a default; `algorithm.py` turns an `Experiment` into an
-RLlib `AlgorithmConfig`.
+This module imports neither Ray nor Torch, so `mermaide config` and every config error answer at once. The defaults of
+the sections, here and in `environment.py` and `agent_settings.py`, are the only home of a default; `algorithm.py` turns
+an `Experiment` into an RLlib `AlgorithmConfig`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from mermaide_ray.agent_settings import Agents, Split, check_families, default_families
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.environment import Environment as Environment  # noqa: PLC0414 (named from here as well)
 from mermaide_ray.errors import InputError
-from mermaide_ray.points import Space
 from mermaide_ray.registry import near
-from mermaide_ray.settings import Layer, Number, Range, Section, Switch, Whole, sentence, source
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, sentence
 
 # Sections of the settings that may differ where a trained principal is scored; the others decide how it is trained.
 SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
@@ -34,93 +31,6 @@ def _printable(name: str) -> str:
     if not name.isprintable() or "/" in name or not name.strip(". "):
         raise ValueError(f"must be printable text without '/', got {one_line(name)}")
     return name
-
-
-class FamilyRanges(Section):
-    """One agent family in the mixture: its weight, and per split the range of each hyperparameter."""
-
-    weight: Number = Field(1.0, gt=0, description="share of this family in the mixture, relative to the others")
-    train: dict[str, Range] = Field(description="hyperparameter: [low, high], drawn uniformly")
-    validation: dict[str, Range] | None = Field(None, description="as train if not given")
-    test: dict[str, Range] | None = Field(None, description="as train if not given")
-
-    def ranges(self, split: Split) -> dict[str, Range]:
-        """The ranges that hold in `split`."""
-        return getattr(self, split) or self.train
-
-
-class Population(Section):
-    """Finite sets of agents in place of an unlimited stream [paper: 15 training agents, 10 test agents]."""
-
-    train: Whole = Field(15, ge=1, description="agents in the training population")
-    validation: Whole = Field(10, ge=1, description="agents in the validation population")
-    test: Whole = Field(10, ge=1, description="agents in the test population")
-
-
-DEFAULT_FAMILIES: dict[str, Any] = {
-    "ucb": {"train": {"ucb_coefficient": (0.05, 0.5)}, "test": {"ucb_coefficient": (0.6, 1.5)}},
-    "epsilon_greedy": {"train": {"epsilon": (0.02, 0.2)}, "test": {"epsilon": (0.25, 0.5)}},
-}
-CONTINUOUS_FAMILIES: dict[str, Any] = {
-    "kernel_ucb": {"train": {"ucb_coefficient": (0.05, 0.3)}, "test": {"ucb_coefficient": (0.4, 1.0)}},
-    "gp_ucb": {"train": {"confidence": (0.5, 1.5)}, "test": {"confidence": (2.0, 4.0)}},
-    "two_point_gradient": {
-        "train": {"probe": (0.04, 0.1), "learning_rate": (0.005, 0.02)},
-        "test": {"probe": (0.12, 0.2), "learning_rate": (0.005, 0.02)},
-    },
-    "evolution": {"train": {"step_size": (0.05, 0.2)}, "test": {"step_size": (0.25, 0.5)}},
-}
-"""What `agents.families` is in the continuous game if not given."""
-
-
-def default_families(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The mixture of an experiment whose settings name none."""
-    environment = settings.get("environment")
-    continuous = isinstance(environment, Mapping) and environment.get("game") == "continuous"
-    return CONTINUOUS_FAMILIES if continuous else DEFAULT_FAMILIES
-
-
-class Agents(Section):
-    """The distribution of agents (a task is one sampled agent)."""
-
-    families: dict[str, FamilyRanges] = Field(
-        default_factory=lambda: {k: FamilyRanges(**v) for k, v in DEFAULT_FAMILIES.items()},
-        description="registered name or dotted path `package.module:NAME` -> weight and ranges",
-        min_length=1,
-    )
-    base_reward: Range = Field((0.0, 1.0), description="base mean of each arm: uniform on [low, high], drawn per task")
-    population: Population | None = Field(None, description="finite populations; none = an unlimited stream of tasks")
-    disjoint: tuple[tuple[Split, Split], ...] = Field(
-        (("train", "test"),), description="pairs of splits whose agents must not overlap; checked before a run"
-    )
-    seed: Whole = Field(
-        0, ge=0, lt=2**32, description="seed of the validation and test agents, shared by all training seeds"
-    )
-
-    @model_validator(mode="after")
-    def _splits_are_disjoint(self) -> Agents:
-        for one, other in self.disjoint:
-            if one == other:
-                raise ValueError(f"`agents.disjoint` must name two different splits, got {one!r} twice")
-            # Populations of agents with drawn base rewards are compared agent by agent where they are sampled.
-            if self.population is not None:
-                continue
-            for family, ranges in self.families.items():
-                mine, theirs = ranges.ranges(one), ranges.ranges(other)
-                # Ranges of different names: one is misspelt or missing, which `_check_families` says better.
-                if mine.keys() != theirs.keys() or not mine:
-                    continue
-                if not any(_apart(mine[key], theirs[key]) for key in mine):
-                    raise ValueError(
-                        f"`agents.families.{family}` must have a range that differs between the splits {one!r} and "
-                        f"{other!r}, got {one_line(mine)} and {one_line(theirs)}, which overlap (`agents.disjoint` "
-                        "names the splits that must not)"
-                    )
-        return self
-
-
-def _apart(one: Range, other: Range) -> bool:
-    return one[1] < other[0] or other[1] < one[0]
 
 
 class MetaLearning(Section):
@@ -263,9 +173,7 @@ class Experiment(Section):
         # What is no mapping is refused by the section itself.
         if not isinstance(settings, Mapping) or not isinstance(settings.get("agents", {}), Mapping):
             return settings
-        if default_families(settings) is DEFAULT_FAMILIES:
-            return settings
-        return {**settings, "agents": {"families": CONTINUOUS_FAMILIES, **settings.get("agents", {})}}
+        return {**settings, "agents": {"families": default_families(settings), **settings.get("agents", {})}}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
@@ -477,64 +385,5 @@ def _validated(settings: Mapping[str, Any], layers: Sequence[Layer]) -> Experime
         experiment = Experiment.model_validate(settings)
     except ValidationError as error:
         raise InputError(sentence(Experiment, error, layers)) from None
-    _check_families(experiment, layers)
+    check_families(experiment.agents, experiment.environment, layers)
     return experiment
-
-
-def _check_families(experiment: Experiment, layers: Sequence[Layer]) -> None:
-    for name, family in experiment.agents.families.items():
-        for path, problem in _family_problems(name, family, experiment.environment.space):
-            raise InputError(f"{problem} ({source(('agents', 'families', name, *path), layers)})")
-        for key, problem in _game_problems(name, experiment.environment):
-            raise InputError(f"`environment.{key}` {problem} ({source(('environment', key), layers)})")
-
-
-def _game_problems(name: str, environment: Environment) -> Iterator[tuple[str, str]]:
-    """What a known family cannot have in the game.
-
-    Yields:
-        The key of the environment, and the problem.
-    """
-    from mermaide_ray.agents import family_named
-
-    family = family_named(name, environment.space)
-    if environment.num_arms < family.least_arms:
-        yield "num_arms", f"must be >= {family.least_arms} for agents of family {name}, got {environment.num_arms}"
-    if family.goals is not None and environment.arm_labels == "relative":
-        yield (
-            "arm_labels",
-            f"must be absolute for agents of family {name}, whose arms are places in a world: named by their distance "
-            "from the target, places differ from task to task, got relative",
-        )
-
-
-def _family_problems(name: str, family: FamilyRanges, space: Space | None) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Hyperparameters that don't exist, or are missing, or ranges that leave where the family is defined.
-
-    Yields:
-        The path below the family's section, and the problem.
-    """
-    from mermaide_ray.agents import family_named
-
-    try:
-        known = family_named(name, space).hyperparameters
-    except InputError as error:
-        yield (), f"`agents.families`: {error}"
-        return
-    for split in SPLITS:
-        ranges, key = family.ranges(split), f"agents.families.{name}.{split}"
-        for wrong in sorted(ranges.keys() - known.keys()):
-            yield (
-                (split, wrong),
-                f"`{key}` must name hyperparameters of {name} ({', '.join(known) or 'it has none'}), "
-                f"got {wrong!r}{near(wrong, list(known))}",
-            )
-        for missing in sorted(known.keys() - ranges.keys()):
-            yield (split,), f"`{key}` must give a range for each hyperparameter of {name}, got none for {missing!r}"
-        for hyperparameter, (low, high) in ranges.items():
-            least, most = known[hyperparameter].low, known[hyperparameter].high
-            if low < least or high > most:
-                yield (
-                    (split, hyperparameter),
-                    f"`{key}.{hyperparameter}` must lie in [{least:g}, {most:g}], got [{low:g}, {high:g}]",
-                )

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
-from mermaide_ray.experiment import Experiment, Split, elsewhere, variant
+from mermaide_ray.experiment import Experiment, elsewhere, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress, terminal

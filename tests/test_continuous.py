@@ -12,6 +12,7 @@ import torch
 from conftest import tiny
 from torch import Tensor
 
+from mermaide_ray.agent_settings import CONTINUOUS_FAMILIES
 from mermaide_ray.agents import POINT_FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
@@ -22,7 +23,7 @@ from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
-from mermaide_ray.experiment import CONTINUOUS_FAMILIES, Experiment, check_game, load_experiment, validate
+from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import deal_for, play

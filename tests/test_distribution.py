@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import all_families
 
+from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import SPLITS, Experiment, Split, load_experiment, validate
+from mermaide_ray.experiment import Experiment, load_experiment, validate
 
 EPSILON = "epsilon_greedy"
 

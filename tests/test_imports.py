@@ -17,7 +17,7 @@ PACKAGE = ROOT.name
 
 # The validation of a config looks families up by name, in a function: settings are read everywhere, and naming a family
 # there doesn't tell a network anything about it.
-ALLOWED = {("mermaide_ray.experiment", "mermaide_ray.agents")}
+ALLOWED = {("mermaide_ray.agent_settings", "mermaide_ray.agents")}
 
 
 def module_name(path: Path) -> str:

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Family
 from mermaide_ray.changes import target_path
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.noise import generator
 from mermaide_ray.points import SmoothReward
 from mermaide_ray.trajectory import compact_dtype

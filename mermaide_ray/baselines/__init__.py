@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from mermaide_ray.registry import lookup
 
 if TYPE_CHECKING:
+    from mermaide_ray.agent_settings import Split
     from mermaide_ray.agents.distribution import Tasks
-    from mermaide_ray.experiment import Experiment, Split
+    from mermaide_ray.experiment import Experiment
     from mermaide_ray.lockstep import Principal
 
 Build: TypeAlias = "Callable[[Experiment, Split, Tasks, int], Principal]"

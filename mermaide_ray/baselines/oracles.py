@@ -21,12 +21,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.base import Family
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.rules import announced, shares_of, toward_target
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
 from mermaide_ray.points import squared_distance

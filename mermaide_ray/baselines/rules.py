@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Experiment, Split
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.trajectory import View, view_of
 

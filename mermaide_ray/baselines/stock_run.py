@@ -17,12 +17,13 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rich.console import Console
 from torch import Tensor
 
+from mermaide_ray.agent_settings import SPLITS
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.evaluation import Evaluation, Results
-from mermaide_ray.experiment import SPLITS, Experiment
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
 from mermaide_ray.models.principal import choose
 from mermaide_ray.progress import Progress, terminal

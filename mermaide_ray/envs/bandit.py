@@ -15,13 +15,14 @@ import torch
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
+from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import SPLITS, Experiment, Split, validate
+from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Perception, deal_for
 from mermaide_ray.noise import Key
 from mermaide_ray.registry import near

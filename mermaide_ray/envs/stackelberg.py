@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.envs.turns import Turns
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Split
 from mermaide_ray.settings import Section, Whole, sentence
 from mermaide_ray.stackelberg.games import GameDistribution, deal, play_round
 from mermaide_ray.stackelberg.settings import Game

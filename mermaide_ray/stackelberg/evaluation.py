@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mermaide_ray.experiment import Split
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.noise import generator
 from mermaide_ray.stackelberg.beliefs import scratch
 from mermaide_ray.stackelberg.equilibrium import strong_stackelberg

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mermaide_ray.experiment import Split
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.noise import Key, generator
 from mermaide_ray.stackelberg.settings import Game
 

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, Split
+from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Number, Range, Section, Whole, sentence

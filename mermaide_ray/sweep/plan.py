@@ -14,11 +14,11 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     Experiment,
-    Split,
     check_game,
     load_preset,
     override_path,
