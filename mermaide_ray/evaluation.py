@@ -218,9 +218,8 @@ class Evaluation:
         environment = self.experiment.environment
         if not environment.changes.of_base:
             return tasks.base[:, None, None]
-        course = course_of(environment, tasks, self.episodes, self._dice(tasks)).base
-        assert course is not None
-        return course.view(environment.horizon, len(tasks), self.episodes, -1).permute(1, 2, 0, 3)
+        base = course_of(environment, tasks, self.episodes, self._dice(tasks)).base
+        return base.view(environment.horizon, len(tasks), self.episodes, -1).permute(1, 2, 0, 3)
 
     def _returns(self, played: Trajectories) -> Tensor:
         """Mean return per episode, float [B]."""

@@ -130,20 +130,11 @@ class RunDirectory:
         Raises:
             InputError: Another one does.
         """
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            # Freed by the kernel when the process ends, however it ends.
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(folder)
-            raise InputError(f"a run must be trained by one process at a time, {self.path} already is") from None
-        # What a killed process left half-written.
-        for left in self.checkpoints.glob(".iteration_*"):
-            shutil.rmtree(left)
-        try:
+        with one_process(self.path):
+            # What a killed process left half-written.
+            for left in self.checkpoints.glob(".iteration_*"):
+                shutil.rmtree(left)
             yield
-        finally:
-            os.close(folder)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -327,6 +318,26 @@ def refuse_secrets(uri: str) -> None:
             f"the place of results must hold no secret, got one around {without_credentials(uri)} (a role of the "
             "machines, or AWS_PROFILE, keeps it out of logs and process lists)"
         )
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """While this process works in a run's folder, no other may.
+
+    Raises:
+        InputError: Another one does.
+    """
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        # Freed by the kernel when the process ends, however it ends.
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise InputError(f"a run must be trained by one process at a time, {folder} already is") from None
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 @contextmanager

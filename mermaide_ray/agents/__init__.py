@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from mermaide_ray.points import Space
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (
-        ucb,
-        epsilon_greedy,
-        epsilon_decay,
-        thompson,
-        softmax,
-        gradient_bandit,
-        exp3,
-        holdout,
-        grid_q_learning,
-        grid_dyna_q,
-    )
-} | {
     family.name: family
-    for family in (informed.UCB, informed.EPSILON_GREEDY, adversarial.UCB, adversarial.EPSILON_GREEDY)
+    for family in (
+        ucb.FAMILY,
+        epsilon_greedy.FAMILY,
+        epsilon_decay.FAMILY,
+        thompson.FAMILY,
+        softmax.FAMILY,
+        gradient_bandit.FAMILY,
+        exp3.FAMILY,
+        holdout.FAMILY,
+        grid_q_learning.FAMILY,
+        grid_dyna_q.FAMILY,
+        informed.UCB,
+        informed.EPSILON_GREEDY,
+        adversarial.UCB,
+        adversarial.EPSILON_GREEDY,
+    )
 }
 
-
 POINT_FAMILIES: dict[str, PointFamily] = {
-    module.FAMILY.name: module.FAMILY for module in (kernel_ucb, gp_ucb, two_point_gradient, evolution)
+    family.name: family for family in (kernel_ucb.FAMILY, gp_ucb.FAMILY, two_point_gradient.FAMILY, evolution.FAMILY)
 }
 """Those of the continuous game."""
 

@@ -5,12 +5,9 @@ Each (method, noise, seed) leaves a file of rows as soon as it is done, so that 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +22,7 @@ from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_sc
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
-from mermaide_ray.storage import provenance, whole_file
+from mermaide_ray.storage import one_process, provenance, whole_file
 
 
 def run(settings: Settings, out: Path, console: Console | None = None) -> pd.DataFrame:
@@ -44,7 +41,7 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
     console = console or Console()
     torch.set_num_threads(1)
     _open(settings, out)
-    with _alone(out):
+    with one_process(out):
         rows = pd.concat(_parts(settings, out, console), ignore_index=True)
         with whole_file(out / "rows.parquet") as file:
             rows.to_parquet(file, index=False)
@@ -108,19 +105,3 @@ def _open(settings: Settings, out: Path) -> None:
         file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
     with whole_file(config) as file:
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """While this process works in the folder, no other may."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        # Freed by the kernel when the process ends, however it ends.
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(folder)
-        raise InputError(f"a run must be made by one process at a time, {out} already is") from None
-    try:
-        yield
-    finally:
-        os.close(folder)
