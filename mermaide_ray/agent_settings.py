@@ -82,6 +82,15 @@ class Agents(Section):
         0, ge=0, lt=2**32, description="seed of the validation and test agents, shared by all training seeds"
     )
 
+    def size(self, split: Split) -> int | None:
+        """Number of agents in a split, or None for an unlimited stream."""
+        return None if self.population is None else getattr(self.population, split)
+
+    def available(self, split: Split, wanted: int) -> int:
+        """How many of the agents that are wanted a split has."""
+        size = self.size(split)
+        return wanted if size is None else min(wanted, size)
+
     @model_validator(mode="after")
     def _splits_are_disjoint(self) -> Agents:
         for one, other in self.disjoint:

@@ -165,8 +165,9 @@ def test_held_out_tasks_are_the_first_ones_or_a_whole_population() -> None:
 
 
 def test_paper_populations_share_no_agent() -> None:
-    distribution = AgentDistribution(load_experiment(preset="paper"))
-    assert (distribution.population("train"), distribution.population("test")) == (15, 10)
+    experiment = load_experiment(preset="paper")
+    assert (experiment.agents.size("train"), experiment.agents.size("test")) == (15, 10)
+    distribution = AgentDistribution(experiment)
     bases = torch.cat([distribution.tasks("train", range(15)).base, distribution.tasks("test", range(10)).base])
     assert len(bases.unique(dim=0)) == 25
 

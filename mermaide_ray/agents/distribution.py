@@ -89,18 +89,14 @@ class AgentDistribution:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment, self._agents = experiment, experiment.agents
         self._environment = environment = experiment.environment
-        self._num_arms, self._space = environment.num_arms, environment.space
-        self._smooth = None if self._space is None else SmoothReward(self._space, environment.base_length)
-        self.families = tuple(family_named(name, self._space) for name in self._agents.families)
+        self._num_arms, space = environment.num_arms, environment.space
+        self._smooth = None if space is None else SmoothReward(space, environment.base_length)
+        self.families = tuple(family_named(name, space) for name in self._agents.families)
         self._goals = [list(family.goals_among(self._num_arms)) for family in self.families]
         weights = np.array([ranges.weight for ranges in self._agents.families.values()])
         self._cumulative = np.cumsum(weights / weights.sum())
         if self._agents.population is not None:
             self._check_populations()
-
-    def population(self, split: Split) -> int | None:
-        """Number of agents in a split, or None for an unlimited stream."""
-        return getattr(self._agents.population, split) if self._agents.population is not None else None
 
     def meta_batch(self, iteration: int, size: int) -> list[int]:
         """Ids of the training tasks of one iteration, all different: fresh ones, or a choice from the population.
@@ -108,7 +104,7 @@ class AgentDistribution:
         In a population, ids that are equal modulo its size are the same agent: it may be met several times in a batch,
         each time with luck of its own.
         """
-        population = self.population("train")
+        population = self._agents.size("train")
         if population is None:
             return list(range(iteration * size, (iteration + 1) * size))
         agents = generator(self._experiment.seed, "train", "meta-batch", iteration, 0).integers(population, size=size)
@@ -116,8 +112,7 @@ class AgentDistribution:
 
     def held_out(self, split: Split, count: int) -> Tasks:
         """The first `count` tasks of a split (all of them, in a smaller finite population)."""
-        population = self.population(split)
-        return self.tasks(split, range(count if population is None else min(count, population)))
+        return self.tasks(split, range(self._agents.available(split, count)))
 
     def tasks(self, split: Split, ids: Sequence[int]) -> Tasks:
         """Builds the tasks with these ids."""
@@ -163,7 +158,7 @@ class AgentDistribution:
 
     def _generator(self, split: Split, purpose: str, task: int) -> np.random.Generator:
         """What a task is drawn from; in a population the same for ids that are equal modulo its size."""
-        size = self.population(split)
+        size = self._agents.size(split)
         return generator(self._experiment.seed_of(split), split, purpose, 0, task if size is None else task % size)
 
     def _check_populations(self) -> None:
@@ -176,7 +171,7 @@ class AgentDistribution:
                 )
 
     def _fingerprints(self, split: Split) -> set[bytes]:
-        size = self.population(split)
+        size = self._agents.size(split)
         assert size is not None
         tasks = self.tasks(split, range(size))
         columns = [tasks.family[:, None].float(), tasks.base, *(v[:, None] for v in tasks.params.values())]

@@ -215,7 +215,7 @@ class Plan:
         trained, games = 0, dict[str, int]()
         for setting in self.settings:
             for condition, experiment, ks in self.scored_in(setting):
-                tasks = num_tasks(experiment, self.split(condition))
+                tasks = experiment.agents.available(self.split(condition), experiment.evaluation.tasks)
                 trained += len(ks) * tasks
                 games[self.game_key(condition, experiment)] = tasks
         return trained * len(self.sweep.seeds) + sum(games.values()) * len(self.baselines)
@@ -268,13 +268,6 @@ def trial_name(setting: str, seeds: Sequence[int]) -> str:
 def budget_of(experiment: Experiment) -> int:
     """Environment steps of a whole run."""
     return experiment.num_iterations * experiment.env_steps_per_iteration
-
-
-def num_tasks(experiment: Experiment, split: str) -> int:
-    """Agents that a principal is scored on."""
-    population = experiment.agents.population
-    tasks = experiment.evaluation.tasks
-    return tasks if population is None else min(tasks, int(getattr(population, split)))
 
 
 def typed(label: str) -> Any:
