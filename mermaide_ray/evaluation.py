@@ -22,7 +22,7 @@ from mermaide_ray.changes import course_of
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import Meeting, Table
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import Architecture, Weights, shared
@@ -148,18 +148,12 @@ class Evaluation:
             seed: Its training seed; 0 for what is not trained.
             principal: The player of all tasks x `episodes` at once.
         """
-        played = self._play(principal)
-        rows = self._rows(name, seed, 0, self.tasks, played, {})
-        return Results(rows, pd.DataFrame(), self._profiles(name, seed, 0, played))
+        return self._results(self._origin(name, seed), 0, slice(None), self._play(principal))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes."""
-        parts = []
-        for k in ks:
-            for start in range(0, len(self.tasks), _CHUNK):
-                chunk = slice(start, start + _CHUNK)
-                parts.append(self._meet(contender, k, chunk))
-        return Results.together(parts)
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self.tasks), _CHUNK)]
+        return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
         """Normalised score (interquartile mean over tasks) after each number of support episodes, NaN if none."""
@@ -168,37 +162,46 @@ class Evaluation:
         return {k: interquartile_mean(scores[None]) if len(scores) else float("nan") for k, scores in by_k.items()}
 
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
-        tasks = self.tasks.select(torch.arange(len(self.tasks))[chunk])
-        table = contender.table
+        """Scores a trained principal on some of the tasks, after k support episodes."""
+        tasks, table = self._some(chunk), contender.table
         meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
-        history, labels = table.experience(meeting.query).history, view_of(table.environment).labels(meeting.query)
-        extra: dict[str, Any] = {}
-        calibration = pd.DataFrame()
+        origin = self._origin(contender.name, contender.seed)
+        results = self._results(origin, k, chunk, meeting.query)
+        scores, calibration = self._predictions(contender, meeting, tasks)
         if meeting.support is not None:
-            extra["support_return"] = self._returns(meeting.support).numpy()
-        if table.method.architecture.world_model:
-            unadapted = shared(contender.weights, len(tasks))
-            state = None if meeting.adaptation is None else meeting.adaptation.state
-            with torch.no_grad():
-                before = unroll(table.method, unadapted, history)
-                after = before
-                if meeting.adaptation is not None:
-                    after = unroll(table.method, meeting.adaptation.weights, history, state)
-            assert before.arm_logits is not None
-            assert after.arm_logits is not None
-            for when, logits in (("before", before.arm_logits), ("after", after.arm_logits)):
-                found = _prediction(table.method.architecture, logits, self._predicted(labels))
-                extra |= {f"wm_{key}_{when}": value for key, value in found.items()}
-            if self._space is None:
-                calibration = _calibration(after.arm_logits, labels, tasks.family_names())
-                calibration = calibration.assign(
-                    method=contender.name, seed=contender.seed, split=self.split, condition=self.condition, k=k
-                )
-        return Results(
-            self._rows(contender.name, contender.seed, k, tasks, meeting.query, extra, chunk),
-            calibration,
-            self._profiles(contender.name, contender.seed, k, meeting.query, tasks),
-        )
+            scores["support_return"] = self._returns(meeting.support).numpy()
+        return replace(results, rows=results.rows.assign(**scores), calibration=calibration.assign(**origin, k=k))
+
+    def _predictions(self, contender: Contender, meeting: Meeting, tasks: Tasks) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The world model's columns of the rows, and its reliability curve; empty where there is none."""
+        method = contender.table.method
+        if not method.architecture.world_model:
+            return {}, pd.DataFrame()
+        history = contender.table.experience(meeting.query).history
+        labels = view_of(contender.table.environment).labels(meeting.query)
+        with torch.no_grad():
+            before = after = unroll(method, shared(contender.weights, len(tasks)), history).arm_logits
+            if (adaptation := meeting.adaptation) is not None:
+                after = unroll(method, adaptation.weights, history, adaptation.state).arm_logits
+        assert before is not None
+        assert after is not None
+        scores: dict[str, Any] = {}
+        for when, logits in (("before", before), ("after", after)):
+            found = _prediction(method.architecture, logits, self._predicted(labels))
+            scores |= {f"wm_{key}_{when}": value for key, value in found.items()}
+        return scores, pd.DataFrame() if self._space else _calibration(after, labels, tasks.family_names())
+
+    def _origin(self, method: str, seed: int) -> dict[str, Any]:
+        """What all tables say first of a method."""
+        return {"method": method, "seed": seed, "split": self.split, "condition": self.condition}
+
+    def _results(self, origin: dict[str, Any], k: int, chunk: slice, played: Trajectories) -> Results:
+        """What there is to say of any method's query episodes with some of the tasks."""
+        rows, profiles = self._rows(origin, k, chunk, played), self._profiles(origin, k, chunk, played)
+        return Results(rows, pd.DataFrame(), profiles)
+
+    def _some(self, chunk: slice) -> Tasks:
+        return self.tasks.select(torch.arange(len(self.tasks))[chunk])
 
     def _rule(self, name: str) -> Principal:
         return baseline_named(name)(self.experiment, self.split, self.tasks, self.episodes)
@@ -225,26 +228,15 @@ class Evaluation:
         """Mean return per episode, float [B]."""
         return self._incentives.rewards_of(played).sum(2).mean(1)
 
-    def _rows(
-        self,
-        method: str,
-        seed: int,
-        k: int,
-        tasks: Tasks,
-        played: Trajectories,
-        extra: dict[str, Any],
-        chunk: slice = slice(None),
-    ) -> pd.DataFrame:
-        horizon = played.arms.shape[2]
+    def _rows(self, origin: dict[str, Any], k: int, chunk: slice, played: Trajectories) -> pd.DataFrame:
+        """One row per task, without what only some methods have."""
+        tasks, horizon = self._some(chunk), played.arms.shape[2]
         bounds = Bounds(self.bounds.never[chunk], self.bounds.oracle[chunk])
         returns = self._returns(played)
         agent_rewards = self._incentives.agent_rewards_of(played, self._base_means(tasks))
-        rows = pd.DataFrame(
+        return pd.DataFrame(
             {
-                "method": method,
-                "seed": seed,
-                "split": self.split,
-                "condition": self.condition,
+                **origin,
                 "task": list(tasks.ids),
                 "family": tasks.family_names(),
                 "k": k,
@@ -262,7 +254,6 @@ class Evaluation:
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )
-        return rows.assign(**extra)
 
     def _predicted(self, labels: Tensor) -> Tensor:
         """What the world model predicts: labels, or the points that they name."""
@@ -280,21 +271,15 @@ class Evaluation:
         nll = _frequency(self._space.candidate(arms), cells)["wm_nll_frequency"] - float(np.log(cells))
         return {"wm_nll_uniform": 0.0, "wm_nll_frequency": nll, "wm_accuracy_frequency": np.nan}
 
-    def _profiles(
-        self, method: str, seed: int, k: int, played: Trajectories, tasks: Tasks | None = None
-    ) -> pd.DataFrame:
+    def _profiles(self, origin: dict[str, Any], k: int, chunk: slice, played: Trajectories) -> pd.DataFrame:
         """Per task and step, the shares of episodes with an intervention and with the target pulled."""
-        tasks = tasks or self.tasks
-        horizon = played.arms.shape[2]
+        tasks, horizon = self._some(chunk), played.arms.shape[2]
         names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
         exploration = [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
         successes = self._incentives.successes_of(played).float().mean(1)
         return pd.DataFrame(
             {
-                "method": method,
-                "seed": seed,
-                "split": self.split,
-                "condition": self.condition,
+                **origin,
                 "k": k,
                 "family": np.repeat(tasks.family_names(), horizon),
                 "task": np.repeat(list(tasks.ids), horizon),
