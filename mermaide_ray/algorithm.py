@@ -19,16 +19,17 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -62,6 +63,9 @@ _NOT_RLLIBS = {
 """RLlib settings that this algorithm would not heed, and what to set instead."""
 FLAT = "mermaide"
 """Key of the flat metrics in a training result."""
+# How long to wait for an answer of the learners at a time; and for Ray to find one gone, once another says that the
+# connection between them broke.
+_POLL_SECONDS, _LOSS_SECONDS = 1.0, 60.0
 
 
 class MermaideConfig(AlgorithmConfig):
@@ -200,6 +204,14 @@ class MermaideConfig(AlgorithmConfig):
         return Table(experiment.environment, Method.of(experiment)).experience(trajectories)
 
 
+def lost(error: Exception) -> WorkersLost:
+    """What Ray says of an actor that is gone, as one sentence."""
+    return WorkersLost(
+        f"every actor must answer, but one is gone: {str(error).splitlines()[0]} (a run goes on from its last "
+        "checkpoint with --resume, a sweep by itself)"
+    )
+
+
 def _map_to_principal(agent_id: str, episode: Any, **kwargs: Any) -> str:
     return PRINCIPAL
 
@@ -243,17 +255,7 @@ class Mermaide(Algorithm):
 
         columns = concatenated(samples, tasks)
         batch = MultiAgentBatch({PRINCIPAL: SampleBatch(columns)}, env_steps=experiment.env_steps_per_iteration)
-        progress = min(1.0, iteration / experiment.num_iterations)
-        try:
-            results = self.learner_group.update(batch=batch, timesteps={"progress": progress})
-        except RayTaskError as error:
-            # A learner actor's own sentence, without Ray's frames around it.
-            raise (error.cause if isinstance(error.cause, RunFault) else error) from None
-        except RayActorError as error:
-            raise WorkersLost(
-                f"every learner must answer, but one is gone: {str(error).splitlines()[0]} (a run goes on from its "
-                "last checkpoint with --resume, a sweep by itself)"
-            ) from None
+        results = self._update(batch, progress=min(1.0, iteration / experiment.num_iterations))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         updated = time.perf_counter()
 
@@ -266,6 +268,34 @@ class Mermaide(Algorithm):
         if self._dispatch is None:
             return [self.env_runner_group.local_env_runner.answer(iteration, tasks).checked()]
         return self._dispatch.gather(iteration, tasks, self._weights, self._weights_version)
+
+    def _update(self, batch: MultiAgentBatch, progress: float) -> list[dict[str, Any]]:
+        """The meta-step of all learners; returns what each tells.
+
+        Raises:
+            WorkersLost: One is gone. Said at once: those that are left wait for it in the middle of their gradients, up
+                to half an hour where its machine vanished without a word.
+        """
+        group, timesteps = self.learner_group, {"progress": progress}
+        if group.is_local:
+            return group.update(batch=batch, timesteps=timesteps)  # type: ignore[no-any-return]
+        group.update(batch=batch, timesteps=timesteps, async_update=True)
+        told: dict[int, dict[str, Any]] = {}
+        left, error, until = len(group), None, float("inf")
+        while left and time.monotonic() < until:
+            for answer in group._worker_manager.fetch_ready_async_reqs(timeout_seconds=_POLL_SECONDS):
+                left -= 1
+                if answer.ok:
+                    told[answer.actor_id] = answer.get()
+                elif not isinstance(answer.get(), RayTaskError):
+                    raise lost(answer.get())
+                elif isinstance(answer.get().cause, RunFault):
+                    raise answer.get().cause  # its own sentence, without Ray's frames around it
+                else:
+                    error, until = answer.get(), time.monotonic() + _LOSS_SECONDS
+        if error is not None:
+            raise error
+        return [told[learner] for learner in sorted(told)]
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Takes sampling actors that Ray has started again back into service.
@@ -282,6 +312,9 @@ class Mermaide(Algorithm):
 
     def _sync_weights(self) -> None:
         """Takes over the learner's weights, and lays them out for the sampling actors, who get them with a share."""
+        learners = self.learner_group._worker_manager
+        if learners is not None and learners.num_healthy_actors() < learners.num_actors():
+            raise lost(RuntimeError("a learner did not take the weights that it was given"))
         state = self.learner_group.get_state(
             components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=False
         )[COMPONENT_LEARNER]
@@ -324,6 +357,16 @@ class Mermaide(Algorithm):
         super().set_state(state)
         self.meta_iteration = state.get("meta_iteration", self.meta_iteration)
         self._sync_weights()
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """See base. RLlib (ray 2.60) does not look whether a learner actor has written its part."""
+        saved: str = super().save_to_path(path, **kwargs)
+        part = Path(saved) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER
+        if not any(part.glob("state.*")):
+            raise WorkersLost(
+                f"a checkpoint must be whole, but a learner wrote no {part} (it is gone, or its disk full)"
+            )
+        return saved
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, float]:
         """The K-shot protocol on validation agents, in the driver: normalised score by flat metric name."""

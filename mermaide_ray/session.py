@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
-from mermaide_ray.errors import InputError, RunFault
+from ray.exceptions import RayActorError
+
+from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
+from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.storage import RunDirectory, save_principal
 from mermaide_ray.tensorboard import Board
 
@@ -81,7 +84,8 @@ class Session:
 
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""
-        told = flat_metrics(self._algorithm.train())
+        with _losses_told():
+            told = flat_metrics(self._algorithm.train())
         wrong = [key for key, value in told.items() if not math.isfinite(value)]
         if wrong:
             raise RunFault(
@@ -100,7 +104,8 @@ class Session:
         """Writes a checkpoint."""
 
         def write(folder: Path) -> None:
-            self._algorithm.save_to_path(str((folder / "rllib").absolute()))
+            with _losses_told():
+                self._algorithm.save_to_path(str((folder / "rllib").absolute()))
             save_principal(folder / "principal", self.experiment, self._algorithm.principal().arrays())
 
         self.run.save_checkpoint(self.iteration, write)
@@ -116,6 +121,15 @@ class Session:
         """Frees what the run holds; nothing is saved."""
         self.board.close()
         self._algorithm.stop()
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """Actors that are found gone, wherever that is, are told in one sentence."""
+    try:
+        yield
+    except RayActorError as error:
+        raise lost(error) from None
 
 
 def checkpoint_seconds() -> float:
@@ -135,16 +149,20 @@ def checkpoint_seconds() -> float:
 def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     experiment, latest = run.experiment(), run.latest_checkpoint()
     if latest is None:
-        algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
+        with _losses_told():
+            algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
         return algorithm
     iteration = run.check_checkpoint(latest)
     folder = str((latest / "rllib").absolute())
     try:
-        if changed:
-            algorithm = MermaideConfig.of(experiment).build_algo()
-            algorithm.restore_from_path(folder)
-        else:
-            algorithm = Mermaide.from_checkpoint(folder)
+        with _losses_told():
+            if changed:
+                algorithm = MermaideConfig.of(experiment).build_algo()
+                algorithm.restore_from_path(folder)
+            else:
+                algorithm = Mermaide.from_checkpoint(folder)
+    except WorkersLost:
+        raise  # no fault of the checkpoint
     except Exception as error:
         raise InputError(
             f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "

@@ -99,6 +99,11 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+# A node that refuses five times in a row to be asked for its health is dead: found after 2.5 s, not Ray's 15. One that
+# is only slow to answer has as long as ever.
+FOUND_DEAD = {"health_check_period_ms": 500}
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Several nodes on this machine: a head without work of its own; `add_node(num_cpus=…)` adds workers."""
@@ -110,7 +115,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    # Ray's own port of a head's agent is the same for all clusters of a machine.
+    about = {"include_dashboard": False, "dashboard_agent_listen_port": 0, "_system_config": FOUND_DEAD}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **about, **store})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     add_node = cluster.add_node
     monkeypatch.setattr(cluster, "add_node", lambda num_cpus: add_node(num_cpus=num_cpus, **store))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What the processes of actors call themselves: a trial of a sweep, a sampling actor.
-TRIAL, RUNNER = "ray::ResourceTrainable", "ray::LockstepEnvRunner"
+# What the processes of actors call themselves: a trial of a sweep, a sampling actor, a learner.
+TRIAL, RUNNER, LEARNER = "ray::ResourceTrainable", "ray::LockstepEnvRunner", "ray::_WrappedExecutable"
 
 
 def processes(node: Any, role: str = "ray::") -> list[int]:
@@ -25,6 +25,20 @@ def processes(node: Any, role: str = "ray::") -> list[int]:
     return found
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files at any depth, where some come and go; no links."""
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def content(path: Path) -> bytes:
+    """Of a file that may be gone by now, as those of processes and of a Ray at work are; empty then."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def send(pids: Sequence[int], number: int) -> None:
     """A signal to each that is still there."""
     for pid in pids:
@@ -36,6 +50,18 @@ def crash(cluster: Any, node: Any) -> None:
     """As a machine does: all at once."""
     send(processes(node), signal.SIGKILL)
     cluster.remove_node(node, allow_graceful=False)
+
+
+def vanish(cluster: Any, node: Any) -> list[int]:
+    """As a machine does whose power fails: its connections stay open, and nobody answers.
+
+    Returns:
+        What is left of it, to be killed in the end.
+    """
+    left = processes(node)
+    send(left, signal.SIGSTOP)
+    cluster.remove_node(node, allow_graceful=False)
+    return left
 
 
 def slow_down(node: Any, seconds: float, share: float = 0.1) -> None:

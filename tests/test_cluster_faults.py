@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,21 +15,64 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import tiny
-from crashes import RUNNER, TRIAL, crash, processes
+from crashes import LEARNER, RUNNER, TRIAL, crash, processes, send, vanish
 from rich.console import Console
 from soak import CREDENTIALS, soak
 
 # Before any Ray is up: Tune registers what it finds with that one, even when it is down again (ray 2.60).
 import mermaide_ray.sweep.tuning  # noqa: F401
 from mermaide_ray.cli import main
+from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.storage import RunDirectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
+
+RUNS = "disturbed", "undisturbed"
+TIMINGS = ["throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s"]
 
 
 def meanwhile(fault: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=fault, daemon=True)
     thread.start()
     return thread
+
+
+def node_of(cluster: Any, role: str) -> Any:
+    """A worker node that serves a role, once there is one."""
+    while True:
+        for node in set(cluster.worker_nodes):
+            if processes(node, role):
+                return node
+        time.sleep(0.1)
+
+
+def sweep_file(folder: Path, arms: list[int], **env_runners: int) -> Path:
+    """A sweep of one run per number of arms, long enough to be hit."""
+    evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4}
+    settings = tiny(training={"env_steps": 60_000}, env_runners=env_runners, evaluation=evaluation).to_dict()
+    del settings["name"], settings["seed"]
+    sweep = {
+        "question": "Does the number of arms change what the principal gains?",
+        "settings": settings,
+        "search": {"environment.num_arms": {"grid": arms}},
+        "seeds": 1,
+        "baselines": ["never"],
+    }
+    file = folder / "arms.yaml"
+    file.write_text(yaml.safe_dump(sweep))
+    return file
+
+
+def tells(root: Path) -> Callable[[], int]:
+    """How many iterations the runs of a sweep have told of."""
+    return lambda: sum(path.read_text().count("\n") for path in root.glob("runs/*/progress.jsonl"))
+
+
+def same_tables(folder: Path) -> None:
+    """What two sweeps left, timings apart."""
+    for name in ("rows", "progress"):
+        tables = [pd.read_parquet(folder / each / f"{name}.parquet") for each in RUNS]
+        pd.testing.assert_frame_equal(*(table.drop(columns=TIMINGS, errors="ignore") for table in tables))
 
 
 def test_node_that_crashes_while_its_actor_samples_costs_no_result(cluster: Any) -> None:
@@ -83,45 +127,79 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
 ) -> None:
     """A trial's driver and its sampling actor are on two nodes, and both crash in the middle of a run."""
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
-    evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4}
-    settings = tiny(training={"env_steps": 60_000}, env_runners={"num_env_runners": 1}, evaluation=evaluation).to_dict()
-    del settings["name"], settings["seed"]
-    config, root = tmp_path / "arms.yaml", tmp_path / "disturbed"
-    sweep = {
-        "question": "Does the number of arms change what the principal gains?",
-        "settings": settings,
-        "search": {"environment.num_arms": {"grid": [3, 4]}},
-        "seeds": 1,
-        "baselines": ["never"],
-    }
-    config.write_text(yaml.safe_dump(sweep))
-    workers = [cluster.add_node(num_cpus=1) for _ in range(4)]
-    crashed: list[str] = []
-
-    def told() -> int:
-        return sum(path.read_text().count("\n") for path in root.glob("runs/*/progress.jsonl"))
+    config = sweep_file(tmp_path, arms=[3, 4], num_env_runners=1)
+    for _ in range(4):
+        cluster.add_node(num_cpus=1)
+    told, crashed = tells(tmp_path / "disturbed"), list[str]()
 
     def fault() -> None:
         for role in (RUNNER, TRIAL):
-            before, node = told(), None
-            while node is None or told() < before + 20:
+            before = told()
+            while told() < before + 20:
                 time.sleep(0.1)
-                left = [each for each in workers if each in cluster.worker_nodes]
-                node = next((each for each in left if processes(each, role)), None)
-            crash(cluster, node)
+            crash(cluster, node_of(cluster, role))
             crashed.append(role)
 
     thread = meanwhile(fault)
-    command = ["sweep", str(config), "--no-report", "--out"]
-    assert main([*command, str(root)]) == 0
+    assert main(["sweep", str(config), "--no-report", "--out", str(tmp_path / "disturbed")]) == 0
     thread.join(timeout=0)
     assert crashed == [RUNNER, TRIAL]
     assert "2 runs done, 0 failed, 0 stopped" in capfd.readouterr().out
-    assert main([*command, str(tmp_path / "undisturbed")]) == 0
-    for name in ("rows", "progress"):
-        tables = [pd.read_parquet(tmp_path / each / f"{name}.parquet") for each in ("disturbed", "undisturbed")]
-        timings = ["throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s"]
-        pd.testing.assert_frame_equal(*(table.drop(columns=timings, errors="ignore") for table in tables))
+    assert main(["sweep", str(config), "--no-report", "--out", str(tmp_path / "undisturbed")]) == 0
+    same_tables(tmp_path)
+
+
+def test_run_whose_learner_s_machine_vanishes_ends_with_one_sentence_and_resumes_to_the_same_rows(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other learner waits for it in the middle of a gradient, and would for half an hour."""
+    monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
+    config, run, left = tmp_path / "tiny.yaml", tmp_path / "disturbed", list[int]()
+    config.write_text(explained_yaml(tiny(training={"env_steps": 30_000}, env_runners={"num_learners": 2})))
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+
+    def fault() -> None:
+        while len(RunDirectory(run).read_progress()) < 40 or RunDirectory(run).latest_checkpoint() is None:
+            time.sleep(0.05)
+        left.extend(vanish(cluster, node_of(cluster, LEARNER)))
+
+    thread = meanwhile(fault)
+    try:
+        assert main(["train", "--config", str(config), "--out", str(run)]) == 1
+        thread.join()
+    finally:
+        send(left, signal.SIGKILL)
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("mermaide: error: every actor must answer, but one is gone: ")
+    assert "a run goes on from its last checkpoint with --resume" in last
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "undisturbed")]) == 0
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / each / "rows.parquet") for each in RUNS))
+    told = [pd.DataFrame(RunDirectory(tmp_path / each).read_progress()) for each in RUNS]
+    pd.testing.assert_frame_equal(*(table.drop(columns=TIMINGS) for table in told))
+
+
+def test_sweep_that_loses_a_learner_s_node_goes_on_by_itself_to_the_same_rows(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
+    config = sweep_file(tmp_path, arms=[4], num_learners=2)
+    for _ in range(4):
+        cluster.add_node(num_cpus=1)
+    told = tells(tmp_path / "disturbed")
+
+    def fault() -> None:
+        while told() < 40:
+            time.sleep(0.05)
+        crash(cluster, node_of(cluster, LEARNER))
+
+    thread = meanwhile(fault)
+    assert main(["sweep", str(config), "--no-report", "--out", str(tmp_path / "disturbed")]) == 0
+    assert not thread.is_alive()
+    assert "1 runs done, 0 failed, 0 stopped" in capfd.readouterr().out
+    assert main(["sweep", str(config), "--no-report", "--out", str(tmp_path / "undisturbed")]) == 0
+    same_tables(tmp_path)
 
 
 def test_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

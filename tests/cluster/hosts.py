@@ -1,14 +1,15 @@
 """Machines that are namespaces of this one: each with its own network, processes, home, /tmp and ssh server.
 
-Needs root, iproute2, openssh-server and rsync. Everything hangs on one process per host: with it, the kernel ends all
-of the host's processes and forgets its mounts and links. Only the names of the network namespaces outlive it, and
-`close` deletes them.
+Needs root, iproute2, openssh-server and rsync: `why_not` says whether it will work. Everything hangs on one process per
+host: with it, the kernel ends all of the host's processes and forgets its mounts and links. Only the names of the
+network namespaces outlive it, and `close` deletes them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,30 +25,50 @@ REPOSITORY = Path(__file__).parent.parent.parent
 SHARED = "/mnt/shared"
 HOME = "/mnt/home"
 NETWORK = "10.77.0"
-_TOOLS = ("ip", "setpriv", "sshd", "rsync", "unshare", "nsenter", "ssh-keygen")
+VENV, BASE = Path(sys.prefix), Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+_TOOLS = ("ip", "setpriv", "sshd", "rsync", "unshare", "nsenter", "ssh-keygen", "curl", "pgrep")
 
 _PREFIX = "mermaide"
 
-# The first process of a host. Mounts are private to it.
+# The first process of a host. Mounts are private to it; a checkout in /tmp, which they hide, is mounted where it was.
 _INIT = """
 set -e
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /mnt
-mkdir /mnt/home /mnt/shared
+mkdir /mnt/home /mnt/shared /mnt/checkout
 mount --bind "$WORK/home" /mnt/home
 mount --bind "$SHARED_FOLDER" /mnt/shared
-mount --bind "$WORK/tmp" /tmp
+mount --bind "$REPOSITORY" /mnt/checkout
 mount --bind "$WORK/hosts" /etc/hosts
 mount --bind "$WORK/passwd" /etc/passwd
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
 mkdir -p /run/sshd
+mount --bind "$WORK/tmp" /tmp
+if [ ! -d "$REPOSITORY" ]; then
+    mkdir -p "$REPOSITORY"
+    mount --bind /mnt/checkout "$REPOSITORY"
+fi
 hostname "$NAME"
 touch /tmp/.up
 exec /usr/sbin/sshd -D -e -h /mnt/home/.ssh/host_key -o UsePAM=no -o StrictModes=no \
     -o PermitRootLogin=prohibit-password -o PidFile=none -o MaxStartups=100
 """
+# Whether the kernel lets this process do all of that: done once, in namespaces that end with it.
+_PROBE = """
+set -e
+mount --make-rprivate /
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
+mount --bind /run /mnt
+hostname probe
+ip netns add probe
+ip -n probe link add br0 type bridge
+ip -n probe link add eth0 type veth peer name port1
+"""
+_NAMESPACES = ("unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")
 
 
 def why_not() -> str | None:
@@ -57,12 +78,17 @@ def why_not() -> str | None:
     search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=search) is None]
     if missing:
-        return f"needs {', '.join(missing)} (packages iproute2, openssh-server, rsync, util-linux)"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
+        return f"needs {', '.join(missing)} (packages iproute2, openssh-server, rsync, curl, procps, util-linux)"
+    if REPOSITORY.is_relative_to("/mnt"):
+        return "needs a checkout outside /mnt, which each host has for itself"
+    elsewhere = [path for path in (VENV.resolve(), BASE) if not path.is_relative_to(REPOSITORY)]
+    hidden = [place for place in ("/mnt", "/tmp", "/run") if any(path.is_relative_to(place) for path in elsewhere)]
+    if hidden:
+        return f"needs a Python outside {hidden[0]}, which each host has for itself"
+    tried = subprocess.run([*_NAMESPACES, "--net", "bash", "-c", _PROBE], capture_output=True, text=True, check=False)
     if tried.returncode:
-        return f"needs the right to make namespaces ({tried.stderr.decode().strip()})"
-    hidden = [place for place in ("/tmp", "/run", "/mnt") if str(REPOSITORY).startswith(place + "/")]
-    return f"needs a checkout outside {hidden[0]}, which each host has for itself" if hidden else None
+        return f"needs the right to make namespaces ({(tried.stderr.strip().splitlines() or ['no word'])[-1]})"
+    return None
 
 
 class Host:
@@ -80,25 +106,15 @@ class Host:
         self.network, self.name, self.address, self.work = network, name, address, work
         # It ends with the tests, however those end.
         command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "ip",
-            "netns",
-            "exec",
-            network,
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount",
-            "--uts",
+            *("setpriv", "--pdeathsig", "KILL"),
+            *("ip", "netns", "exec", network),
+            *_NAMESPACES,
+            *("bash", "-c", _INIT),
         ]
-        environment = {**os.environ, "WORK": str(work), "SHARED_FOLDER": str(shared), "NAME": name, "HOME": HOME}
+        places = {"WORK": str(work), "SHARED_FOLDER": str(shared), "REPOSITORY": str(REPOSITORY)}
+        environment = {**os.environ, **places, "NAME": name, "HOME": HOME}
         with (work / "sshd.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, "--ipc", "bash", "-c", _INIT], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def log(self) -> str:
@@ -132,7 +148,7 @@ class Host:
             "LANG": "C.UTF-8",
         }
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-            [*enter, f"--wd={REPOSITORY}", "bash", "-c", command],
+            [*enter, "bash", "-c", f"cd {shlex.quote(str(REPOSITORY))} || exit; {command}"],
             env=environment,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -176,9 +192,6 @@ class Host:
         """Ends it, with all that runs there."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
-
-
-VENV = Path(sys.prefix)
 
 
 class Hosts:
@@ -270,10 +283,9 @@ def provision(home: Path) -> None:
     site = at / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     site.mkdir(parents=True)
     (at / "bin").mkdir()
-    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    (at / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    (at / "pyvenv.cfg").write_text(f"home = {BASE.parent}\ninclude-system-site-packages = false\n")
     for name in ("python", "python3"):
-        (at / "bin" / name).symlink_to(base)
+        (at / "bin" / name).symlink_to(BASE)
     packages = next(path for path in sys.path if path.endswith("site-packages") and path.startswith(sys.prefix))
     (site / "provisioned.pth").write_text(f"{HOME}/mermaide_ray\n{packages}\n")
     for name, module, function in (
@@ -285,6 +297,8 @@ def provision(home: Path) -> None:
         script.write_text(f"#!{HOME}/mermaide_ray/.venv/bin/python\nfrom {module} import {function}\n{function}()\n")
         script.chmod(0o755)
     (at / ".ready").touch()
+    # A raylet that was killed is found dead after 2.5 s, not 15, and one without a head leaves after 15 s, not 60.
+    (home / ".bashrc").write_text("export RAY_health_check_period_ms=500 RAY_gcs_rpc_server_reconnect_timeout_s=15\n")
 
 
 def _forget_dead() -> None:
