@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One thread per process: torch's default of one per core slows small networks down up to five times.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test test-slow test-cluster sbom lint format format-check types bench clean
+.PHONY: train test test-slow test-cluster test-nodes test-hosts sbom lint format format-check types bench clean
 .DEFAULT_GOAL := test
 
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
@@ -23,8 +23,14 @@ test: $(READY) ## the tests that take seconds; ARGS="-k name …"
 test-slow: $(READY) ## the tests that take longer: kills, searchers, buckets, the tutorial
 	$(BIN)/python -m pytest -m "slow and not cluster and not gpu" $(ARGS)
 
-test-cluster: $(READY) ## the tests that start several nodes; root, ssh and rsync for those on three hosts
-	$(BIN)/python -m pytest -m "cluster and not gpu" $(ARGS)
+test-cluster: $(READY) ## the tests that start several nodes, on one machine and on three; each half prints when it is done
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-nodes test-hosts
+
+test-nodes: $(READY) ## several nodes of one machine; NODES="-k name …"
+	$(BIN)/python -m pytest -m "cluster and not gpu" --ignore=tests/cluster -rs $(NODES)
+
+test-hosts: $(READY) ## three machines in namespaces of this one: root, ssh, rsync; HOSTS="-k name …"
+	$(BIN)/python -m pytest -m "cluster and not gpu" tests/cluster -rs $(HOSTS)
 
 sbom: ## software bill of materials of the pinned set, as sbom.json
 	$(PYTHON) -m venv .venv-tools

@@ -24,10 +24,11 @@ from tensorboard.plugins.hparams import metadata
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
-from mermaide_ray.errors import WorkersLost
+from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal
+from mermaide_ray.sweep import tuning
 from mermaide_ray.sweep.adopt import adopt
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.plan import Plan
@@ -356,6 +357,21 @@ def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], 
     assert again == 0
     if tune.get("scheduler") != "asha":
         pd.testing.assert_frame_equal(sorted_rows(out), rows)
+
+
+def test_population_s_record_that_others_may_have_written_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a pickle of Tune's."""
+    store, record = Store(str(tmp_path)), tmp_path / tuning.TUNE_FOLDER
+    record.mkdir()
+    monkeypatch.setattr(tuning.tune.Tuner, "can_restore", lambda path: True)
+    monkeypatch.setattr(tuning.tune.Tuner, "restore", lambda *given, **options: "restored")
+    record.chmod(0o777)
+    with pytest.raises(InputError, match=r"holds pickles.* must be yours alone to write, but everybody may write to"):
+        tuning._restored(store, None)
+    record.chmod(0o755)
+    assert tuning._restored(store, None) == "restored"
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ settings:
   training: {env_steps: 12000}
   evaluation: {tasks: 6, episodes: 2, validation_tasks: 4}
 search:
-  environment.num_arms: {grid: [3, 4, 5, 6]}
+  environment.num_arms: {grid: [3, 4, 5]}
 seeds: 1
 baselines: [never]
 """
@@ -179,7 +179,7 @@ def test_sweep_through_a_killed_node_ends_complete(lab: Hosts, tmp_path: Path) -
     here = ["sweep", str(lab.shared / "arms.yaml"), "--no-report", "--out", str(tmp_path / "undisturbed")]
     with meanwhile(*here, log=tmp_path / "log.txt"):
         said = submit(lab, f"sweep {SHARED}/arms.yaml --no-report", fault)
-    assert "4 runs done, 0 failed, 0 stopped" in said
+    assert "3 runs done, 0 failed, 0 stopped" in said
     keys = ["trial", "method", "condition", "seed", "task", "k", "setting.environment.num_arms"]
     rows = [
         pd.read_parquet(folder / "rows.parquet").sort_values(keys, kind="stable").reset_index(drop=True)
@@ -196,7 +196,9 @@ def test_sweep_through_a_killed_node_ends_complete(lab: Hosts, tmp_path: Path) -
 
 def test_job_is_submitted_through_the_tunnel_with_the_code_of_the_laptop(lab: Hosts) -> None:
     laptop, run = lab.hosts["laptop"], f"{RESULTS}/job"
-    arguments = " ".join(f"--set '{key}={value}'" for key, value in SETTINGS.items())
+    # Learners on other machines than the driver, whose checkpoints hold what is brought from there.
+    short = {**SETTINGS, "training.env_steps": "9600", "env_runners.num_learners": "2"}
+    arguments = " ".join(f"--set '{key}={value}'" for key, value in short.items())
     command = f"ray job submit --working-dir . -- mermaide train {arguments} --out {run}"
     with laptop.popen(f"ray dashboard {FILE}", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -212,7 +214,9 @@ def test_job_is_submitted_through_the_tunnel_with_the_code_of_the_laptop(lab: Ho
             process.kill()
     assert "succeeded" in said
     assert f"TensorBoard events in {run}" in said  # what the command prints comes back
-    assert (lab.shared / "results" / "job" / "rows.parquet").is_file()
+    job = lab.shared / "results" / "job"
+    assert (job / "rows.parquet").is_file()
+    assert list(job.glob("checkpoints/*/rllib/learner_group/learner/rl_module/principal/module_state.*"))
 
 
 def test_sweep_into_a_folder_of_the_head_alone_is_refused_before_anything_starts(lab: Hosts) -> None:
