@@ -36,7 +36,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         host, port = running.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         iam = boto3.client("iam")
-        iam.create_instance_profile(InstanceProfileName="mermaide-worker")
+        for name in ("mermaide-head", "mermaide-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
         yield f"http://{host}:{port}"
         running.stop()
 
@@ -95,7 +96,7 @@ def test_ray_starts_the_machines_that_the_file_describes(aws: str) -> None:
     assert machines["worker"]["InstanceLifecycle"] == "spot"
     assert "InstanceLifecycle" not in machines["head"]
     assert asked["worker"]["IamInstanceProfile"] == {"Name": "mermaide-worker"}
-    assert asked["head"]["IamInstanceProfile"]["Arn"].endswith("instance-profile/ray-autoscaler-v1")
+    assert asked["head"]["IamInstanceProfile"] == {"Name": "mermaide-head"}
     for machine in machines.values():
         assert let_in_by(machine) == {(22, "203.0.113.7/32")}
 

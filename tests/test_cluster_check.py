@@ -19,7 +19,6 @@ FILLED = {
     "CHANGE_ME_shared_folder": "/mnt/shared/results",
     "CHANGE_ME_security_group": "sg-0123",
     "CHANGE_ME_bucket": "my-bucket",
-    "CHANGE_ME_worker_profile": "mermaide-worker",
     "CHANGE_ME_project": "my-project",
     "CHANGE_ME_jump_host": "ann@jump.example.org",
     "CHANGE_ME_account": "myaccount",
@@ -169,7 +168,18 @@ MISTAKES = [
     ("local.yaml", "results: /mnt/shared/results", "results: results", "metadata.results: must say where results go"),
     ("gcp.yaml", "results: gs://", "results: /", "metadata.results: must say where results go (a folder below gs://)"),
     ("azure.yaml", "  results: ", "  place: ", "metadata.results: must say where results go (a folder below abfs"),
-    ("aws.yaml", "IamInstanceProfile: {Name: mermaide-worker}", "", "IamInstanceProfile: must name a role"),
+    (
+        "aws.yaml",
+        "IamInstanceProfile: {Name: mermaide-worker}",
+        "",
+        "may write to the bucket and no more, got the head's",
+    ),
+    (
+        "aws.yaml",
+        "IamInstanceProfile: {Name: mermaide-head}",
+        "",
+        "IamInstanceProfile: must name a role that may start",
+    ),
     ("gcp.yaml", "serviceAccounts:", "labels:", "serviceAccounts: must name an account"),
     (
         "kuberay/rayjob.yaml",

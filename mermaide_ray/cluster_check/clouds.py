@@ -54,11 +54,22 @@ def _aws(config: dict[str, Any]) -> Iterator[Finding]:
                 "must name a security group of your own: Ray's opens port 22 to the world, whatever "
                 "provider.security_group says, got none",
             )
+    head = config["head_node_type"]
+    leads = config["available_node_types"][head]["node_config"].get("IamInstanceProfile")
+    if not leads:
+        yield Finding(
+            f"available_node_types.{head}.node_config.IamInstanceProfile",
+            "must name a role that may start machines and pass the workers' role on (iam:PassRole): Ray's own may not, "
+            "and no worker would start, got none",
+        )
     for key, node in _workers(config):
         if node.get("InstanceMarketOptions", {}).get("MarketType") != "spot":
             yield Finding(f"{key}.InstanceMarketOptions", "must be {MarketType: spot}: losing one costs seconds here")
-        if not node.get("IamInstanceProfile"):
-            yield Finding(f"{key}.IamInstanceProfile", "must name a role that may write to the bucket, got none")
+        if node.get("IamInstanceProfile") in (None, leads):
+            got = "the head's" if leads else "none"
+            yield Finding(
+                f"{key}.IamInstanceProfile", f"must name a role that may write to the bucket and no more, got {got}"
+            )
     for name, node in config["available_node_types"].items():
         yield from _aws_parameters(f"available_node_types.{name}.node_config", node["node_config"])
 
