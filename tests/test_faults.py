@@ -147,7 +147,7 @@ def test_learner_that_dies_stops_the_run_with_one_sentence() -> None:
     try:
         algorithm.train()
         algorithm.learner_group.foreach_learner(die_in_the_next_update)
-        with pytest.raises(WorkersLost, match="every learner must answer, but one is gone") as fault:
+        with pytest.raises(WorkersLost, match="every actor must answer, but one is gone") as fault:
             algorithm.train()
         assert "\n" not in str(fault.value)
     finally:
