@@ -200,8 +200,14 @@ class MermaideConfig(AlgorithmConfig):
 
     def experience(self, trajectories: Trajectories) -> Experience:
         """Observations and rewards of trajectories: how the learner, which must not know the game, gets at them."""
-        experiment = self.experiment
-        return Table(experiment.environment, Method.of(experiment)).experience(trajectories)
+        return self._table().experience(trajectories)
+
+    def support(self, trajectories: Trajectories) -> Experience:
+        """The same of support episodes, see `Table.support`."""
+        return self._table().support(trajectories)
+
+    def _table(self) -> Table:
+        return Table(self.experiment.environment, Method.of(self.experiment))
 
 
 def lost(error: Exception) -> WorkersLost:

@@ -187,6 +187,17 @@ class Environment(Section):
         ]
 
     @property
+    def sizes(self) -> tuple[float, ...]:
+        """The size of each intervention but "none", in units of delta."""
+        return self.graded_sizes if self.intervention == "graded" else (1.0,) * (self.num_interventions - 1)
+
+    @property
+    def incentives(self) -> tuple[tuple[float, float], ...]:
+        """What each intervention adds to the agent's reward, on a hit (the target, or the chosen arm) and on a miss."""
+        penalty = -1.0 if self.intervention in ("signed", "graded") else 0.0
+        return ((0.0, 0.0), *((self.delta * size, self.delta * size * penalty) for size in self.sizes))
+
+    @property
     def num_symbols(self) -> int:
         """What a pull may look like to the principal: an arm or, where not all pulls are seen, nothing."""
         return self.num_actions + (self.sight.share < 1)

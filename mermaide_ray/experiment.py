@@ -70,6 +70,11 @@ class WorldModel(Section):
     """The recurrent model of the agent and the policy that reads it."""
 
     enabled: Switch = Field(True, description="train the recurrent core to predict the agent's next arm")
+    kind: Literal["recurrent", "learner"] = Field(
+        "recurrent",
+        description="recurrent: the core predicts the next arm outright; learner: through a parametric model of agents "
+        "that learn which arm pays, whose unknowns are inferred from the support episodes",
+    )
     hidden_size: Whole = Field(48, ge=1, description="units of the GRU, H")
     policy_hidden: Whole = Field(64, ge=1, description="units of the policy's (and the value's) hidden layer")
     arms: Literal["flat", "equivariant"] = Field(
@@ -212,6 +217,8 @@ class Experiment(Section):
             raise ValueError(
                 "`world_model.arms` must be flat where the target moves (environment.changes), got equivariant"
             )
+        if self.world_model.kind == "learner":
+            self._check_learner_model()
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
             raise ValueError(
@@ -224,6 +231,31 @@ class Experiment(Section):
                 f"training.minibatches ({minibatches}), got {meta.meta_batch_size}"
             )
         return self
+
+    def _check_learner_model(self) -> None:
+        environment, sight = self.environment, self.environment.sight
+        for key, required, given in (
+            ("world_model.enabled", True, self.world_model.enabled),
+            ("world_model.arms", "flat", self.world_model.arms),
+            ("meta_learning.carry_state", False, self.meta_learning.carry_state),
+            ("environment.game", "arms", environment.game),
+            ("environment.arm_labels", "relative", environment.arm_labels),
+            ("environment.changes.target_moves", 0, environment.changes.target_moves),
+            ("environment.changes.target_moves_at", (), environment.changes.target_moves_at),
+            ("environment.sight.delay", 0, sight.delay),
+            ("environment.sight.noise", 0, sight.noise),
+            ("environment.sight.share", 1, sight.share),
+        ):
+            if given != required:
+                raise ValueError(
+                    f"`{key}` must be {one_line(required)} where world_model.kind is learner, whose model keeps "
+                    f"account of what each arm pays, got {one_line(given)}"
+                )
+        if environment.intervention == "arm":
+            raise ValueError(
+                "`environment.intervention` must be signed, bonus or graded where world_model.kind is learner: its "
+                "policy reads what concerns the target, got arm"
+            )
 
     @property
     def env_steps_per_iteration(self) -> int:

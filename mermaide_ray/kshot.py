@@ -73,24 +73,27 @@ class NetworkPrincipal:
         self.state = self._weights["core_bias"].new_zeros(*self._shape, hidden)
         if self._initial is not None:
             self.state = self._initial.expand(*self._shape, hidden).clone()
-        if self._architecture.per_arm:
-            self._marks = self._architecture.per_arm.before(self.state, *self._shape)
+        if self._architecture.memory:
+            self._marks = self._architecture.memory.before(self.state, *self._shape)
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
+        if self._architecture.memory:
+            self._marks = self._architecture.memory.advance(self._marks, self._observed(seen))
         projected, arms = (self._looked_up(seen), None) if self._looks_up else self._perceived(seen)
-        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms)
+        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms, self._marks)
         self._logits = logits.flatten(0, 1)
         return choose(self._logits, seen.uniform)
 
-    def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
-        """What networks read of the observation vector; the marks of equivariant ones go one step on."""
+    def _observed(self, seen: Seen) -> Tensor:
+        """The observation vector, float [B, E, D]."""
         steps = torch.full_like(seen.last_arm, seen.step)
         observation = self._view.observation(seen.last_arm, seen.last_action, seen.target, steps)
-        observation = observation.view(*self._shape, -1)
-        if self._architecture.per_arm:
-            self._marks = self._architecture.per_arm.advance(self._marks, observation)
-        inputs, arms = perceive(self._architecture, self._weights, observation, self._marks)
+        return observation.view(*self._shape, -1)
+
+    def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
+        """What networks read of the observation vector."""
+        inputs, arms = perceive(self._architecture, self._weights, self._observed(seen), self._marks)
         return project(self._weights, inputs), arms
 
     def _looked_up(self, seen: Seen) -> Tensor:
@@ -148,6 +151,13 @@ class Table:
         rewards = incentives_of(self.environment).rewards_of(trajectories).transpose(1, 2)
         return Experience(view_of(self.environment).history(trajectories), rewards)
 
+    def support(self, trajectories: Trajectories) -> Experience:
+        """The same of support episodes, with what a learner model infers from them."""
+        experience, learner = self.experience(trajectories), self.method.architecture.learner
+        if learner is None:
+            return experience
+        return replace(experience, latents=learner.infer(experience.history.observations, experience.history.labels))
+
     def meet(
         self,
         tasks: Tasks,
@@ -180,7 +190,7 @@ class Table:
             support = self._play_support(tasks, support_episodes, support_dice, one)
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
-            per_task = adaptation.weights if self.method.adaptable() else one
+            per_task = adaptation.weights if self.method.adapts else one
             query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state)
         return Meeting(support, query, adaptation)
 
@@ -189,7 +199,7 @@ class Table:
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
             with_axis = shared(leaves, len(support.target))
-            adaptation = adapt(self.method, with_axis, inner_rates, self.experience(support), create_graph=False)
+            adaptation = adapt(self.method, with_axis, inner_rates, self.support(support), create_graph=False)
         return replace(
             adaptation,
             weights={name: value.detach() for name, value in adaptation.weights.items()},

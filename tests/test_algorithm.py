@@ -20,7 +20,7 @@ from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, preset_names, variant
 from mermaide_ray.metrics import METRICS, SCALARS
-from mermaide_ray.models.principal import CORE, WORLD_MODEL_HEAD
+from mermaide_ray.models.principal import CORE, LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.sweep import tuning
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -175,7 +175,7 @@ def test_a_variant_is_a_setting(name: str) -> None:
     assert ("adaptation/support_return" in told) == (experiment.meta_learning.adaptation_episodes > 0)
     for key in before:
         is_rate = key.startswith("log_inner_lr_")
-        moves = not is_rate or experiment.meta_learning.learn_inner_lr
+        moves = key != LATENTS and (not is_rate or experiment.meta_learning.learn_inner_lr)
         assert (not np.array_equal(before[key], after[key])) == moves, key
     assert any(key in before for key in WORLD_MODEL_HEAD) == experiment.world_model.enabled
     assert set(CORE) <= before.keys()

@@ -258,6 +258,7 @@ def test_variants_without_adaptation_do_not_adapt() -> None:
         assert load_experiment(preset=name).meta_learning.inner_steps == 0
     assert {name for name in preset_names() if load_experiment(preset=name).world_model.enabled} == {
         "mermaide",
+        "mermaide_learner",
         "paper",
         "reinforce_world_model",
     }

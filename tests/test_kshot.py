@@ -16,7 +16,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
 from mermaide_ray.learners.maml import Adaptation, adapt, unroll
 from mermaide_ray.lockstep import deal_for, play
-from mermaide_ray.models.principal import choose, shared
+from mermaide_ray.models.principal import LATENTS, choose, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import Trajectories, View
@@ -111,6 +111,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "environment": {"sight": {"noise": 0.2, "delay": 2, "share": 0.6}},
         "world_model": EQUIVARIANT,
     },
+    "learner model": {"world_model": {"kind": "learner"}},
+    "learner model, no inner step": {"world_model": {"kind": "learner"}, "meta_learning": {"inner_steps": 0}},
     "equivariant": {"world_model": EQUIVARIANT},
     "equivariant, choosing arms by absolute labels": {
         "environment": {"arm_labels": "absolute", "intervention": "arm"},
@@ -135,13 +137,14 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
     replayed = adapt(
-        module.method, shared(weights, TASKS), module.inner_rates(), table.experience(shipped), create_graph=True
+        module.method, shared(weights, TASKS), module.inner_rates(), table.support(shipped), create_graph=True
     )
     assert support.arms.dtype == torch.uint8
     for name, value in _adaptation(meeting).weights.items():
         torch.testing.assert_close(value, replayed.weights[name].detach(), atol=1e-6, rtol=0, msg=name)
     moved = [name for name in weights if not torch.equal(replayed.weights[name][0], weights[name])]
-    assert sorted(moved) == sorted(module.method.adaptable())
+    inferred = [LATENTS] if module.method.architecture.learner else []
+    assert sorted(moved) == sorted([*module.method.adaptable(), *inferred])
     if replayed.state is not None:
         state = _adaptation(meeting).state
         assert state is not None
@@ -276,6 +279,11 @@ def test_lookups_are_the_module_with_partial_sight(labels: str) -> None:
 def test_equivariant_networks_play_as_the_module_does(kind: str, labels: str) -> None:
     environment = {"intervention": kind, "arm_labels": labels}
     _assert_lookups_are_the_module(tiny(environment=environment, world_model=EQUIVARIANT))
+
+
+@pytest.mark.parametrize("kind", ["signed", "bonus", "graded"])
+def test_principal_with_a_learner_model_plays_as_the_module_does(kind: str) -> None:
+    _assert_lookups_are_the_module(tiny(environment={"intervention": kind}, world_model={"kind": "learner"}))
 
 
 def _assert_lookups_are_the_module(experiment: Experiment) -> None:

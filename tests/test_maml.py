@@ -159,6 +159,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no world model": {"world_model": {"enabled": False}},
     "context": {"meta_learning": {"adapt": "context", "context_size": 2}},
     "heavy support": {"meta_learning": {"support_weight": 2.0}},
+    "learner model": {"world_model": {"kind": "learner"}},
     "equivariant": {"world_model": EQUIVARIANT},
     "equivariant, two inner steps, carried state": {
         "world_model": EQUIVARIANT,

@@ -200,6 +200,14 @@ def test_equivariant_principal_plays_the_same_episodes_on_both_paths(kind: str) 
     assert stock == lockstep
 
 
+def test_principal_with_a_learner_model_plays_the_same_episodes_on_both_paths() -> None:
+    experiment = stock_families(world_model={"kind": "learner"})
+    stock, _ = on_the_stock_path(experiment, PLAYERS["network"])
+    lockstep = in_lockstep(experiment, PLAYERS["network"])
+    assert len(set(np.concatenate([episode.interventions for episode in lockstep.values()]))) > 1
+    assert stock == lockstep
+
+
 def test_paid_cost_is_the_same_on_both_paths() -> None:
     experiment = stock_families(environment={"intervention": "graded", "cost": "paid"})
     stock, _ = on_the_stock_path(experiment, PLAYERS["scripted"])

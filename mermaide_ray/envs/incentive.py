@@ -27,15 +27,9 @@ class Incentives:
 
         self.environment = environment
         self.num_interventions = environment.num_interventions
-        delta = environment.delta
-        sizes = environment.graded_sizes if environment.intervention == "graded" else (1.0,)
-        if environment.intervention == "arm":
-            sizes = (1.0,) * environment.num_arms
-        # [I]: what each intervention adds on a hit (the target, or the chosen arm), on a miss, and its full cost.
-        self._hit = torch.tensor((0.0, *(delta * size for size in sizes)))
-        miss = -self._hit if environment.intervention in ("signed", "graded") else torch.zeros_like(self._hit)
-        self._miss = miss
-        self._cost = torch.tensor((0.0, *sizes))
+        # [I]: what each intervention adds on a hit, on a miss, and its full cost.
+        self._hit, self._miss = torch.tensor(environment.incentives).unbind(1)
+        self._cost = torch.tensor((0.0, *environment.sizes))
 
     def incentive(self, intervention: Tensor, arm: Tensor, target: Tensor) -> Tensor:
         """What the agent's reward gains (or loses), float, shaped as `arm`."""

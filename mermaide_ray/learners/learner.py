@@ -108,7 +108,8 @@ class MermaideLearner(TorchLearner):
         arms, interventions = columns[f"{which}_arms"], columns[f"{which}_interventions"]
         shown, moving = columns.get(f"{which}_shown"), columns.get("moving")
         trajectories = Trajectories(arms, interventions, columns["target"], shown, moving)
-        experience: Experience = self.config.experience(trajectories)
+        rebuild = self.config.support if which == "support" else self.config.experience
+        experience: Experience = rebuild(trajectories)
         return experience
 
     def _average(self, value: Tensor) -> Tensor:

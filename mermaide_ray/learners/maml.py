@@ -29,7 +29,7 @@ from mermaide_ray.learners.losses import (
     prediction_nll,
 )
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Outputs, Weights, replay, shared
+from mermaide_ray.models.principal import LATENTS, Outputs, Weights, replay, shared
 from mermaide_ray.trajectory import History
 
 
@@ -40,14 +40,17 @@ class Experience:
     Attributes:
         history: What the principal saw and did, [B, T, E].
         rewards: Principal's rewards, float [B, T, E].
+        latents: Of support episodes, what the learner model infers of each agent, float [B, L]; None without one.
     """
 
     history: History
     rewards: Tensor
+    latents: Tensor | None = None
 
     def tasks(self, wanted: slice) -> Experience:
         """Of some of the tasks."""
-        return Experience(self.history.tasks(wanted), self.rewards[wanted])
+        latents = None if self.latents is None else self.latents[wanted]
+        return Experience(self.history.tasks(wanted), self.rewards[wanted], latents)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def adapt(
     create_graph: bool,
     old_log_p: Tensor | None = None,
 ) -> Adaptation:
-    """Takes the inner steps, for all tasks at once.
+    """Takes the inner steps, for all tasks at once; puts in what a learner model has inferred.
 
     Args:
         method: The method.
@@ -201,6 +204,9 @@ def adapt(
                 adapted[name] = adapted[name] - inner_rates[name] * gradient
                 if not inner_step:
                     norm = norm + gradient.detach().flatten(1).square().sum(1)
+    if support.latents is not None:
+        # After the steps: these are taken where the support was played.
+        adapted[LATENTS] = support.latents
     state = None
     if method.meta.carry_state:
         state = (unroll(method, adapted, support.history) if names else outputs).state[:, :1]

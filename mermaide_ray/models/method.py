@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.experiment import Environment, Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import PerArm
 from mermaide_ray.models.principal import Architecture, Weights
@@ -43,6 +44,7 @@ class Method:
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
             per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
             mixture=_mixture(environment, world_model.components),
+            learner=_learner(environment) if world_model.kind == "learner" else None,
         )
         return cls(architecture, experiment.meta_learning, training, world_model)
 
@@ -56,12 +58,18 @@ class Method:
             num_interventions=view.num_interventions,
             per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
             mixture=_mixture(environment, self.world_model.components),
+            learner=self.architecture.learner and _learner(environment),
         )
         return replace(self, architecture=architecture)
 
     def adaptable(self) -> tuple[str, ...]:
         """Names of the weights that the inner loop changes."""
         return self.architecture.adaptable(self.meta.adapt) if self.meta.inner_steps else ()
+
+    @property
+    def adapts(self) -> bool:
+        """Whether support episodes change any weight."""
+        return bool(self.adaptable()) or self.architecture.learner is not None
 
 
 def _per_arm(environment: Environment, encoder_size: int) -> PerArm:
@@ -73,6 +81,10 @@ def _per_arm(environment: Environment, encoder_size: int) -> PerArm:
         names_arms=environment.intervention == "arm",
         encoder_size=encoder_size,
     )
+
+
+def _learner(environment: Environment) -> LearnerModel:
+    return LearnerModel(environment.num_arms, environment.horizon, environment.incentives)
 
 
 def _mixture(environment: Environment, components: int) -> MixtureHead | None:

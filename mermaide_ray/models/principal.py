@@ -6,7 +6,9 @@ D observation, H hidden, P policy's hidden layer, Z encoding of an arm.
 
 Two kinds of networks. Flat ones read arms by name (one-hot) and have an output for each. Equivariant ones read what
 `per_arm.py` remembers of each arm, through one encoder; their core reads pools over the encodings, and what they say of
-an arm is the product of its encoding with a vector that the core sets.
+an arm is the product of its encoding with a vector that the core sets. Flat networks may also predict through
+`learner_model.py`: the core then says how its latents are to be corrected, and the policy reads what the model makes of
+them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.models.gru import gru_cell, gru_scan
+from mermaide_ray.models.learner_model import NUM_FEATURES, LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import NUM_POOLS, PerArm
 
@@ -28,6 +31,7 @@ ENCODER = ("encoder_weight", "encoder_bias")
 CORE = ("core_input", "core_bias", "core_recurrent")
 WORLD_MODEL_HEAD = ("world_model_weight", "world_model_bias")
 CONTEXT = ("context",)
+LATENTS = "latents"
 POLICY = ("policy_hidden_weight", "policy_hidden_bias", "policy_output_weight", "policy_output_bias")
 VALUE = ("value_hidden_weight", "value_hidden_bias", "value_output_weight", "value_output_bias")
 
@@ -49,6 +53,7 @@ class Architecture:
         context_size: C, entries of the context vector, which shifts the biases of core and policy; 0: none.
         per_arm: How equivariant networks read the arms; None: flat ones.
         mixture: The world model's head where the agent's action is a point: its size takes the place of A.
+        learner: The parametric model through which the world model predicts; None: it predicts the arm outright.
     """
 
     observation_size: int
@@ -62,21 +67,39 @@ class Architecture:
     context_size: int = 0
     per_arm: PerArm | None = None
     mixture: MixtureHead | None = None
+    learner: LearnerModel | None = None
+
+    @property
+    def memory(self) -> PerArm | LearnerModel | None:
+        """What keeps running numbers of each arm beside the core."""
+        return self.per_arm or self.learner
 
     @property
     def prediction_size(self) -> int:
-        """What flat networks predict: a logit per arm, or the parameters of a mixture."""
+        """What flat networks predict: a logit per arm, the parameters of a mixture, or corrections of latents."""
+        if self.learner:
+            return self.learner.size
         return self.num_arms if self.mixture is None else self.mixture.size
 
     @property
     def feature_size(self) -> int:
-        """Inputs of policy and value: the core's state and the predicted arm.
+        """Inputs of the value, and (without a learner model) of the policy: the core's state and the predicted arm.
 
         Equivariant: the core's state, the target's encoding and its predicted probability.
         """
+        if self.learner:
+            return NUM_FEATURES + self.hidden_size
         if self.per_arm:
             return self.hidden_size + self.per_arm.encoder_size + int(self.world_model)
         return self.hidden_size + (self.prediction_size if self.world_model else 0)
+
+    @property
+    def policy_inputs(self) -> int:
+        """Inputs of the policy, the first of `feature_size`.
+
+        With a learner model it reads nothing else: what it learns then holds for agents whom the core never met.
+        """
+        return NUM_FEATURES if self.learner else self.feature_size
 
     @property
     def policy_outputs(self) -> int:
@@ -87,7 +110,7 @@ class Architecture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each weight, without the task axis."""
-        hidden, wide, features = self.hidden_size, self.policy_hidden, self.feature_size
+        hidden, wide = self.hidden_size, self.policy_hidden
         shapes: dict[str, tuple[int, ...]] = {}
         inputs, of_an_arm = self.observation_size, self.prediction_size
         if self.per_arm:
@@ -100,15 +123,20 @@ class Architecture:
         }
         if self.world_model:
             shapes |= {"world_model_weight": (hidden, of_an_arm), "world_model_bias": (of_an_arm,)}
+        if self.learner:
+            shapes[LATENTS] = (self.learner.size,)
         if self.context_size:
             shapes |= {
                 "context": (self.context_size,),
                 "context_to_core": (self.context_size, 3 * hidden),
                 "context_to_policy": (self.context_size, wide),
             }
-        for head, outputs in (("policy", self.policy_outputs), ("value", 1)):
+        for head, inputs, outputs in (
+            ("policy", self.policy_inputs, self.policy_outputs),
+            ("value", self.feature_size, 1),
+        ):
             shapes |= {
-                f"{head}_hidden_weight": (features, wide),
+                f"{head}_hidden_weight": (inputs, wide),
                 f"{head}_hidden_bias": (wide,),
                 f"{head}_output_weight": (wide, outputs),
                 f"{head}_output_bias": (outputs,),
@@ -125,11 +153,13 @@ class Architecture:
             bound = math.sqrt((1.0 if name.startswith("core") else 3.0) / shape[0])
             if name == "core_input" and not self.per_arm:  # one-hot: three entries are active, whatever the width
                 bound = math.sqrt(1.0 / self.hidden_size)
-            if name == "policy_output_weight":
+            if name == "policy_output_weight" or (name == "world_model_weight" and self.learner):
                 bound *= 0.1
             weights[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
         if self.world_model and self.mixture is not None:
             weights["world_model_bias"] = self.mixture.initial_bias()
+        if self.learner:
+            weights[LATENTS] = self.learner.prior()
         return weights
 
     def adaptable(self, which: Literal["all", "heads", "policy", "world_model", "context"]) -> tuple[str, ...]:
@@ -243,13 +273,26 @@ def perceive(
 
 
 def features(
-    architecture: Architecture, weights: Weights, hidden: Tensor, arms: Arms | None
+    architecture: Architecture, weights: Weights, hidden: Tensor, arms: Arms | None, marks: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
-    """The predicted arm's logits [B, …, A] (or None), and what policy and value read [B, …, F]."""
+    """The predicted arm's logits [B, …, A] (or None), and what policy and value read [B, …, F].
+
+    Args:
+        architecture: Sizes and wiring.
+        weights: With task axis.
+        hidden: The core's state, float [B, …, H].
+        arms: See `perceive`.
+        marks: What `Architecture.memory` keeps of each arm, float [B, …, M, A].
+    """
     read = hidden if arms is None else torch.cat([hidden, arms.target], dim=-1)
     if not architecture.world_model:
         return None, read
     logits = linear(hidden, weights["world_model_weight"], weights["world_model_bias"])
+    if architecture.learner is not None:
+        assert marks is not None
+        latents = logits + weights[LATENTS].view(-1, *[1] * (hidden.dim() - 2), logits.shape[-1])
+        logits = architecture.learner.log_p(latents, marks)
+        return logits, torch.cat([architecture.learner.describe(latents, marks, logits), read], dim=-1)
     if architecture.mixture is not None:
         return logits, torch.cat([read, architecture.mixture.readable(logits)], dim=-1)
     if arms is not None:
@@ -262,7 +305,7 @@ def features(
 
 def policy(architecture: Architecture, weights: Weights, read: Tensor, arms: Arms | None) -> Tensor:
     """The policy's logits, [B, …, F] -> [B, …, I]."""
-    outputs = head("policy", weights, read)
+    outputs = head("policy", weights, read[..., : architecture.policy_inputs])
     if arms is None or not (architecture.per_arm and architecture.per_arm.names_arms):
         return outputs
     return torch.cat([outputs[..., :1], arms.scores(outputs[..., 1:])], dim=-1)
@@ -294,10 +337,10 @@ def replay(
     weights = conditioned(weights)
     if initial is None:
         initial = observations.new_zeros(batch, episodes, architecture.hidden_size)
-    marks = None if architecture.per_arm is None else architecture.per_arm.over(observations)
+    marks = None if architecture.memory is None else architecture.memory.over(observations)
     inputs, arms = perceive(architecture, weights, observations, marks)
     hidden = gru_scan(project(weights, inputs), initial, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, hidden, arms)
+    arm_logits, read = features(architecture, weights, hidden, arms, marks)
     if not architecture.policy_gradient:
         read, arms = read.detach(), None if arms is None else arms.detach()
     return Outputs(
@@ -309,7 +352,12 @@ def replay(
 
 
 def step(
-    architecture: Architecture, weights: Weights, projected: Tensor, state: Tensor, arms: Arms | None = None
+    architecture: Architecture,
+    weights: Weights,
+    projected: Tensor,
+    state: Tensor,
+    arms: Arms | None = None,
+    marks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One step, for sampling.
 
@@ -319,12 +367,13 @@ def step(
         projected: `project(…)` of what `perceive` gives, float [B, E, 3H].
         state: float [B, E, H].
         arms: Likewise, of equivariant networks.
+        marks: What `Architecture.memory` keeps of each arm by now, float [B, E, M, A].
 
     Returns:
         Policy logits [B, E, I], the next state [B, E, H], and the predicted arm's logits [B, E, A] (or None).
     """
     state = gru_cell(projected, state, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, state, arms)
+    arm_logits, read = features(architecture, weights, state, arms, marks)
     return policy(architecture, weights, read, arms), state, arm_logits
 
 

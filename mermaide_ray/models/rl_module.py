@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.models.method import RATE, Method, split_parameters
-from mermaide_ray.models.principal import Weights, choose, conditioned, perceive, project, shared, step
+from mermaide_ray.models.principal import LATENTS, Weights, choose, conditioned, perceive, project, shared, step
 from mermaide_ray.noise import generator
 
 
@@ -36,9 +36,10 @@ class PrincipalModule(TorchRLModule):
         rate = max(self.method.meta.inner_lr, 1e-12)
         for name in self.method.adaptable():
             initial[RATE + name] = torch.tensor(rate).log()
+        learned = self.method.meta.learn_inner_lr
         self.parameters_by_name = nn.ParameterDict(
             {
-                name: nn.Parameter(value, requires_grad=self.method.meta.learn_inner_lr or not name.startswith(RATE))
+                name: nn.Parameter(value, requires_grad=name != LATENTS and (learned or not name.startswith(RATE)))
                 for name, value in initial.items()
             }
         )
@@ -56,11 +57,11 @@ class PrincipalModule(TorchRLModule):
         return {name: value.detach().numpy().copy() for name, value in self.parameters_by_name.items()}
 
     def get_initial_state(self) -> dict[str, Any]:
-        """The core's state before an episode, and what equivariant networks remember of the arms."""
+        """The core's state before an episode, and what is remembered of the arms beside it."""
         architecture = self.method.architecture
         state = {"core": np.zeros(architecture.hidden_size, dtype=np.float32)}
-        if architecture.per_arm:
-            state["marks"] = architecture.per_arm.before(torch.empty(0)).numpy()
+        if architecture.memory:
+            state["marks"] = architecture.memory.before(torch.empty(0)).numpy()
         return state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -69,12 +70,12 @@ class PrincipalModule(TorchRLModule):
         architecture, before, after = self.method.architecture, batch[Columns.STATE_IN], {}
         with torch.no_grad():
             weights, marks = conditioned(shared(self.weights(), 1)), None
-            if architecture.per_arm:
-                marks = architecture.per_arm.advance(before["marks"].unsqueeze(0), observation)
+            if architecture.memory:
+                marks = architecture.memory.advance(before["marks"].unsqueeze(0), observation)
                 after["marks"] = marks[0]
             inputs, arms = perceive(architecture, weights, observation, marks)
             state = before["core"].unsqueeze(0)
-            logits, state, _ = step(architecture, weights, project(weights, inputs), state, arms)
+            logits, state, _ = step(architecture, weights, project(weights, inputs), state, arms, marks)
         return {
             Columns.ACTIONS: choose(logits[0], uniform).unsqueeze(1),
             Columns.ACTION_DIST_INPUTS: logits[0].unsqueeze(1),

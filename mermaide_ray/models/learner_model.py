@@ -1,0 +1,182 @@
+"""A parametric model of the agent: what a principal may assume of anyone who learns which arm pays.
+
+Such an agent values an arm by the mean of what it was paid there, and the principal knows what it has added itself. All
+that it doesn't know of an agent are a few numbers (latents): the base reward of each arm, a bonus for arms seldom
+pulled, the value of an arm not yet tried, how sharply the agent prefers the better arm, how often it pulls any arm:
+
+    value_a = base_a + incentives_a / pulls_a + c sqrt(ln(t + 1) / pulls_a)        (u, before the first pull)
+    p(a)    = (1 - lapse) softmax(value / tau)_a + lapse / A
+
+Nothing here is trained. From support episodes the latents are inferred (the most probable ones); within an episode the
+recurrent core corrects them at each step, and policy and prediction see the core through that correction alone. UCB,
+epsilon-greedy and softmax agents are special cases; no family is named, and no range of any.
+
+Shapes: as in `trajectory.py`; L latents, in the order of `LATENTS` after the A base rewards; S starting points.
+
+Sources: the sufficient statistics of a bandit learner, Sutton and Barto (2018), sections 2.2 and 2.7; lapses and
+softmax choice as in models of human and animal learners, Wilson and Collins, eLife 8:e49547 (2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+LATENTS = ("ln c", "u", "ln tau", "logit lapse")
+# Before anything is seen: mean and standard deviation, in units of the agent's reward. Wide: a prior, not a setting.
+_BASE = (0.5, 0.3)
+_OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))
+# The search starts at one who explores by the bonus, and at one who explores at random; the more probable end is kept.
+_STARTS = ((-1.2, 3.0, -1.6, -5.0), (-3.9, 0.0, -1.6, -2.0))
+_STEPS, _RATE = 40, 0.1
+_LEAST_TAU = 0.02
+# Leads beyond this are safe alike.
+_FAR = 2.0
+# What the policy reads: see `LearnerModel.describe`.
+NUM_FEATURES = 6
+
+
+@dataclass(frozen=True)
+class LearnerModel:
+    """The model, for one game in which label 0 is the target.
+
+    Attributes:
+        num_arms: A.
+        horizon: T.
+        incentives: What each intervention adds to the agent's reward on the target and on any other arm (I pairs).
+    """
+
+    num_arms: int
+    horizon: int
+    incentives: tuple[tuple[float, float], ...]
+
+    @property
+    def size(self) -> int:
+        """L."""
+        return self.num_arms + len(LATENTS)
+
+    def prior(self) -> Tensor:
+        """The latents of an agent of whom nothing is known, float [L]."""
+        return self._latents(*(mean for mean, _ in _OTHERS))
+
+    def before(self, like: Tensor, *shape: int) -> Tensor:
+        """The account of an episode before its first pull: pulls and incentives of each arm, float [*shape, 2, A]."""
+        return like.new_zeros(*shape, 2, self.num_arms)
+
+    def advance(self, account: Tensor, observations: Tensor) -> Tensor:
+        """The account [..., 2, A] at the next step, from that at this one and what is then seen, [..., D]."""
+        return account + self._entries(observations)
+
+    def over(self, observations: Tensor) -> Tensor:
+        """The account at each step of [B, T, E, D], float [B, T, E, 2, A]."""
+        return self._entries(observations).cumsum(1)
+
+    def log_p(self, latents: Tensor, account: Tensor) -> Tensor:
+        """Log-probability of each next arm, float [..., A].
+
+        Args:
+            latents: float [..., L].
+            account: float [..., 2, A].
+        """
+        _, value = self._values(latents, account)
+        _, _, tau, lapse = self._others(latents)
+        scaled = value / (tau.exp() + _LEAST_TAU)
+        return _with_lapses(scaled - scaled.logsumexp(-1, keepdim=True), lapse, self.num_arms)
+
+    def describe(self, latents: Tensor, account: Tensor, log_p: Tensor) -> Tensor:
+        """What the policy reads, float [..., NUM_FEATURES].
+
+        The target's probability; its lead over the best other arm in mean reward so far, in value and in base reward
+        (cut at +-2); its share of pulls so far; t / T.
+
+        Args:
+            latents: float [..., L].
+            account: float [..., 2, A].
+            log_p: `log_p` of the two.
+        """
+        mean, value = self._values(latents, account)
+        pulls = account[..., 0, :]
+        t = pulls.sum(-1, keepdim=True)
+        leads = (_lead(x).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
+        return torch.cat([log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon], dim=-1)
+
+    def infer(self, observations: Tensor, labels: Tensor) -> Tensor:
+        """The most probable latents of each task, given episodes with it, float [B, L].
+
+        Adam on the log-posterior from each of S starting points; independent between tasks.
+
+        Args:
+            observations: float [B, T, E, D].
+            labels: int64 [B, T, E], the arms then pulled, by label.
+        """
+        account = self.over(observations)
+        pulls, incentives = account.unbind(-2)
+        often, tried = pulls.clamp(min=1), pulls > 0
+        known, width, pulled = incentives / often, self._width(pulls, often), labels.unsqueeze(-1)
+        mean = self.prior().to(account)
+        deviation = self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1]).to(account)
+
+        def log_posterior(latents: Tensor) -> Tensor:
+            spread = latents[:, :, None, None]
+            bonus, untried, tau, lapse = self._others(spread)
+            value = (spread[..., : self.num_arms] + known + bonus.exp() * width).where(tried, untried)
+            scaled = value / (tau.exp() + _LEAST_TAU)
+            chosen = scaled.gather(-1, pulled.expand(len(latents), *pulled.shape)) - scaled.logsumexp(-1, keepdim=True)
+            likelihood = _with_lapses(chosen, lapse, self.num_arms).sum((2, 3, 4))
+            return likelihood - ((latents - mean) / deviation).square().sum(-1) / 2
+
+        starts = torch.stack([self._latents(*start) for start in _STARTS]).to(account)
+        with torch.enable_grad():
+            latents = starts.unsqueeze(1).repeat(1, len(labels), 1).requires_grad_()
+            optimizer = torch.optim.Adam([latents], lr=_RATE, betas=(0.9, 0.99))
+            for _ in range(_STEPS):
+                (latents.grad,) = torch.autograd.grad(-log_posterior(latents).sum(), [latents])
+                optimizer.step()
+        found = latents.detach()
+        best = log_posterior(found).argmax(0)
+        return found[best, torch.arange(len(labels))]
+
+    @cached_property
+    def _effect(self) -> Tensor:
+        """What each intervention adds to the agent's reward at each arm, float [I, A]."""
+        pairs = torch.tensor(self.incentives)
+        return torch.cat([pairs[:, :1], pairs[:, 1:].expand(-1, self.num_arms - 1)], dim=1)
+
+    def _entries(self, observations: Tensor) -> Tensor:
+        """What is added to the account [..., 2, A] on seeing the last pull, [..., D]."""
+        pulled = observations[..., : self.num_arms]
+        intervention = observations[..., self.num_arms : self.num_arms + len(self.incentives)]
+        return torch.stack([pulled, pulled * (intervention @ self._effect.to(observations))], dim=-2)
+
+    def _values(self, latents: Tensor, account: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean that the agent was paid at each arm, and what it makes of it, float [..., A] each."""
+        pulls, incentives = account.unbind(-2)
+        often = pulls.clamp(min=1)
+        bonus, untried, _, _ = self._others(latents)
+        mean = latents[..., : self.num_arms] + incentives / often
+        return mean, (mean + bonus.exp() * self._width(pulls, often)).where(pulls > 0, untried)
+
+    @staticmethod
+    def _width(pulls: Tensor, often: Tensor) -> Tensor:
+        """sqrt(ln(t + 1) / pulls), float [..., A]."""
+        return (pulls.sum(-1, keepdim=True).log1p() / often).sqrt()
+
+    def _others(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """All latents but the base rewards, float [..., 1] each."""
+        return tuple(other.unsqueeze(-1) for other in latents[..., self.num_arms :].unbind(-1))
+
+    def _latents(self, *others: float, base: float = _BASE[0]) -> Tensor:
+        return torch.tensor([base] * self.num_arms + list(others))
+
+
+def _lead(x: Tensor) -> Tensor:
+    """By how much the target is ahead of the best other arm, [..., A] -> [..., 1]."""
+    return x[..., :1] - x[..., 1:].amax(-1, keepdim=True)
+
+
+def _with_lapses(log_p: Tensor, logit_lapse: Tensor, num_arms: int) -> Tensor:
+    lapse = logit_lapse.sigmoid()
+    return (log_p.exp() * (1 - lapse) + lapse / num_arms).log()
