@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="meta-train a principal, then score it beside baselines")
     _add_settings(train)
-    train.add_argument("--seed", type=_at_least(0), metavar="N", help="training seed (the same as --set seed=N)")
+    _add_seed(train)
     train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
     train.add_argument(
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stock = commands.add_parser("stock-ppo", help="train RLlib's own PPO as the principal, and score it: a baseline")
     _add_settings(stock)
-    stock.add_argument("--seed", type=_at_least(0), metavar="N", help="training seed (the same as --set seed=N)")
+    _add_seed(stock)
     stock.add_argument("--network", choices=("lstm", "mlp"), default="lstm", help="default: lstm; mlp: no memory")
     stock.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
     stock.set_defaults(call=_stock_ppo)
@@ -188,6 +188,10 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_at_least(0), metavar="N", help="training seed (the same as --set seed=N)")
+
+
 def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
@@ -217,7 +221,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     from mermaide_ray.config_file import parse_override
 
-    return dict(parse_override(text) for text in args.set)
+    seed = {"seed": args.seed} if getattr(args, "seed", None) is not None else {}
+    return dict(parse_override(text) for text in args.set) | seed
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -226,10 +231,7 @@ def _train(args: argparse.Namespace) -> None:
     for preset in args.baseline or ():
         load_preset(preset, where="--baseline")
     if args.resume is None:
-        overrides = _overrides(args)
-        if args.seed is not None:
-            overrides["seed"] = args.seed
-        experiment = load_experiment(args.config, args.preset, overrides)
+        experiment = load_experiment(args.config, args.preset, _overrides(args))
     else:
         given = [name for name in ("config", "preset", "set", "seed", "out") if getattr(args, name) not in (None, [])]
         if given:
@@ -267,8 +269,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _stock_ppo(args: argparse.Namespace) -> None:
     from mermaide_ray.experiment import load_experiment
 
-    overrides = _overrides(args) | ({} if args.seed is None else {"seed": args.seed})
-    experiment = load_experiment(args.config, args.preset, overrides)
+    experiment = load_experiment(args.config, args.preset, _overrides(args))
     from mermaide_ray.baselines.stock_run import train_stock
 
     train_stock(experiment, args.network, args.out)
