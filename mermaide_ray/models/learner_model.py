@@ -11,7 +11,7 @@ Nothing here is trained. From support episodes the latents are inferred (the mos
 recurrent core corrects them at each step, and policy and prediction see the core through that correction alone. UCB,
 epsilon-greedy and softmax agents are special cases; no family is named, and no range of any.
 
-Shapes: as in `trajectory.py`; L latents, in the order of `LATENTS` after the A base rewards; S starting points.
+Shapes: as in `trajectory.py`; L latents: A base rewards, ln c, u, ln tau, logit lapse; S starting points.
 
 Sources: the sufficient statistics of a bandit learner, Sutton and Barto (2018), sections 2.2 and 2.7; lapses and
 softmax choice as in models of human and animal learners, Wilson and Collins, eLife 8:e49547 (2019).
@@ -25,10 +25,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-LATENTS = ("ln c", "u", "ln tau", "logit lapse")
 # Before anything is seen: mean and standard deviation, in units of the agent's reward. Wide: a prior, not a setting.
-_BASE = (0.5, 0.3)
-_OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))
+_BASE = (0.5, 0.3)  # base rewards
+_OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))  # ln c, u, ln tau, logit lapse
 # The search starts at one who explores by the bonus, and at one who explores at random; the more probable end is kept.
 _STARTS = ((-1.2, 3.0, -1.6, -5.0), (-3.9, 0.0, -1.6, -2.0))
 _STEPS, _RATE = 40, 0.1
@@ -56,7 +55,7 @@ class LearnerModel:
     @property
     def size(self) -> int:
         """L."""
-        return self.num_arms + len(LATENTS)
+        return self.num_arms + len(_OTHERS)
 
     def prior(self) -> Tensor:
         """The latents of an agent of whom nothing is known, float [L]."""
