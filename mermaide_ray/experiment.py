@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from mermaide_ray.agent_settings import Agents, Split, check_families, default_families
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
-from mermaide_ray.environment import Environment as Environment  # noqa: PLC0414 (named from here as well)
+from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, sentence

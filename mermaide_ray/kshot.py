@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Environment
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.method import Method
@@ -87,9 +87,7 @@ class NetworkPrincipal:
 
     def _observed(self, seen: Seen) -> Tensor:
         """The observation vector, float [B, E, D]."""
-        steps = torch.full_like(seen.last_arm, seen.step)
-        observation = self._view.observation(seen.last_arm, seen.last_action, seen.target, steps)
-        return observation.view(*self._shape, -1)
+        return seen.observation(self._view).view(*self._shape, -1)
 
     def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
         """What networks read of the observation vector."""

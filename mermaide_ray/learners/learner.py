@@ -105,11 +105,8 @@ class MermaideLearner(TorchLearner):
         return norm
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
-        arms, interventions = columns[f"{which}_arms"], columns[f"{which}_interventions"]
-        shown, moving = columns.get(f"{which}_shown"), columns.get("moving")
-        trajectories = Trajectories(arms, interventions, columns["target"], shown, moving)
         rebuild = self.config.support if which == "support" else self.config.experience
-        experience: Experience = rebuild(trajectories)
+        experience: Experience = rebuild(Trajectories.of_columns(columns, which))
         return experience
 
     def _average(self, value: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mermaide_ray.experiment import Environment, Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.environment import Environment
+from mermaide_ray.experiment import Experiment, MetaLearning, Training, WorldModel
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import PerArm
