@@ -46,10 +46,12 @@ def node_of(cluster: Any, role: str) -> Any:
         time.sleep(0.1)
 
 
-def sweep_file(folder: Path, arms: list[int], env_steps: int, **env_runners: int) -> Path:
+def sweep_file(folder: Path, arms: list[int], **env_runners: int) -> Path:
     """A sweep of one run per number of arms, long enough to be hit."""
     evaluation = {"tasks": 6, "episodes": 2, "validation_tasks": 4}
-    settings = tiny(training={"env_steps": env_steps}, env_runners=env_runners, evaluation=evaluation).to_dict()
+    settings = tiny(
+        training={"env_steps": 43_200, "minibatches": 1}, env_runners=env_runners, evaluation=evaluation
+    ).to_dict()
     del settings["name"], settings["seed"]
     sweep = {
         "question": "Does the number of arms change what the principal gains?",
@@ -127,7 +129,7 @@ def test_sweep_that_loses_a_node_of_each_role_ends_with_the_same_rows(
 ) -> None:
     """A trial's driver and its sampling actor are on two nodes, and both crash in the middle of a run."""
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
-    config = sweep_file(tmp_path, arms=[3, 4], env_steps=43_200, num_env_runners=1)
+    config = sweep_file(tmp_path, arms=[3, 4], num_env_runners=1)
     for _ in range(4):
         cluster.add_node(num_cpus=1)
     told, crashed = tells(tmp_path / "disturbed"), list[str]()
@@ -155,7 +157,9 @@ def test_run_whose_learner_s_machine_vanishes_ends_with_one_sentence_and_resumes
     """The other learner waits for it in the middle of a gradient, and would for half an hour."""
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
     config, run, left = tmp_path / "tiny.yaml", tmp_path / "disturbed", list[int]()
-    config.write_text(explained_yaml(tiny(training={"env_steps": 24_000}, env_runners={"num_learners": 2})))
+    config.write_text(
+        explained_yaml(tiny(training={"env_steps": 36_000, "minibatches": 1}, env_runners={"num_learners": 2}))
+    )
     for _ in range(3):
         cluster.add_node(num_cpus=1)
 
@@ -184,7 +188,7 @@ def test_sweep_that_loses_a_learner_s_node_goes_on_by_itself_to_the_same_rows(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
-    config = sweep_file(tmp_path, arms=[4], env_steps=24_000, num_learners=2)
+    config = sweep_file(tmp_path, arms=[4], num_learners=2)
     for _ in range(4):
         cluster.add_node(num_cpus=1)
     told = tells(tmp_path / "disturbed")
