@@ -285,6 +285,7 @@ class Mermaide(Algorithm):
         group, timesteps = self.learner_group, {"progress": progress}
         if group.is_local:
             return group.update(batch=batch, timesteps=timesteps)  # type: ignore[no-any-return]
+        self._check_learners()
         group.update(batch=batch, timesteps=timesteps, async_update=True)
         told: dict[int, dict[str, Any]] = {}
         left, error, until = len(group), None, float("inf")
@@ -303,6 +304,12 @@ class Mermaide(Algorithm):
             raise error
         return [told[learner] for learner in sorted(told)]
 
+    def _check_learners(self) -> None:
+        """Raises if a learner has failed before: RLlib would go on without it, and without its share of the tasks."""
+        learners = self.learner_group._worker_manager
+        if learners is not None and learners.num_healthy_actors() < learners.num_actors():
+            raise lost(RuntimeError("a learner that failed before"))
+
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Takes sampling actors that Ray has started again back into service.
 
@@ -318,9 +325,7 @@ class Mermaide(Algorithm):
 
     def _sync_weights(self) -> None:
         """Takes over the learner's weights, and lays them out for the sampling actors, who get them with a share."""
-        learners = self.learner_group._worker_manager
-        if learners is not None and learners.num_healthy_actors() < learners.num_actors():
-            raise lost(RuntimeError("a learner did not take the weights that it was given"))
+        self._check_learners()
         state = self.learner_group.get_state(
             components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=False
         )[COMPONENT_LEARNER]

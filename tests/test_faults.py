@@ -139,17 +139,34 @@ def test_runner_that_always_crashes_stops_the_run(monkeypatch: pytest.MonkeyPatc
 
 
 def test_learner_that_dies_stops_the_run_with_one_sentence() -> None:
-    algorithm = MermaideConfig.of(tiny(env_runners={"num_learners": 1})).build_algo()
+    """The second of two: what is heard first is that the first one's connection to it broke."""
+    algorithm = MermaideConfig.of(tiny(env_runners={"num_learners": 2})).build_algo()
 
     def die_in_the_next_update(learner: Any) -> None:
         learner._meta_update = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 
     try:
         algorithm.train()
-        algorithm.learner_group.foreach_learner(die_in_the_next_update)
+        algorithm.learner_group.foreach_learner(die_in_the_next_update, remote_actor_ids=[1])
         with pytest.raises(WorkersLost, match="every actor must answer, but one is gone") as fault:
             algorithm.train()
         assert "\n" not in str(fault.value)
+        with pytest.raises(WorkersLost, match="a learner that failed before"):  # not with half of the tasks
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+def test_checkpoint_without_a_learner_s_part_is_none(tmp_path: Path) -> None:
+    algorithm = MermaideConfig.of(tiny(env_runners={"num_learners": 1})).build_algo()
+
+    def save_nothing(learner: Any) -> None:
+        learner.save_to_path = lambda **given: None
+
+    try:
+        algorithm.learner_group.foreach_learner(save_nothing)
+        with pytest.raises(WorkersLost, match="a checkpoint must be whole, but a learner wrote no "):
+            algorithm.save_to_path(str(tmp_path / "checkpoint"))
     finally:
         algorithm.stop()
 
