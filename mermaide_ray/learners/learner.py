@@ -81,7 +81,7 @@ class MermaideLearner(TorchLearner):
             norm = self._step(result.loss, parameters, training.max_grad_norm)
             parts.append(result.metrics | {"principal/grad_norm": norm})
         told = {key: torch.stack([part[key] for part in parts[: len(shares)]]).mean() for key in parts[0]}
-        told = {key: self._average(value.clone()) for key, value in told.items()}
+        told = dict(zip(told, self._averages(list(told.values())), strict=True))
         rates = [value.detach() for value in module.inner_rates().values()]
         if rates:
             told["adaptation/inner_lr"] = torch.stack(rates).mean()
@@ -92,9 +92,10 @@ class MermaideLearner(TorchLearner):
         optimizer = self.get_optimizer(module_id=PRINCIPAL)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in parameters:
-            # A weight outside the loss still takes part in the average over learners.
-            parameter.grad = self._average(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        # A weight outside the loss still takes part in the average over learners.
+        own = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+        for parameter, gradient in zip(parameters, self._averages(own), strict=True):
+            parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         if not torch.isfinite(norm):
             raise RunFault(
@@ -115,6 +116,14 @@ class MermaideLearner(TorchLearner):
             torch.distributed.all_reduce(value)
             value /= self._world_size()
         return value
+
+    def _averages(self, values: list[Tensor]) -> list[Tensor]:
+        """The mean of each over all learners, in one message."""
+        if self._world_size() == 1:
+            return values
+        together = self._average(torch.cat([value.flatten() for value in values]))
+        parts = torch.split(together, [value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = self._average(x.mean())
