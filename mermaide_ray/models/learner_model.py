@@ -107,7 +107,7 @@ class LearnerModel:
     def infer(self, observations: Tensor, labels: Tensor) -> Tensor:
         """The most probable latents of each task, given episodes with it, float [B, L].
 
-        Adam on the log-posterior from each of S starting points; independent between tasks.
+        Adam on the log-posterior: a few steps from each of S starting points, more from the best; each task by itself.
 
         Args:
             observations: float [B, T, E, D].
@@ -116,6 +116,7 @@ class LearnerModel:
         account = self.over(observations)
         pulls, incentives = account.unbind(-2)
         often, tried = pulls.clamp(min=1), pulls > 0
+        # All of the values that no latent changes.
         known, width, pulled = incentives / often, self._width(pulls, often), labels.unsqueeze(-1)
         mean = self.prior().to(account)
         deviation = self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1]).to(account)
