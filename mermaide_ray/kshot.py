@@ -78,24 +78,28 @@ class NetworkPrincipal:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        if self._architecture.memory:
-            self._marks = self._architecture.memory.advance(self._marks, self._observed(seen))
         projected, arms = (self._looked_up(seen), None) if self._looks_up else self._perceived(seen)
         logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms, self._marks)
         self._logits = logits.flatten(0, 1)
         return choose(self._logits, seen.uniform)
 
     def _observed(self, seen: Seen) -> Tensor:
-        """The observation vector, float [B, E, D]."""
-        return seen.observation(self._view).view(*self._shape, -1)
+        """The observation vector, float [B, E, D]; what is remembered of the arms goes one step on."""
+        observation = seen.observation(self._view).view(*self._shape, -1)
+        if self._architecture.memory:
+            self._marks = self._architecture.memory.advance(self._marks, observation)
+        return observation
 
     def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
         """What networks read of the observation vector."""
-        inputs, arms = perceive(self._architecture, self._weights, self._observed(seen), self._marks)
+        observation = self._observed(seen)
+        inputs, arms = perceive(self._architecture, self._weights, observation, self._marks)
         return project(self._weights, inputs), arms
 
     def _looked_up(self, seen: Seen) -> Tensor:
         """The input projection of flat networks, from tables."""
+        if self._architecture.memory:
+            self._observed(seen)
         index = seen.last_arm + 1
         if self._small:
             index = index * (self._view.num_interventions + 1) + (seen.last_action + 1)

@@ -174,7 +174,8 @@ def test_what_the_policy_reads_by_hand() -> None:
     log_p = model.log_p(latents, account)
     # Values 1.2, 0.6, and 0.3 for the arm not tried.
     torch.testing.assert_close(log_p, (torch.tensor([1.2, 0.6, 0.3]) / 1.02).log_softmax(-1))
-    told = model.describe(latents, account, log_p)
+    again, told = model.describe(latents, account)
+    assert torch.equal(again, log_p)
     assert told.shape == (NUM_FEATURES,)
     torch.testing.assert_close(told, torch.tensor([log_p[0].exp(), 0.6, 0.6, -0.4, 2 / 3, 0.3]))
 

@@ -82,27 +82,25 @@ class LearnerModel:
             latents: float [..., L].
             account: float [..., 2, A].
         """
-        _, value = self._values(latents, account)
-        _, _, tau, lapse = self._others(latents)
-        scaled = value / (tau.exp() + _LEAST_TAU)
-        return _with_lapses(scaled - scaled.logsumexp(-1, keepdim=True), lapse, self.num_arms)
+        return self._log_p(latents, self._values(latents, *self._known(account))[1])
 
-    def describe(self, latents: Tensor, account: Tensor, log_p: Tensor) -> Tensor:
-        """What the policy reads, float [..., NUM_FEATURES].
+    def describe(self, latents: Tensor, account: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_p`, and what the policy reads, float [..., NUM_FEATURES].
 
-        The target's probability; its lead over the best other arm in mean reward so far, in value and in base reward
-        (cut at +-2); its share of pulls so far; t / T.
+        It reads the target's probability; its lead over the best other arm in mean reward so far, in value and in base
+        reward (cut at +-2); its share of pulls so far; t / T.
 
         Args:
             latents: float [..., L].
             account: float [..., 2, A].
-            log_p: `log_p` of the two.
         """
-        mean, value = self._values(latents, account)
+        mean, value = self._values(latents, *self._known(account))
+        log_p = self._log_p(latents, value)
         pulls = account[..., 0, :]
         t = pulls.sum(-1, keepdim=True)
         leads = (_lead(x).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
-        return torch.cat([log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon], dim=-1)
+        told = [log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon]
+        return log_p, torch.cat(told, dim=-1)
 
     def infer(self, observations: Tensor, labels: Tensor) -> Tensor:
         """The most probable latents of each task, given episodes with it, float [B, L].
@@ -114,18 +112,13 @@ class LearnerModel:
             labels: int64 [B, T, E], the arms then pulled, by label.
         """
         account = self.over(observations)
-        pulls, incentives = account.unbind(-2)
-        often, tried = pulls.clamp(min=1), pulls > 0
-        # All of the values that no latent changes.
-        known, width, pulled = incentives / often, self._width(pulls, often), labels.unsqueeze(-1)
+        known, pulled = self._known(account), labels.unsqueeze(-1)
         mean = self.prior().to(account)
         deviation = self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1]).to(account)
 
         def log_posterior(latents: Tensor) -> Tensor:
             spread = latents[:, :, None, None]
-            bonus, untried, tau, lapse = self._others(spread)
-            value = (spread[..., : self.num_arms] + known + bonus.exp() * width).where(tried, untried)
-            scaled = value / (tau.exp() + _LEAST_TAU)
+            scaled, lapse = self._scaled(spread, self._values(spread, *known)[1])
             chosen = scaled.gather(-1, pulled.expand(len(latents), *pulled.shape)) - scaled.logsumexp(-1, keepdim=True)
             likelihood = _with_lapses(chosen, lapse, self.num_arms).sum((2, 3, 4))
             return likelihood - ((latents - mean) / deviation).square().sum(-1) / 2
@@ -147,18 +140,30 @@ class LearnerModel:
         intervention = observations[..., self.num_arms : self.num_arms + len(self.incentives)]
         return torch.stack([pulled, pulled * (intervention @ self._effect.to(observations))], dim=-2)
 
-    def _values(self, latents: Tensor, account: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean that the agent was paid at each arm, and what it makes of it, float [..., A] each."""
+    @staticmethod
+    def _known(account: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All of the values that no latent changes, [..., A] each.
+
+        The mean incentive so far, float; sqrt(ln(t + 1) / pulls), float; whether the arm was pulled before, bool.
+        """
         pulls, incentives = account.unbind(-2)
         often = pulls.clamp(min=1)
-        bonus, untried, _, _ = self._others(latents)
-        mean = latents[..., : self.num_arms] + incentives / often
-        return mean, (mean + bonus.exp() * self._width(pulls, often)).where(pulls > 0, untried)
+        return incentives / often, (pulls.sum(-1, keepdim=True).log1p() / often).sqrt(), pulls > 0
 
-    @staticmethod
-    def _width(pulls: Tensor, often: Tensor) -> Tensor:
-        """sqrt(ln(t + 1) / pulls), float [..., A]."""
-        return (pulls.sum(-1, keepdim=True).log1p() / often).sqrt()
+    def _values(self, latents: Tensor, paid: Tensor, width: Tensor, tried: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean that the agent was paid at each arm, and what it makes of it, float [..., A] each."""
+        bonus, untried, _, _ = self._others(latents)
+        mean = latents[..., : self.num_arms] + paid
+        return mean, (mean + bonus.exp() * width).where(tried, untried)
+
+    def _log_p(self, latents: Tensor, value: Tensor) -> Tensor:
+        scaled, lapse = self._scaled(latents, value)
+        return _with_lapses(scaled - scaled.logsumexp(-1, keepdim=True), lapse, self.num_arms)
+
+    def _scaled(self, latents: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [..., A] as the logits of a choice, and the logit of a lapse [..., 1]."""
+        _, _, tau, lapse = self._others(latents)
+        return value / (tau.exp() + _LEAST_TAU), lapse
 
     def _others(self, latents: Tensor) -> tuple[Tensor, ...]:
         """All latents but the base rewards, float [..., 1] each."""

@@ -291,8 +291,8 @@ def features(
     if architecture.learner is not None:
         assert marks is not None
         latents = logits + weights[LATENTS].view(-1, *[1] * (hidden.dim() - 2), logits.shape[-1])
-        logits = architecture.learner.log_p(latents, marks)
-        return logits, torch.cat([architecture.learner.describe(latents, marks, logits), read], dim=-1)
+        logits, described = architecture.learner.describe(latents, marks)
+        return logits, torch.cat([described, read], dim=-1)
     if architecture.mixture is not None:
         return logits, torch.cat([read, architecture.mixture.readable(logits)], dim=-1)
     if arms is not None:
