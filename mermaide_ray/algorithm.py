@@ -391,6 +391,7 @@ class Mermaide(Algorithm):
             Table(self.experiment.environment, module.method),
             {name: value.detach() for name, value in module.weights().items()},
             {name: value.detach() for name, value in module.inner_rates().items()},
+            self.experiment.evaluation.planning,
         )
         scores = self._validation.scores(contender, self.experiment.evaluation.k)
         return {validation_key(k): score for k, score in scores.items()}

@@ -19,7 +19,6 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
-from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Meeting, Table
@@ -47,6 +46,7 @@ class Contender:
         table: The game and its method.
         weights: Unadapted weights, without task axis.
         inner_rates: Inner learning rate by weight name.
+        planning: Whether it plans between support and query (`evaluation.planning`).
     """
 
     name: str
@@ -54,10 +54,13 @@ class Contender:
     table: Table
     weights: Weights
     inner_rates: dict[str, Tensor]
+    planning: bool = False
 
-    def at(self, environment: Environment) -> Contender:
-        """The same principal in another game, which `experiment.check_game` must have let pass."""
-        return replace(self, table=Table(environment, self.table.method.at(environment)))
+    def at(self, experiment: Experiment) -> Contender:
+        """The same principal as another experiment scores it, in a game that `experiment.check_game` has let pass."""
+        environment = experiment.environment
+        table = Table(environment, self.table.method.at(environment))
+        return replace(self, table=table, planning=experiment.evaluation.planning)
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,16 @@ class Evaluation:
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
         """Scores a trained principal on some of the tasks, after k support episodes."""
         tasks, table = self._some(chunk), contender.table
-        meeting = table.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
+        meeting = table.meet(
+            tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key, contender.planning
+        )
         origin = self._origin(contender.name, contender.seed)
         results = self._results(origin, k, chunk, meeting.query)
         scores, calibration = self._predictions(contender, meeting, tasks)
         if meeting.support is not None:
             scores["support_return"] = self._returns(meeting.support).numpy()
+        if meeting.plan is not None:
+            scores["planned"] = meeting.plan.chosen.double().numpy()
         return replace(results, rows=results.rows.assign(**scores), calibration=calibration.assign(**origin, k=k))
 
     def _predictions(self, contender: Contender, meeting: Meeting, tasks: Tasks) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -249,6 +256,7 @@ class Evaluation:
                 "never_return": bounds.never.numpy(),
                 "oracle_return": bounds.oracle.numpy(),
                 "support_return": np.nan,
+                "planned": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
                 **self._floors(played.arms.transpose(1, 2).long()),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},

@@ -145,6 +145,11 @@ class Evaluation(Section):
     episodes: Whole = Field(16, ge=1, description="query episodes per task and K")
     every: Number = Field(0.1, gt=0, le=1, description="validate each time this share of the budget is spent")
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
+    planning: Switch = Field(
+        False,
+        description="world_model.kind = learner only: between support and query, try the adapted policy and simple "
+        "rules on agents imagined from what the support told, and play the best rule where it is clearly better",
+    )
 
     @field_validator("k")
     @classmethod
@@ -219,6 +224,11 @@ class Experiment(Section):
             )
         if self.world_model.kind == "learner":
             self._check_learner_model()
+        elif self.evaluation.planning:
+            raise ValueError(
+                "`evaluation.planning` must be false where world_model.kind is recurrent, got true: to imagine agents "
+                "takes a model of learners"
+            )
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
             raise ValueError(

@@ -15,6 +15,7 @@ from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import (
+    LATENTS,
     Arms,
     Weights,
     choose,
@@ -26,6 +27,7 @@ from mermaide_ray.models.principal import (
     step,
 )
 from mermaide_ray.noise import Dice, Key
+from mermaide_ray.planning import Plan, plan
 from mermaide_ray.trajectory import Trajectories, View, view_of
 
 # Combined rows of the input projection, below which one lookup replaces two.
@@ -134,11 +136,13 @@ class Meeting:
         support: Trajectories [B, K, T], or None for K = 0.
         query: Trajectories [B, E, T].
         adaptation: The inner loop's outcome, or None for K = 0.
+        plan: What was played in the query, if there was planning.
     """
 
     support: Trajectories | None
     query: Trajectories
     adaptation: Adaptation | None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class Table:
         support_episodes: int,
         query_episodes: int,
         key: Key,
+        planning: bool = False,
     ) -> Meeting:
         """Plays the support episodes, adapts, plays the query episodes with what came of it.
 
@@ -178,6 +183,7 @@ class Table:
             support_episodes: K; 0 plays the query with the unadapted weights.
             query_episodes: E.
             key: (seed, split, purpose, iteration); support and query have dice of their own.
+            planning: Whether to plan between support and query (with a learner model).
         """
         seed, split, purpose, iteration = key
         query_dice = deal_for(self.environment, (seed, split, f"{purpose}/query", iteration), tasks, query_episodes)
@@ -193,8 +199,19 @@ class Table:
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
             per_task = adaptation.weights if self.method.adapts else one
-            query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state)
-        return Meeting(support, query, adaptation)
+            chosen = self._plan(tasks, support, adaptation, key) if planning else None
+            query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state, chosen)
+        return Meeting(support, query, adaptation, chosen)
+
+    def _plan(self, tasks: Tasks, support: Trajectories, adaptation: Adaptation, key: Key) -> Plan:
+        """What to play in the query, by what the support told (`planning.py`)."""
+        learner, (seed, split, purpose, iteration) = self.method.architecture.learner, key
+        assert learner is not None
+        policy = NetworkPrincipal(self.method, view_of(self.environment), adaptation.weights)
+        history = self.experience(support).history
+        latents = adaptation.weights[LATENTS]
+        luck = (seed, split, f"{purpose}/planning", iteration)
+        return plan(self.environment, learner, history, latents, policy, tasks.ids, luck)
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph."""
@@ -209,12 +226,19 @@ class Table:
         )
 
     def _play(
-        self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights, state: Tensor | None = None
+        self,
+        tasks: Tasks,
+        episodes: int,
+        dice: Dice,
+        weights: Weights,
+        state: Tensor | None = None,
+        chosen: Plan | None = None,
     ) -> Trajectories:
         if state is not None and weights["core_bias"].shape[0] == 1:
             # One set of weights means one "task" of N episodes.
             state = state.expand(-1, episodes, -1).reshape(1, len(tasks) * episodes, -1)
-        principal = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
+        policy = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
+        principal = policy if chosen is None else chosen.principal(self.environment, policy, episodes)
         return play(self.environment, tasks, episodes, dice, principal)
 
     def _play_support(self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights) -> Trajectories:

@@ -49,6 +49,7 @@ ROW_METRICS = (
     Metric("never_return", "principal reward per episode", "return on this task without any intervention"),
     Metric("oracle_return", "principal reward per episode", "return of the best privileged rule for this task"),
     Metric("support_return", "principal reward per episode", "return while adapting: what learning of the agent cost"),
+    Metric("planned", "1", "1 if a rule took the policy's place in the query (evaluation.planning), 0 if not"),
     Metric("wm_nll_before", "nats per pull", "world model's loss on the next arm before adaptation"),
     Metric("wm_nll_after", "nats per pull", "world model's loss on the next arm after adaptation"),
     Metric("wm_accuracy_before", "share of pulls", "pulls that were the likeliest arm before adaptation"),

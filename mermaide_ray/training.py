@@ -98,7 +98,7 @@ def evaluate(
     torch.set_num_threads(1)
     contender, trained = contender_from(checkpoint)
     experiment = elsewhere(trained, overrides or {})
-    contender = contender.at(experiment.environment)
+    contender = contender.at(experiment)
     _check_names([contender.name])
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out must be a new or empty folder, got {out}")
@@ -136,8 +136,8 @@ def contender_from(folder: Path, name: str | None = None) -> tuple[Contender, Ex
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
     weights, rates = split_parameters(method, parameters)
-    table = Table(experiment.environment, method)
-    return Contender(name or experiment.name, experiment.seed, table, weights, rates), experiment
+    table, planning = Table(experiment.environment, method), experiment.evaluation.planning
+    return Contender(name or experiment.name, experiment.seed, table, weights, rates, planning), experiment
 
 
 def score(

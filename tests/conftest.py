@@ -33,6 +33,7 @@ MODERATE = {
     "spite": 0.2,
     "strike": 3.0,
     "discount": 0.9,
+    "lapse": 0.1,
 }
 
 

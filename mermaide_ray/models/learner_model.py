@@ -19,12 +19,13 @@ softmax choice as in models of human and animal learners, Wilson and Collins, eL
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from mermaide_ray.models.posterior import LogDensity, Luck, climb, wander
 
 # Before anything is seen: mean and standard deviation, in units of the agent's reward. Wide: a prior, not a setting.
 _BASE = (0.5, 0.3)  # base rewards
@@ -32,7 +33,7 @@ _OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))  # ln c, u, ln tau
 # The search starts at one who explores by the bonus, and at one who explores at random; after some steps the more
 # probable goes on alone. Fewer steps leave a support of five episodes unexplained.
 _STARTS = ((-1.2, 3.0, -1.6, -5.0), (-3.9, 0.0, -1.6, -2.0))
-_SCOUTING, _STEPS, _RATE = 25, 75, 0.1
+_SCOUTING, _STEPS = 25, 75
 _LEAST_TAU = 0.02
 # Leads beyond this are safe alike.
 _FAR = 2.0
@@ -98,7 +99,7 @@ class LearnerModel:
         log_p = self._log_p(latents, value)
         pulls = account[..., 0, :]
         t = pulls.sum(-1, keepdim=True)
-        leads = (_lead(x).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
+        leads = (lead(x).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
         told = [log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon]
         return log_p, torch.cat(told, dim=-1)
 
@@ -111,10 +112,34 @@ class LearnerModel:
             observations: float [B, T, E, D].
             labels: int64 [B, T, E], the arms then pulled, by label.
         """
+        log_posterior = self._log_posterior(observations, labels)
+        starts = torch.stack([self._latents(*start) for start in _STARTS]).to(observations)
+        scouts = climb(log_posterior, starts.unsqueeze(1).repeat(1, len(labels), 1), _SCOUTING)
+        best = scouts[log_posterior(scouts).argmax(0), torch.arange(len(labels))]
+        return climb(log_posterior, best.unsqueeze(0), _STEPS)[0]
+
+    def sample(self, observations: Tensor, labels: Tensor, latents: Tensor, luck: Luck) -> Tensor:
+        """Latents that each task may have, given episodes with it: a sample of the posterior, float [B, S, L].
+
+        Hamiltonian Monte Carlo, one chain per sample, from near the most probable latents; each task by itself.
+        Source: Neal, MCMC using Hamiltonian dynamics, Handbook of Markov Chain Monte Carlo (2011), section 5.3.
+
+        Args:
+            observations: float [B, T, E, D].
+            labels: int64 [B, T, E].
+            latents: What `infer` found, float [B, L].
+            luck: The chains', the same for all tasks.
+        """
+        known = self._known(self.over(observations))
+        precision = self._deviation().to(latents).square().reciprocal() + self._information(latents, *known)
+        start = latents + precision.rsqrt() * luck.start.unsqueeze(1) / 2
+        return wander(self._log_posterior(observations, labels), start, precision.rsqrt(), luck).transpose(0, 1)
+
+    def _log_posterior(self, observations: Tensor, labels: Tensor) -> LogDensity:
+        """Of latents [S, B, L] given episodes with each task, up to a constant: a function to [S, B]."""
         account = self.over(observations)
         known, pulled = self._known(account), labels.unsqueeze(-1)
-        mean = self.prior().to(account)
-        deviation = self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1]).to(account)
+        mean, deviation = self.prior().to(account), self._deviation().to(account)
 
         def log_posterior(latents: Tensor) -> Tensor:
             spread = latents[:, :, None, None]
@@ -123,10 +148,63 @@ class LearnerModel:
             likelihood = _with_lapses(chosen, lapse, self.num_arms).sum((2, 3, 4))
             return likelihood - ((latents - mean) / deviation).square().sum(-1) / 2
 
-        starts = torch.stack([self._latents(*start) for start in _STARTS]).to(account)
-        scouts = _climbed(log_posterior, starts.unsqueeze(1).repeat(1, len(labels), 1), _SCOUTING)
-        best = scouts[log_posterior(scouts).argmax(0), torch.arange(len(labels))]
-        return _climbed(log_posterior, best.unsqueeze(0), _STEPS)[0]
+        return log_posterior
+
+    def _information(self, latents: Tensor, paid: Tensor, width: Tensor, tried: Tensor) -> Tensor:
+        """What the pulls of some episodes tell of each latent, the others given, float [B, L].
+
+        The diagonal of Fisher's information, summed over pulls: sum_a p(a) (d ln p(a) / d latent)^2.
+
+        Args:
+            latents: float [B, L].
+            paid: This and the next two as `_known` gives them, [B, T, E, A].
+            width: See there.
+            tried: See there.
+        """
+        spread = latents[:, None, None]
+        bonus, _, tau, _ = self._others(spread)
+        scaled, logit = self._scaled(spread, self._values(spread, paid, width, tried)[1])
+        q, lapse = scaled.softmax(-1), logit.sigmoid()
+        p = (1 - lapse) * q + lapse / self.num_arms
+        sharp = 1 / self.temperature(tau)
+        # For all but the lapse d ln p(a) / d latent = r(a) (d scaled(a) - sum_b q(b) d scaled(b)), with
+        # r(a) = (1 - lapse) q(a) / p(a), the probability that a pull of a was no lapse.
+        weight = ((1 - lapse) * q).square() / p
+
+        def told_by(change: Tensor) -> Tensor:
+            return (weight * (change - (q * change).sum(-1, keepdim=True)).square()).sum((1, 2, 3))
+
+        # A base reward changes the arm's own logit alone, by `sharp`.
+        base = tried * sharp.square() * (weight.sum(-1, keepdim=True) * q.square() + weight * (1 - 2 * q))
+        others = [
+            told_by((bonus.exp() * width * sharp).where(tried, 0.0)),
+            told_by(sharp.expand_as(q).where(~tried, 0.0)),
+            told_by(scaled * tau.exp() * sharp),
+            ((lapse * (1 - lapse) * (1 / self.num_arms - q)).square() / p).sum((1, 2, 3)),
+        ]
+        return torch.cat([base.sum((1, 2)), torch.stack(others, dim=1)], dim=1)
+
+    def agents(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Generic learners (`agents/generic_learner.py`) that have these latents [..., L].
+
+        Returns:
+            Base means by label, float [..., A], and hyperparameters, float [...] each.
+        """
+        bonus, untried, tau, lapse = (x.squeeze(-1) for x in self._others(latents))
+        return latents[..., : self.num_arms], {
+            "ucb_coefficient": bonus.exp(),
+            "untried_value": untried,
+            "temperature": self.temperature(tau),
+            "lapse": lapse.sigmoid(),
+        }
+
+    @staticmethod
+    def temperature(log_tau: Tensor) -> Tensor:
+        """Of the softmax choice; never so low that values decide by what rounds away."""
+        return log_tau.exp() + _LEAST_TAU
+
+    def _deviation(self) -> Tensor:
+        return self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1])
 
     @cached_property
     def _effect(self) -> Tensor:
@@ -163,7 +241,7 @@ class LearnerModel:
     def _scaled(self, latents: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Values [..., A] as the logits of a choice, and the logit of a lapse [..., 1]."""
         _, _, tau, lapse = self._others(latents)
-        return value / (tau.exp() + _LEAST_TAU), lapse
+        return value / self.temperature(tau), lapse
 
     def _others(self, latents: Tensor) -> tuple[Tensor, ...]:
         """All latents but the base rewards, float [..., 1] each."""
@@ -173,18 +251,7 @@ class LearnerModel:
         return torch.tensor([base] * self.num_arms + list(others))
 
 
-def _climbed(log_posterior: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
-    """Latents [S, B, L] after some steps of Adam, each climbing by itself."""
-    with torch.enable_grad():
-        latents = start.clone().requires_grad_()
-        optimizer = torch.optim.Adam([latents], lr=_RATE, betas=(0.9, 0.99))
-        for _ in range(steps):
-            (latents.grad,) = torch.autograd.grad(-log_posterior(latents).sum(), [latents])
-            optimizer.step()
-    return latents.detach()
-
-
-def _lead(x: Tensor) -> Tensor:
+def lead(x: Tensor) -> Tensor:
     """By how much the target is ahead of the best other arm, [..., A] -> [..., 1]."""
     return x[..., :1] - x[..., 1:].amax(-1, keepdim=True)
 

@@ -1,0 +1,108 @@
+"""The top of a posterior, and samples of it: gradients alone, many tasks at once, each by itself.
+
+Shapes: S points of each of B tasks, L latents; a log-density takes [S, B, L] to [S, B].
+
+Not a library's, since those climb and sample one posterior at a time (or bring JAX); here a hundred small ones are one
+batch, and a task's outcome must not depend on which others are in it.
+Source of the sampler: Neal, MCMC using Hamiltonian dynamics, Handbook of Markov Chain Monte Carlo (2011), section 5.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LogDensity: TypeAlias = Callable[[Tensor], Tensor]
+
+_RATE = 0.1  # Adam's, of the climb
+# Chains: moves, leaps per move, the first step size (in deviations), the share of moves to accept, and how fast the
+# step size follows it.
+_MOVES, _LEAPS, _FIRST_STEP, _ACCEPTANCE, _STEP_GAIN = 15, 8, 0.25, 0.75, 0.7
+
+
+@dataclass(frozen=True)
+class Luck:
+    """The random numbers of S Hamiltonian chains of C moves.
+
+    Attributes:
+        start: float [S, L], standard normal.
+        momentum: float [C, S, L], standard normal.
+        stretch: float [C, S], factors of the step size: without them a chain may come round to where it began.
+        threshold: float [C, S] on [0, 1), below the probability of a move that is accepted.
+    """
+
+    start: Tensor
+    momentum: Tensor
+    stretch: Tensor
+    threshold: Tensor
+
+    @classmethod
+    def dealt(cls, rng: np.random.Generator, samples: int, size: int) -> Luck:
+        """For chains of latents of this size."""
+
+        def tensor(values: NDArray[np.float64]) -> Tensor:
+            return torch.from_numpy(values.astype(np.float32))
+
+        return cls(
+            start=tensor(rng.standard_normal((samples, size))),
+            momentum=tensor(rng.standard_normal((_MOVES, samples, size))),
+            stretch=tensor(rng.uniform(0.6, 1.4, (_MOVES, samples))),
+            threshold=tensor(rng.random((_MOVES, samples))),
+        )
+
+
+def climb(log_density: LogDensity, start: Tensor, steps: int) -> Tensor:
+    """Points [S, B, L] after some steps of Adam, each climbing by itself."""
+    with torch.enable_grad():
+        latents = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([latents], lr=_RATE, betas=(0.9, 0.99))
+        for _ in range(steps):
+            (latents.grad,) = torch.autograd.grad(-log_density(latents).sum(), [latents])
+            optimizer.step()
+    return latents.detach()
+
+
+def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck) -> Tensor:
+    """Points [S, B, L] at the end of Hamiltonian chains, one each: a sample, if they went on for long enough.
+
+    Each task finds a step size of its own as its chains go.
+
+    Args:
+        log_density: See above.
+        start: float [S, B, L].
+        deviation: Rough size of the density along each latent, float [B, L]; steps are in units of it.
+        luck: The same for all tasks.
+    """
+
+    def slope(latents: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            latents = latents.detach().requires_grad_()
+            height = log_density(latents)
+            return height.detach(), torch.autograd.grad(height.sum(), [latents])[0]
+
+    latents, (height, gradient) = start, slope(start)
+    step = torch.full_like(deviation[:, :1], _FIRST_STEP)
+    for momentum, stretch, threshold in zip(luck.momentum, luck.stretch, luck.threshold, strict=True):
+        size = step * stretch[:, None, None] * deviation
+        began = new_momentum = momentum.unsqueeze(1).expand_as(latents)
+        new, new_gradient = latents, gradient
+        for _ in range(_LEAPS):
+            new_momentum = new_momentum + size / 2 * new_gradient
+            new = new + size * new_momentum
+            new_height, new_gradient = slope(new)
+            new_momentum = new_momentum + size / 2 * new_gradient
+        gain = new_height - height - (new_momentum.square() - began.square()).sum(-1) / 2
+        # A trajectory that left all bounds is not a number: refused.
+        acceptance = gain.nan_to_num(float("-inf")).clamp(max=0).exp()
+        accepted = acceptance > threshold.unsqueeze(1)
+        latents = new.where(accepted.unsqueeze(-1), latents)
+        gradient = new_gradient.where(accepted.unsqueeze(-1), gradient)
+        height = new_height.where(accepted, height)
+        step = step * (_STEP_GAIN * (acceptance.mean(0).unsqueeze(1) - _ACCEPTANCE)).exp()
+    return latents

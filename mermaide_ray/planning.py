@@ -1,0 +1,177 @@
+"""Planning: before the query, what would do best with agents like this one?
+
+From the support a learner model knows roughly who the agent is (`models/learner_model.py`). So its game can be
+imagined: agents that may be this one, drawn from the posterior, meet the adapted policy and each of some simple rules,
+all with the same luck. The best rule is then played in the policy's place, if it is clearly better. Policies are
+trained on the training agents alone; with an agent unlike these a rule that was chosen for it may do better, and
+imagination tells.
+
+Nothing in it is trained, and nothing hidden is looked at. Shapes: B tasks, S imagined agents of each, E episodes with
+each of these, N = B * S * E.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents import generic_learner
+from mermaide_ray.agents.base import sample_mean_init, sample_mean_learn
+from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.baselines.oracles import Rule, first_rules, gap_rules
+from mermaide_ray.environment import Changes, Environment
+from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.lockstep import Announcing, Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.models.learner_model import LearnerModel, lead
+from mermaide_ray.models.posterior import Luck
+from mermaide_ray.noise import Key, generator
+from mermaide_ray.trajectory import History
+
+_IMAGINED, _EPISODES = 16, 2
+# The share of what the best rule gains over never intervening by which it must be ahead of the policy.
+_MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to play with each of B tasks.
+
+    Attributes:
+        rules: [B], the best rule for each.
+        base: What is supposed of its base means, by label, float [B, A].
+        chosen: bool [B], whether the rule takes the policy's place.
+    """
+
+    rules: tuple[Rule, ...]
+    base: Tensor
+    chosen: Tensor
+
+    def principal(self, environment: Environment, policy: Announcing, episodes: int) -> Principal:
+        """The player of `episodes` episodes with each task."""
+        rules = SupposedRules(environment, self.rules, self.base, episodes)
+        return _Either(policy, rules, self.chosen.repeat_interleave(episodes))
+
+
+class SupposedRules:
+    """Plays one rule per task, with means that are supposed in place of the agent's estimates.
+
+    An agent's estimate of an arm is its base mean, the noise aside, and the mean of the incentives that it got there,
+    which the principal knows.
+
+    Args:
+        environment: The game, in which label 0 is the target.
+        rules: [B]; `until`, `gap` and `size` count.
+        base: Supposed base means by label, float [B, A].
+        episodes: Per task.
+    """
+
+    def __init__(self, environment: Environment, rules: tuple[Rule, ...], base: Tensor, episodes: int) -> None:
+        def per_episode(values: list[float]) -> Tensor:
+            return torch.tensor(values).repeat_interleave(episodes)
+
+        self._until = per_episode([rule.until for rule in rules])
+        self._gap = per_episode([rule.gap for rule in rules])
+        self._size = per_episode([rule.size for rule in rules])
+        self._base = base.repeat_interleave(episodes, 0)
+        self._effect = torch.tensor(environment.incentives)
+        self._paid = sample_mean_init({}, torch.zeros_like(self._base))
+
+    def begin(self, num_episodes: int) -> None:
+        """See `lockstep.Principal`."""
+        assert num_episodes == len(self._base), (num_episodes, len(self._base))
+        self._paid = sample_mean_init({}, torch.zeros_like(self._base))
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """See `lockstep.Principal`; never looks at `hidden`."""
+        if seen.step:
+            effect = self._effect[seen.last_action]
+            paid = effect[:, 0].where(seen.last_arm == 0, effect[:, 1])
+            self._paid = sample_mean_learn(self._paid, {}, torch.tensor(seen.step), seen.last_arm, paid)
+        ahead = lead(self._base + self._paid["mean"]).squeeze(1)
+        return self._size * ((seen.step < self._until) & (ahead < self._gap))
+
+
+class _Either:
+    """In some episodes one player, in the others another."""
+
+    def __init__(self, policy: Announcing, rules: SupposedRules, by_rule: Tensor) -> None:
+        self._policy, self._rules, self._by_rule = policy, rules, by_rule
+
+    def begin(self, num_episodes: int) -> None:
+        """See `lockstep.Principal`."""
+        self._policy.begin(num_episodes)
+        self._rules.begin(num_episodes)
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """See `lockstep.Principal`."""
+        action = self._policy.intervene(seen, hidden)
+        self._action = self._rules.intervene(seen, hidden).where(self._by_rule, action)
+        return self._action
+
+    def probabilities(self) -> Tensor:
+        """See `lockstep.Announcing`."""
+        probabilities = self._policy.probabilities()
+        certain = torch.nn.functional.one_hot(self._action, probabilities.shape[-1]).to(probabilities)
+        return certain.where(self._by_rule.unsqueeze(1), probabilities)
+
+
+def plan(
+    environment: Environment,
+    learner: LearnerModel,
+    support: History,
+    latents: Tensor,
+    policy: Principal,
+    ids: tuple[int, ...],
+    key: Key,
+) -> Plan:
+    """Chooses between the policy and the rules, for each task, on agents imagined from its support.
+
+    Args:
+        environment: The game.
+        learner: The model of its agents.
+        support: Support episodes with each task, [B, T, K].
+        latents: The most probable ones, float [B, L].
+        policy: The adapted policy, as the player of S * E episodes of each task.
+        ids: Of the tasks, by which luck is dealt.
+        key: (seed, split, purpose, iteration) of the luck.
+    """
+    game = _imagined_game(environment)
+    seed, split, purpose, iteration = key
+    luck = Luck.dealt(generator(seed, split, f"{purpose}/posterior", iteration, 0), _IMAGINED, learner.size)
+    base, hyperparameters = learner.agents(learner.sample(support.observations, support.labels, latents, luck))
+    agents = _imagined_agents(base.flatten(0, 1), {name: it.flatten() for name, it in hyperparameters.items()}, ids)
+    dice, incentives = deal_for(game, key, agents, _EPISODES), incentives_of(game)
+
+    def returns(principal: Principal) -> Tensor:
+        """Mean over the imagined episodes of each task, [B]."""
+        played = play(game, agents, _EPISODES, dice, principal)
+        return incentives.rewards_of(played).sum(2).view(len(ids), -1).mean(1)
+
+    supposed, each = latents[:, : learner.num_arms], _IMAGINED * _EPISODES
+    rules = [*first_rules(game), *gap_rules(game)]
+    by_rule = torch.stack([returns(SupposedRules(game, (rule,) * len(ids), supposed, each)) for rule in rules], dim=1)
+    best, which = by_rule.max(1)
+    never = by_rule[:, 0]  # the first of `first_rules`
+    ahead = best - returns(policy)
+    return Plan(tuple(rules[i] for i in which.tolist()), supposed, ahead > _MARGIN * (best - never))
+
+
+def _imagined_game(environment: Environment) -> Environment:
+    """The game as a learner model has it: no noise of rewards, which it takes for that of choices; nothing changes."""
+    return environment.model_copy(update={"reward_noise": 0.0, "changes": Changes()})
+
+
+def _imagined_agents(base: Tensor, hyperparameters: dict[str, Tensor], ids: tuple[int, ...]) -> Tasks:
+    """Tasks of the agents, [B * S], task by task; the target is arm 0, so that labels are arms."""
+    return Tasks(
+        ids=tuple(task * _IMAGINED + sample for task in ids for sample in range(_IMAGINED)),
+        families=(generic_learner.FAMILY,),
+        family=torch.zeros(len(base), dtype=torch.int64),
+        params=hyperparameters,
+        base=base,
+        target=torch.zeros(len(base), dtype=torch.int64),
+        base_range=(0.0, 1.0),
+        moving=None,
+    )

@@ -1,0 +1,242 @@
+"""Planning: the rules as they are played, the agents as they are imagined, and which of rule and policy is taken."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.baselines.oracles import PrivilegedRules, Rule, gap_rules
+from mermaide_ray.baselines.rules import FixedRule
+from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.kshot import Table
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.models.learner_model import LearnerModel
+from mermaide_ray.models.method import Method
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.planning import Plan, SupposedRules, plan
+from mermaide_ray.trajectory import History, View
+
+TASKS, EPISODES = 12, 4
+KEY = (0, "train", "test", 0)
+# UCB agents that must be paid nearly all the time, and epsilon-greedy ones that need it but at first.
+FAMILIES = {
+    "ucb": {"train": {"ucb_coefficient": [1.6, 2.0]}},
+    "epsilon_greedy": {"train": {"epsilon": [0.02, 0.05]}},
+}
+
+
+class Announcing:
+    """A fixed rule or another as the adapted policy; tells its probabilities."""
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+
+    def begin(self, num_episodes: int) -> None:
+        self.principal.begin(num_episodes)
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        self.action = self.principal.intervene(seen, hidden)
+        return self.action
+
+    def probabilities(self) -> Tensor:
+        return torch.nn.functional.one_hot(self.action, 2).float() * 0.5 + 0.25
+
+
+def _game(**environment: Any) -> Experiment:
+    return validate(
+        {
+            "environment": environment,
+            "agents": {"families": FAMILIES, "disjoint": []},
+            "world_model": {"kind": "learner"},
+        },
+        where="tests",
+    )
+
+
+def _tasks(experiment: Experiment) -> Tasks:
+    tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
+    return tasks.select(tasks.family.argsort(stable=True))
+
+
+def _base(tasks: Tasks) -> Tensor:
+    return torch.stack([row.roll(-int(target)) for row, target in zip(tasks.base, tasks.target, strict=True)])
+
+
+def _support(experiment: Experiment, tasks: Tasks) -> tuple[LearnerModel, History, Tensor]:
+    dice = deal_for(experiment.environment, KEY, tasks, 2)
+    played = play(experiment.environment, tasks, 2, dice, FixedRule(experiment.environment, 30))
+    history = View(experiment.environment).history(played)
+    learner = Method.of(experiment).architecture.learner
+    assert learner is not None
+    return learner, history, learner.infer(history.observations, history.labels)
+
+
+def _planned(experiment: Experiment, tasks: Tasks, policy: Principal) -> Plan:
+    learner, history, latents = _support(experiment, tasks)
+    return plan(experiment.environment, learner, history, latents, policy, tasks.ids, KEY)
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"intervention": "bonus"}, {"intervention": "graded", "graded_sizes": [0.5, 1, 2]}]
+)
+def test_with_the_true_means_a_rule_does_what_the_oracle_does_with_the_agents_own(environment: dict[str, Any]) -> None:
+    """Without noise an agent's estimates are base mean and mean incentive, once all arms are pulled."""
+    experiment = _game(reward_noise=0.0, **environment)
+    tasks, game = _tasks(experiment), experiment.environment
+    rules = tuple(gap_rules(game)[7::11][:TASKS])
+    rules += (Rule(60, size=max(rule.size for rule in rules)),) * (TASKS - len(rules))
+    dice = deal_for(game, KEY, tasks, EPISODES)
+    supposed = play(game, tasks, EPISODES, dice, SupposedRules(game, rules, _base(tasks), EPISODES))
+    # From the first pull on the privileged rules must know the arms not yet pulled, as the supposed ones do.
+    privileged = PrivilegedRules(game, rules, EPISODES)
+    base = tasks.base.repeat_interleave(EPISODES, 0)
+
+    class Informed:
+        def begin(self, num_episodes: int) -> None:
+            privileged.begin(num_episodes)
+
+        def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+            own = hidden.estimates()
+
+            class Knowing(Hidden):
+                def estimates(self) -> Tensor:
+                    return base.where(own.abs() < 1e-20, own)
+
+            return privileged.intervene(seen, Knowing(hidden._agents, hidden.next_arm, hidden.target, hidden.since))
+
+    expected = play(game, tasks, EPISODES, dice, Informed())
+    assert supposed.interventions.any()
+    assert len(supposed.interventions.unique()) == game.num_interventions
+    assert (supposed.interventions == expected.interventions).float().mean() > 0.999
+    assert (supposed.arms == expected.arms).float().mean() > 0.99
+
+
+def test_an_imagined_agent_pulls_as_the_model_predicts() -> None:
+    """Frequencies of the generic learner's next arm against the model's probabilities: calibrated in each bin."""
+    experiment = _game(reward_noise=0.0)
+    learner = Method.of(experiment).architecture.learner
+    assert learner is not None
+    game, count = experiment.environment, 3000
+    latents = learner.prior() + 0.7 * torch.randn(count, learner.size, generator=torch.Generator().manual_seed(0))
+    base, hyperparameters = learner.agents(latents)
+    mixture = {"generic_learner": {"train": {name: [1, 1] for name in hyperparameters}}}
+    settings = experiment.to_dict() | {"agents": {"families": mixture, "disjoint": []}}
+    settings["agents"]["families"]["generic_learner"]["train"]["lapse"] = [0.1, 0.2]
+    agents = AgentDistribution(validate(settings, where="tests")).tasks("train", range(count))
+    agents = Tasks(
+        ids=agents.ids,
+        families=agents.families,
+        family=agents.family,
+        params=hyperparameters,
+        base=base,
+        target=torch.zeros(count, dtype=torch.int64),
+        base_range=(0.0, 1.0),
+        moving=None,
+    )
+    played = play(game, agents, 1, deal_for(game, KEY, agents, 1), FixedRule(game, 25))
+    history = View(game).history(played)
+    p = learner.log_p(latents[:, None, None], learner.over(history.observations)).exp()
+    pulled = torch.nn.functional.one_hot(history.labels, game.num_arms).float()
+    edges = torch.linspace(0, 1, 11)
+    which = torch.bucketize(p.flatten(), edges[1:-1])
+    for number in which.unique().tolist():
+        of_bin = which == number
+        said, happened = p.flatten()[of_bin].mean(), pulled.flatten()[of_bin].mean()
+        assert abs(said - happened) < 5 * (said * (1 - said) / of_bin.sum()).sqrt(), number
+
+
+def test_what_pulls_tell_of_the_latents_is_fishers_information() -> None:
+    """Against derivatives of the predicted probabilities."""
+    learner, generator = LearnerModel(4, 10, ((0.0, 0.0), (1.0, -1.0))), torch.Generator().manual_seed(0)
+    latents = torch.randn(learner.size, generator=generator, dtype=torch.double) / 2
+    pulls = torch.randint(0, 3, (1, 6, 2, 4), generator=generator).double()
+    account = torch.stack([pulls, torch.randn(pulls.shape, generator=generator).double()], dim=-2)
+
+    def log_p(latents: Tensor) -> Tensor:
+        return learner.log_p(latents, account)
+
+    slopes = cast("Tensor", torch.autograd.functional.jacobian(log_p, latents))  # type: ignore[no-untyped-call]
+    expected = (log_p(latents).exp().unsqueeze(-1) * slopes.square()).sum((0, 1, 2, 3))
+    torch.testing.assert_close(learner._information(latents[None], *learner._known(account))[0], expected)
+
+
+def test_a_policy_is_replaced_where_a_rule_is_clearly_better_and_only_there() -> None:
+    """Intervening for 35 pulls suits the epsilon-greedy agents, not those whose exploration needs it all the time."""
+    experiment = _game()
+    tasks, game = _tasks(experiment), experiment.environment
+    policy = Announcing(FixedRule(game, 35))
+    found = _planned(experiment, tasks, policy)
+    is_ucb = torch.tensor([name == "ucb" for name in tasks.family_names()])
+    assert 0 < is_ucb.sum() < TASKS
+    assert found.chosen[is_ucb].all()
+    assert found.chosen[~is_ucb].float().mean() < 0.5
+    dice, incentives = deal_for(game, (0, "train", "query", 0), tasks, 16), incentives_of(game)
+
+    def returns(principal: Principal) -> Tensor:
+        return incentives.rewards_of(play(game, tasks, 16, dice, principal)).sum(2).mean(1)
+
+    planned, before = returns(found.principal(game, policy, 16)), returns(policy)
+    assert (planned - before)[is_ucb].mean() > 5
+    assert torch.equal(planned[~found.chosen], before[~found.chosen])
+    # A policy that is itself the rule is kept.
+    assert not _planned(experiment, tasks, found.principal(game, policy, 32)).chosen.any()
+
+
+def test_an_agent_that_no_rule_moves_is_left_alone_by_a_rule() -> None:
+    """Interventions of a thousandth of a reward are but a cost: never to intervene is clearly better than always to."""
+    experiment = _game(delta=0.001)
+    tasks = _tasks(experiment)
+    found = _planned(experiment, tasks, Announcing(FixedRule(experiment.environment, 100)))
+    assert found.chosen.all()
+    assert max(rule.until for rule in found.rules) <= 10
+
+
+def test_a_plan_depends_on_no_other_task() -> None:
+    experiment = _game(horizon=40, num_arms=4)
+    tasks = _tasks(experiment)
+    policy = FixedRule(experiment.environment, 20)
+    together, some = _planned(experiment, tasks, policy), torch.tensor([7, 2])
+    alone = _planned(experiment, tasks.select(some), policy)
+    assert [str(rule) for rule in alone.rules] == [str(together.rules[i]) for i in some]
+    assert torch.equal(alone.chosen, together.chosen[some])
+
+
+def test_probabilities_are_those_of_who_plays() -> None:
+    experiment = _game()
+    game = experiment.environment
+    either = Plan((Rule(10), Rule(10)), torch.zeros(2, 10), torch.tensor([False, True])).principal(
+        game, Announcing(FixedRule(game, 0)), 1
+    )
+    either.begin(2)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    seen = Seen(0, zeros - 1, zeros - 1, zeros, torch.zeros(2), zeros)
+    assert either.intervene(seen, cast("Hidden", None)).tolist() == [0, 1]  # nothing hidden is looked at
+    assert cast("Announcing", either).probabilities().tolist() == [[0.75, 0.25], [0, 1]]
+
+
+def test_scores_with_planning_say_who_played() -> None:
+    experiment = _game()
+    module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
+    weights, rates = module.weights(), module.inner_rates()
+    table = Table(experiment.environment, module.method)
+    evaluation = Evaluation(experiment, "train", 8, 4)
+    plain, planning = (
+        evaluation.contender(Contender("mine", 0, table, weights, rates, planning), (0, 1)).rows
+        for planning in (False, True)
+    )
+    assert plain["planned"].isna().all()
+    before, after = planning[planning["k"] == 0], planning[planning["k"] == 1]
+    assert before["planned"].isna().all()  # nothing is known of the agent
+    # An untrained policy is no match for a rule.
+    assert set(after["planned"]) <= {0.0, 1.0}
+    assert after["planned"].mean() > 0.5
+    assert before["return"].tolist() == plain[plain["k"] == 0]["return"].tolist()
+    assert after["return"].mean() > plain[plain["k"] == 1]["return"].mean() + 5
+    elsewhere = validate(experiment.to_dict() | {"evaluation": {"planning": True}}, where="tests")
+    assert Contender("mine", 0, table, weights, rates).at(elsewhere).planning

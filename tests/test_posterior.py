@@ -1,0 +1,65 @@
+"""The top of a posterior and samples of it: known where the density is a normal one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mermaide_ray.models.posterior import LogDensity, Luck, climb, wander
+
+CENTRES = torch.tensor([[1.0, -2.0, 0.0], [0.0, 5.0, 3.0]])
+# Of the second task: latents 0 and 1 belong together, 2 is narrow.
+COVARIANCES = torch.stack(
+    [torch.eye(3), torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 0.01]])],
+)
+DEVIATIONS = torch.tensor([[1.0, 1.0, 1.0], [0.8, 0.8, 0.1]])
+
+
+def _normals(some: slice = slice(None)) -> LogDensity:
+    centres, precisions = CENTRES[some], COVARIANCES[some].inverse()
+
+    def log_density(latents: Tensor) -> Tensor:
+        away = latents - centres
+        return -torch.einsum("sbi,bij,sbj->sb", away, precisions, away) / 2
+
+    return log_density
+
+
+def _luck(samples: int, size: int = 3) -> Luck:
+    return Luck.dealt(np.random.default_rng(0), samples, size)
+
+
+def test_the_climb_ends_at_the_top() -> None:
+    start = torch.zeros(2, 2, 3) + torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    assert (climb(_normals(), start, 400) - CENTRES).abs().max() < 0.02
+
+
+def test_chains_have_the_moments_of_the_density_and_forget_where_they_began() -> None:
+    far = (CENTRES + 2 * DEVIATIONS).expand(4000, 2, 3)
+    found = wander(_normals(), far, DEVIATIONS, _luck(4000))
+    torch.testing.assert_close(found.mean(0), CENTRES, rtol=0, atol=0.08)
+    for task in range(2):
+        torch.testing.assert_close(torch.cov(found[:, task].T), COVARIANCES[task], rtol=0.15, atol=0.05)
+
+
+def test_each_task_is_sampled_by_itself() -> None:
+    start = CENTRES.expand(8, 2, 3)
+    together = wander(_normals(), start, DEVIATIONS, _luck(8))
+    alone = wander(_normals(slice(1, 2)), start[:, 1:], DEVIATIONS[1:], _luck(8))
+    torch.testing.assert_close(alone, together[:, 1:], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("edge", [float("nan"), float("-inf")])
+def test_no_chain_leaves_where_the_density_is_defined(edge: float) -> None:
+    """Beyond 0.5 there is nothing: a move that ends there is refused, and spoils nothing."""
+
+    def log_density(latents: Tensor) -> Tensor:
+        inside = -latents.square().sum(-1) / 2
+        return inside.where(latents[..., 0] < 0.5, edge)
+
+    found = wander(log_density, torch.zeros(500, 1, 3), torch.ones(1, 3), _luck(500))
+    assert found.isfinite().all()
+    assert found[..., 0].max() < 0.5
+    assert found[..., 0].min() < -1
