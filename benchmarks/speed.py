@@ -1,6 +1,6 @@
 """How fast it is, in CPU seconds of one process with one thread, and as ratios within this run.
 
-    python -m benchmarks.speed [sampling] [meta] [memory]        (all, if none is named)
+    python -m benchmarks.speed [sampling] [meta] [planning] [memory]        (all, if none is named)
 
 Rounds are interleaved and the median is quoted: the machine's speed drifts. What counts is the ratio.
 """
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,6 +161,29 @@ def _plain_rate() -> float:
     return measure({"plain": (job, experiment.env_steps_per_iteration)}, rounds=2)["plain"]
 
 
+def planning() -> None:
+    """Meeting 64 agents, as scoring does it: 1 support and 16 query episodes of 100 pulls, H = 48."""
+    jobs: dict[str, tuple[Callable[[], Any], int]] = {}
+    for name, kind, plans in (
+        ("recurrent world model", "recurrent", False),
+        ("learner model", "learner", False),
+        ("learner model, planning", "learner", True),
+    ):
+        experiment = validate({"world_model": {"kind": kind}})
+        method, tasks = Method.of(experiment), AgentDistribution(experiment).tasks("train", range(64))
+        weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
+        rates = {weight: torch.tensor(0.1) for weight in method.adaptable()}
+        key = (0, "train", "bench", 0)
+        job = partial(Table(experiment.environment, method).meet, tasks, weights, rates, 1, 16, key, plans)
+        jobs[name] = (job, len(tasks) * 17 * experiment.environment.horizon)
+    measured = measure(jobs, rounds=3)
+    print("\nmeeting an agent at K = 1 (support, adaptation, query), CPU ms")
+    first = measured["recurrent world model"]
+    for name, (_, steps) in jobs.items():
+        milliseconds, ratio = steps / 64 / measured[name] * 1e3, first / measured[name]
+        print(f"  {name:32s} {milliseconds:8.1f}   {ratio:5.2f} x the first")
+
+
 def memory() -> None:
     """Peak memory of a process that samples 4,096 episodes of 200 pulls with 100 arms."""
     done = subprocess.run(
@@ -184,7 +208,7 @@ def main(names: list[str]) -> None:
     """Runs the named sections, or all."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sections = {"sampling": sampling, "meta": meta, "memory": memory}
+    sections = {"sampling": sampling, "meta": meta, "planning": planning, "memory": memory}
     for name in names or sections:
         {**sections, "_sample_large": _sample_large}[name]()
 

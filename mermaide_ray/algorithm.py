@@ -380,7 +380,10 @@ class Mermaide(Algorithm):
         return saved
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, float]:
-        """The K-shot protocol on validation agents, in the driver: normalised score by flat metric name."""
+        """The K-shot protocol on validation agents, in the driver: normalised score by flat metric name.
+
+        Without planning, which would hide how far the policy is.
+        """
         if self._validation is None:
             tasks = self.experiment.evaluation.validation_tasks
             self._validation = Evaluation(self.experiment, "validation", tasks)
@@ -391,7 +394,6 @@ class Mermaide(Algorithm):
             Table(self.experiment.environment, module.method),
             {name: value.detach() for name, value in module.weights().items()},
             {name: value.detach() for name, value in module.inner_rates().items()},
-            self.experiment.evaluation.planning,
         )
         scores = self._validation.scores(contender, self.experiment.evaluation.k)
         return {validation_key(k): score for k, score in scores.items()}

@@ -148,7 +148,8 @@ class Evaluation(Section):
     planning: Switch = Field(
         False,
         description="world_model.kind = learner only: between support and query, try the adapted policy and simple "
-        "rules on agents imagined from what the support told, and play the best rule where it is clearly better",
+        "rules on agents imagined from what the support told, and play the best rule where it is clearly better (never "
+        "in validation rounds during training)",
     )
 
     @field_validator("k")
