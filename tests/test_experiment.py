@@ -324,8 +324,8 @@ def test_rounds_of_training_spend_the_budget() -> None:
     assert experiment.num_iterations == 20
 
 
-@pytest.mark.parametrize("main", [name for name in preset_names() if name != "paper"])
-@pytest.mark.parametrize("other", [name for name in preset_names() if name != "paper"])
+@pytest.mark.parametrize("main", preset_names())
+@pytest.mark.parametrize("other", preset_names())
 def test_a_baseline_is_the_method_that_its_name_says_with_as_many_episodes(main: str, other: str) -> None:
     """Whatever it is laid over; the switches that tell the methods apart are its own preset's."""
     experiment, alone = load_experiment(preset=main), load_experiment(preset=other)
@@ -334,6 +334,7 @@ def test_a_baseline_is_the_method_that_its_name_says_with_as_many_episodes(main:
     assert beside.world_model == alone.world_model
     for switch in ("inner_steps", "carry_state", "adapt", "support_weight"):
         assert getattr(beside.meta_learning, switch) == getattr(alone.meta_learning, switch), switch
+    assert beside.evaluation.planning == alone.evaluation.planning
     assert beside.env_steps_per_iteration == experiment.env_steps_per_iteration
     assert (beside.meta_learning.adaptation_episodes > 0) == (alone.meta_learning.adaptation_episodes > 0)
 
