@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
@@ -14,8 +15,10 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.models import learner_model
 from mermaide_ray.models.learner_model import NUM_FEATURES, LearnerModel
 from mermaide_ray.models.method import Method
+from mermaide_ray.models.posterior import LogDensity, Luck
 from mermaide_ray.models.principal import LATENTS, WORLD_MODEL_HEAD, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.trajectory import History, Trajectories, View
@@ -140,6 +143,25 @@ def test_each_agent_is_inferred_by_itself() -> None:
     together = model.infer(history.observations, history.labels)
     some = history.tasks(slice(5, 8))
     torch.testing.assert_close(model.infer(some.observations, some.labels), together[5:8], rtol=1e-3, atol=1e-3)
+
+
+def test_sampling_holds_so_many_tasks_at_once_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 tasks of five long episodes with 200 arms, all at once, would take some 20 GB."""
+    held = []
+
+    def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck) -> Tensor:
+        held.append(start.shape[:2].numel() * 500 * 5 * 200)
+        return start
+
+    monkeypatch.setattr(learner_model, "wander", wander)
+    model = LearnerModel(200, 500, ((0.0, 0.0), (1.0, -1.0)))
+    observations, labels = torch.zeros(1, 500, 5, 203), torch.zeros(1, 500, 5, dtype=torch.int64)
+    luck = Luck.dealt(np.random.default_rng(0), 16, model.size)
+    latents = model.prior() + torch.arange(5.0).unsqueeze(1) / 100
+    found = model.sample(observations.expand(5, -1, -1, -1), labels.expand(5, -1, -1), latents, luck)
+    assert max(held) <= 2**24
+    alone = torch.cat([model.sample(observations, labels, one.unsqueeze(0), luck) for one in latents])
+    torch.testing.assert_close(found, alone)
 
 
 def test_account_is_what_was_pulled_and_paid_at_each_arm() -> None:

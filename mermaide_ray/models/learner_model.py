@@ -35,6 +35,8 @@ _OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))  # ln c, u, ln tau
 _STARTS = ((-1.2, 3.0, -1.6, -5.0), (-3.9, 0.0, -1.6, -2.0))
 _SCOUTING, _STEPS = 25, 75
 _LEAST_TAU = 0.02
+# Probabilities of arms held at once while sampling (S * B * T * E * A, some ten floats for each): bounds memory.
+_MOST_HELD = 2**24
 # Leads beyond this are safe alike.
 _FAR = 2.0
 # What the policy reads: see `LearnerModel.describe`.
@@ -130,6 +132,12 @@ class LearnerModel:
             latents: What `infer` found, float [B, L].
             luck: The chains', the same for all tasks.
         """
+        at_once = max(1, _MOST_HELD // (len(luck.start) * labels[0].numel() * self.num_arms))
+        parts = [slice(first, first + at_once) for first in range(0, len(labels), at_once)]
+        return torch.cat([self._sample(observations[some], labels[some], latents[some], luck) for some in parts])
+
+    def _sample(self, observations: Tensor, labels: Tensor, latents: Tensor, luck: Luck) -> Tensor:
+        """See `sample`: of some tasks, all at once."""
         known = self._known(self.over(observations))
         precision = self._deviation().to(latents).square().reciprocal() + self._information(latents, *known)
         start = latents + precision.rsqrt() * luck.start.unsqueeze(1) / 2
