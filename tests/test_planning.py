@@ -12,6 +12,7 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.oracles import PrivilegedRules, Rule, gap_rules
 from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import Table
@@ -240,3 +241,16 @@ def test_scores_with_planning_say_who_played() -> None:
     assert after["return"].mean() > plain[plain["k"] == 1]["return"].mean() + 5
     elsewhere = validate(experiment.to_dict() | {"evaluation": {"planning": True}}, where="tests")
     assert Contender("mine", 0, table, weights, rates).at(elsewhere).planning
+
+
+def test_planning_for_agents_that_know_the_policy_is_refused() -> None:
+    informed = {"informed_ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}
+    settings = _game().to_dict() | {"agents": {"families": informed, "disjoint": []}}
+    validate(settings, where="tests")
+    with pytest.raises(InputError, match=r"`evaluation.planning` must be false where .* \(informed_ucb\).* \(tests\)"):
+        validate(settings | {"evaluation": {"planning": True}}, where="tests")
+
+
+def test_planning_without_a_model_of_learners_is_refused() -> None:
+    with pytest.raises(InputError, match=r"`evaluation.planning` must be false where world_model.kind is recurrent"):
+        validate({"evaluation": {"planning": True}}, where="tests")
