@@ -130,6 +130,22 @@ def check_families(agents: Agents, environment: Environment, layers: Sequence[La
             raise InputError(f"`environment.{key}` {problem} ({source(('environment', key), layers)})")
 
 
+def check_planned(agents: Agents, environment: Environment, layers: Sequence[Layer]) -> None:
+    """Refuses to plan for agents who know the policy: imagined ones don't, and stay won over where these do not.
+
+    Raises:
+        InputError: There are such agents.
+    """
+    from mermaide_ray.agents import family_named
+
+    for name in agents.families:
+        if family_named(name, environment.space).hear is not None:
+            raise InputError(
+                f"`evaluation.planning` must be false where agents know the principal's policy ({name}): agents are "
+                f"imagined who know nothing of it, got true ({source(('evaluation', 'planning'), layers)})"
+            )
+
+
 def _game_problems(name: str, environment: Environment) -> Iterator[tuple[str, str]]:
     """What a known family cannot have in the game.
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from mermaide_ray.agent_settings import Agents, Split, check_families, default_families
+from mermaide_ray.agent_settings import Agents, Split, check_families, check_planned, default_families
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.registry import near
-from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, sentence, source
+from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, sentence
 
 # Sections of the settings that may differ where a trained principal is scored; the others decide how it is trained.
 SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
@@ -429,17 +429,6 @@ def _validated(settings: Mapping[str, Any], layers: Sequence[Layer]) -> Experime
     except ValidationError as error:
         raise InputError(sentence(Experiment, error, layers)) from None
     check_families(experiment.agents, experiment.environment, layers)
-    _check_planning(experiment, layers)
+    if experiment.evaluation.planning:
+        check_planned(experiment.agents, experiment.environment, layers)
     return experiment
-
-
-def _check_planning(experiment: Experiment, layers: Sequence[Layer]) -> None:
-    """Refuses to plan for agents who know the policy: imagined ones don't, and stay won over where these do not."""
-    from mermaide_ray.agents import family_named
-
-    for name in experiment.agents.families if experiment.evaluation.planning else ():
-        if family_named(name, experiment.environment.space).hear is not None:
-            raise InputError(
-                f"`evaluation.planning` must be false where agents know the principal's policy ({name}): agents are "
-                f"imagined who know nothing of it, got true ({source(('evaluation', 'planning'), layers)})"
-            )
