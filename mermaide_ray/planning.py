@@ -76,7 +76,6 @@ class SupposedRules:
         self._size = per_episode([rule.size for rule in rules])
         self._base = base.repeat_interleave(episodes, 0)
         self._effect = torch.tensor(environment.incentives)
-        self._paid = sample_mean_init({}, torch.zeros_like(self._base))
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`."""

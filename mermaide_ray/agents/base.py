@@ -182,6 +182,12 @@ def explore_or_best(mean: Tensor, epsilon: Tensor, draws: Draws) -> Tensor:
     return uniform_arm(draws.uniform[:, 1], mean.shape[-1]).where(explore, mean.argmax(-1))
 
 
+def softmax_arm(value: Tensor, temperature: Tensor, draw: Tensor) -> Tensor:
+    """An arm, int64 [N], with probability in proportion to exp(value / temperature), [N, A] and [N, 1]; `draw` [N]."""
+    # The best arm's weight is 1: nothing overflows, however low the temperature.
+    return sampled_arm(((value - value.amax(-1, keepdim=True)) / temperature).exp(), draw)
+
+
 def sampled_arm(probabilities: Tensor, draw: Tensor) -> Tensor:
     """An arm, int64 [N], from probabilities [N, A] by inversion of their running sum at `draw` [N]."""
     cumulative = probabilities.cumsum(-1)

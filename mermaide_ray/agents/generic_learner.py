@@ -16,7 +16,7 @@ from mermaide_ray.agents.base import (
     State,
     sample_mean_init,
     sample_mean_learn,
-    sampled_arm,
+    softmax_arm,
     uniform_arm,
 )
 
@@ -29,10 +29,9 @@ def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
     mean, count = state["mean"], state["count"]
     bonus = params["ucb_coefficient"] * (step + 1).log().sqrt() * count.clamp(min=1).rsqrt()
     value = (mean + bonus).where(count > 0, params["untried_value"])
-    weight = ((value - value.amax(-1, keepdim=True)) / params["temperature"]).exp()
     lapses = draws.uniform[:, 0] < params["lapse"].squeeze(-1)
     pulled = draws.uniform[:, 1]
-    return uniform_arm(pulled, mean.shape[-1]).where(lapses, sampled_arm(weight, pulled))
+    return uniform_arm(pulled, mean.shape[-1]).where(lapses, softmax_arm(value, params["temperature"], pulled))
 
 
 FAMILY = Family(

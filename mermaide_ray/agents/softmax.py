@@ -16,7 +16,7 @@ from mermaide_ray.agents.base import (
     State,
     sample_mean_init,
     sample_mean_learn,
-    sampled_arm,
+    softmax_arm,
 )
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
     """An arm with probability proportional to exp(mean / temperature)."""
-    mean = state["mean"]
-    # The best arm's weight is 1: nothing overflows, however low the temperature.
-    weight = ((mean - mean.amax(-1, keepdim=True)) / params["temperature"]).exp()
-    return sampled_arm(weight, draws.uniform[:, 1])
+    return softmax_arm(state["mean"], params["temperature"], draws.uniform[:, 1])
 
 
 FAMILY = Family(
