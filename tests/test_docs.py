@@ -70,6 +70,15 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{link} in {document.name}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_table_has_rows_of_its_columns(document: Path) -> None:
+    text = _BLOCK.sub("", document.read_text(encoding="utf-8"))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        lines = table.splitlines()
+        assert len(lines) > 2, table
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {lines[1].count("|")}, table
+
+
 def test_every_document_is_in_the_index() -> None:
     index = ROOT / "docs/README.md"
     listed = set(_LINK.findall(index.read_text(encoding="utf-8")))
