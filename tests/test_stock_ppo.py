@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import tree
 from conftest import stock_families
 from ray.rllib.core.columns import Columns
 
@@ -68,8 +69,9 @@ def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network,
     observations = history.observations.transpose(1, 2).flatten(0, 1)
     batch = {Columns.OBS: observations}
     if module.is_stateful():
-        initial = {name: torch.as_tensor(value) for name, value in module.get_initial_state().items()}
-        batch[Columns.STATE_IN] = {name: value.expand(15, *value.shape) for name, value in initial.items()}
+        batch[Columns.STATE_IN] = tree.map_structure(
+            lambda value: torch.as_tensor(value).expand(15, *value.shape), module.get_initial_state()
+        )
     with torch.no_grad():
         logits = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
     expected = choose(logits, dice.principal[: logits.shape[1]].T)

@@ -1,7 +1,7 @@
 """Stock RLlib PPO as the principal, on the reference path: nothing of ours but the environment and the agents.
 
 It is a baseline, and the proof that the environment needs no algorithm of ours. Two networks: an MLP that sees the last
-step only, and an LSTM that sees the episode.
+step only, and an LSTM that sees the episode; policy and value share nothing.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def stock_ppo(
             entropy_coeff=training.entropy_weight,
             grad_clip=training.max_grad_norm,
             use_kl_loss=False,
+            # Returns are tens: RLlib's default of 10 cuts the gradient of any value that is off by more than three.
+            vf_clip_param=float("inf"),
         )
         .debugging(seed=experiment.seed, log_level="ERROR")
     )
@@ -92,6 +94,7 @@ def _model(experiment: Experiment, network: Network) -> DefaultModelConfig:
     return DefaultModelConfig(
         fcnet_hiddens=[width],
         use_lstm=True,
+        vf_share_layers=False,
         lstm_cell_size=width,
         # Whole episodes: shorter ones would cut the gradient through time.
         max_seq_len=experiment.environment.horizon,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tree
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -44,14 +45,14 @@ class StockPrincipal:
 
     def __init__(self, module: RLModule, view: View) -> None:
         self._module, self._view = module, view
-        self._state: dict[str, Tensor] = {}
+        self._state: dict[str, Any] = {}  # as the module nests it
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`."""
         initial = self._module.get_initial_state() if self._module.is_stateful() else {}
-        self._state = {
-            name: torch.as_tensor(value).expand(num_episodes, *value.shape) for name, value in initial.items()
-        }
+        self._state = tree.map_structure(
+            lambda value: torch.as_tensor(value).expand(num_episodes, *value.shape), initial
+        )
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
