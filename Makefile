@@ -1,7 +1,7 @@
 # The environment is made once, by the first target that needs it, and again when its pins change.
 PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3))
 # Learned baselines that `make train` trains beside, each in a process of its own.
-BASELINES ?= rl2 mermaide_learner
+BASELINES ?= mermaide rl2
 # Which benchmark `make bench` runs: a module of benchmarks/.
 WHAT ?= speed
 VENV := .venv

@@ -71,9 +71,9 @@ class WorldModel(Section):
 
     enabled: Switch = Field(True, description="train the recurrent core to predict the agent's next arm")
     kind: Literal["recurrent", "learner"] = Field(
-        "recurrent",
-        description="recurrent: the core predicts the next arm outright; learner: through a parametric model of agents "
-        "that learn which arm pays, whose unknowns are inferred from the support episodes",
+        "learner",
+        description="learner: the core predicts the next arm through a parametric model of agents that learn which arm "
+        "pays, whose unknowns are inferred from the support episodes; recurrent: outright, assuming nothing of agents",
     )
     hidden_size: Whole = Field(48, ge=1, description="units of the GRU, H")
     policy_hidden: Whole = Field(64, ge=1, description="units of the policy's (and the value's) hidden layer")
@@ -146,7 +146,7 @@ class Evaluation(Section):
     every: Number = Field(0.1, gt=0, le=1, description="validate each time this share of the budget is spent")
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
     planning: Switch = Field(
-        False,
+        True,
         description="world_model.kind = learner only: between support and query, try the adapted policy and simple "
         "rules on agents imagined from what the support told, and play the best rule where it is clearly better (never "
         "in validation rounds during training)",
@@ -167,7 +167,7 @@ class Experiment(Section):
     """
 
     name: Annotated[str, AfterValidator(_printable)] = Field(
-        "mermaide", description="name of the method in tables, figures and folders"
+        "mermaide_learner", description="name of the method in tables, figures and folders"
     )
     seed: Whole = Field(0, ge=0, lt=2**32, description="training seed: initialisation, training agents and their luck")
     environment: Environment = Field(default_factory=Environment)
@@ -228,7 +228,7 @@ class Experiment(Section):
         elif self.evaluation.planning:
             raise ValueError(
                 "`evaluation.planning` must be false where world_model.kind is recurrent, got true: to imagine agents "
-                "takes a model of learners"
+                "takes a model of learners (preset mermaide has neither)"
             )
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
@@ -260,12 +260,12 @@ class Experiment(Section):
             if given != required:
                 raise ValueError(
                     f"`{key}` must be {one_line(required)} where world_model.kind is learner, whose model keeps "
-                    f"account of what each arm pays, got {one_line(given)}"
+                    f"account of what each arm pays, got {one_line(given)} (preset mermaide has no such model)"
                 )
         if environment.intervention == "arm":
             raise ValueError(
                 "`environment.intervention` must be signed, bonus or graded where world_model.kind is learner: its "
-                "policy reads what concerns the target, got arm"
+                "policy reads what concerns the target, got arm (preset mermaide has no such model)"
             )
 
     @property

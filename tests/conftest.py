@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mermaide_ray.agents import FAMILIES
-from mermaide_ray.config_file import explained_yaml
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.config_file import explained_yaml, merge
+from mermaide_ray.experiment import Experiment, load_preset, validate
 
 torch.set_num_threads(1)
 
@@ -54,6 +54,11 @@ def stock_families(**sections: Any) -> Experiment:
     return all_families(STOCK_FAMILIES, **sections)
 
 
+def of_mermaide(settings: Mapping[str, Any], where: str = "tests") -> Experiment:
+    """The settings laid over preset mermaide, which plays every game."""
+    return validate(merge(load_preset("mermaide"), settings, whole=frozenset({"families"})), where)
+
+
 def all_families(names: Iterable[str] = FAMILIES, /, **sections: Any) -> Experiment:
     """A small experiment whose mixture holds every registered family; `sections` are laid over it.
 
@@ -71,7 +76,7 @@ def all_families(names: Iterable[str] = FAMILIES, /, **sections: Any) -> Experim
     }
     for section, values in sections.items():
         settings[section] = {**settings.get(section, {}), **values}
-    return validate(settings, where="tests")
+    return of_mermaide(settings)
 
 
 def tiny(**sections: Any) -> Experiment:
@@ -85,7 +90,7 @@ def tiny(**sections: Any) -> Experiment:
     }
     for section, values in sections.items():
         settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
-    return validate(settings, where="tests")
+    return of_mermaide(settings)
 
 
 @pytest.fixture(scope="session")
@@ -179,4 +184,4 @@ def trained_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tr
 @pytest.fixture
 def small_experiment() -> Experiment:
     """Two families (the default ones), 4 arms, 15 pulls."""
-    return validate({"environment": {"num_arms": 4, "horizon": 15}}, where="tests")
+    return of_mermaide({"environment": {"num_arms": 4, "horizon": 15}})

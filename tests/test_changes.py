@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stock_families, tiny
+from conftest import of_mermaide, stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
@@ -176,9 +176,7 @@ def test_moves_belong_to_the_task_and_change_nothing_else_of_it() -> None:
     other = AgentDistribution(moves).tasks("test", range(30)).moving
     assert not torch.equal(other, tasks.moving)
     # In a population, an agent met again is the same task.
-    few = validate(
-        {"environment": {"changes": {"target_moves": 2}}, "agents": {"population": {"train": 3}}}, where="tests"
-    )
+    few = of_mermaide({"environment": {"changes": {"target_moves": 2}}, "agents": {"population": {"train": 3}}})
     moving = AgentDistribution(few).tasks("train", [1, 4, 2]).moving
     assert moving is not None
     assert torch.equal(moving[0], moving[1])
@@ -462,7 +460,7 @@ def test_settings_that_don_t_go_together_are_refused() -> None:
 
 
 def test_a_principal_is_scored_where_base_means_change_but_not_where_it_is_told_what_it_never_was() -> None:
-    settings = {"question": "?", "name": "changes", "baselines": ["never"]}
+    settings = {"question": "?", "name": "changes", "preset": "mermaide", "baselines": ["never"]}
 
     def check(changes: dict[str, Any]) -> None:
         conditions = {"changed": {"settings": {"environment": {"changes": changes}}}}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
+from conftest import of_mermaide, tiny
 from torch import Tensor
 
 from mermaide_ray.agent_settings import CONTINUOUS_FAMILIES
@@ -144,12 +144,11 @@ def test_an_episode_depends_neither_on_its_neighbours_nor_on_the_run(dimensions:
 @pytest.mark.parametrize("family", list(POINT_FAMILIES))
 def test_permanent_interventions_bring_agents_to_the_target(family: str) -> None:
     # With the reach of the target widened: those that climb must feel it from where they start.
-    experiment = validate(
+    experiment = of_mermaide(
         {
             "environment": {"game": "continuous", "target_width": 0.25},
             "agents": {"families": {family: CONTINUOUS_FAMILIES[family]}},
         },
-        where="tests",
     )
     incentives = incentives_of(experiment.environment)
 
@@ -163,12 +162,11 @@ def test_permanent_interventions_bring_agents_to_the_target(family: str) -> None
 
 
 def test_pushing_back_whoever_moves_away_steers_the_gradient_agent_from_afar() -> None:
-    experiment = validate(
+    experiment = of_mermaide(
         {
             "environment": {"game": "continuous"},
             "agents": {"families": {"two_point_gradient": CONTINUOUS_FAMILIES["two_point_gradient"]}},
         },
-        where="tests",
     )
     env, tasks = experiment.environment, AgentDistribution(experiment).tasks("train", range(60))
     dice = deal_for(env, KEY, tasks, 1)
@@ -185,25 +183,26 @@ def test_pushing_back_whoever_moves_away_steers_the_gradient_agent_from_afar() -
 
 
 def test_its_agents_are_the_default_and_those_of_arms_are_refused() -> None:
-    experiment = load_experiment(overrides={"environment.game": "continuous"})
+    experiment = load_experiment(preset="mermaide", overrides={"environment.game": "continuous"})
     assert set(experiment.agents.families) == set(CONTINUOUS_FAMILIES) == set(POINT_FAMILIES)
     changed = load_experiment(
-        overrides={"environment.game": "continuous", "agents.families.evolution.train.step_size": [0.1, 0.2]}
+        preset="mermaide",
+        overrides={"environment.game": "continuous", "agents.families.evolution.train.step_size": [0.1, 0.2]},
     )
     assert set(changed.agents.families) == set(POINT_FAMILIES)
     assert changed.agents.families["evolution"].train["step_size"] == (0.1, 0.2)
     assert validate(changed.to_dict()) == changed
     with pytest.raises(InputError, match=r"agent family of the continuous game must be one of .*got 'ucb'"):
-        validate(
+        of_mermaide(
             {
                 "environment": {"game": "continuous"},
                 "agents": {"families": {"ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}, "disjoint": []},
             }
         )
     with pytest.raises(InputError, match=r"`environment.intervention` must be signed, bonus or graded"):
-        validate({"environment": {"game": "continuous", "intervention": "arm"}})
+        of_mermaide({"environment": {"game": "continuous", "intervention": "arm"}})
     with pytest.raises(InputError, match=r"`world_model.arms` must be flat"):
-        validate({"environment": {"game": "continuous"}, "world_model": {"arms": "equivariant"}})
+        of_mermaide({"environment": {"game": "continuous"}, "world_model": {"arms": "equivariant"}})
     with pytest.raises(InputError, match="must keep the game"):
         check_game(changed, Environment(), "environment", "--set")
     with pytest.raises(InputError, match="must keep the dimensions"):
@@ -267,7 +266,7 @@ def test_evaluation_scores_points_as_it_scores_arms() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_short_training_improves_return_and_prediction() -> None:
-    experiment = validate(
+    experiment = of_mermaide(
         {
             "environment": {"game": "continuous", "horizon": 30, "target_width": 0.2, "cost_weight": 0.8},
             "agents": {"families": {"gp_ucb": CONTINUOUS_FAMILIES["gp_ucb"]}},
@@ -275,7 +274,6 @@ def test_a_short_training_improves_return_and_prediction() -> None:
             "world_model": {"hidden_size": 16, "policy_hidden": 16, "components": 3},
             "training": {"env_steps": 60 * 16 * 3 * 30, "meta_lr": 1e-2},
         },
-        where="tests",
     )
     algorithm = MermaideConfig.of(experiment).build_algo()
     told = [flat_metrics(algorithm.train()) for _ in range(60)]

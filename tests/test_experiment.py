@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import of_mermaide
 
 from mermaide_ray.config_file import explained_yaml, load_yaml
 from mermaide_ray.errors import InputError
@@ -242,8 +243,8 @@ def test_presets_are_valid_named_after_their_file_and_described(name: str) -> No
     assert 10 < len(preset_description(name)) < 120
 
 
-def test_preset_mermaide_is_the_default() -> None:
-    assert load_experiment(preset="mermaide") == Experiment()
+def test_preset_mermaide_learner_is_the_default() -> None:
+    assert load_experiment(preset="mermaide_learner") == Experiment()
 
 
 def test_learned_variants_spend_the_same_steps_per_iteration() -> None:
@@ -372,7 +373,7 @@ CHOOSING = {"environment": {"intervention": "arm"}}
 def test_a_trained_principal_is_scored_only_where_its_networks_fit(
     trained: dict[str, Any], change: dict[str, Any], refused: str | None
 ) -> None:
-    experiment = validate(trained, where="here")
+    experiment = of_mermaide(trained, where="here")
     if refused is None:
         scored = elsewhere(experiment, change)
         assert scored != experiment

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import of_mermaide
 
 from mermaide_ray.agents import FAMILIES, grid
 from mermaide_ray.agents.base import Draws
@@ -37,7 +38,7 @@ def game(*families: str, num_arms: int = 15, horizon: int = 200, **params: float
         "environment": {"num_arms": num_arms, "horizon": horizon, "arm_labels": "absolute"},
         "agents": {"families": {name: {"train": ranges} for name in families or GRIDS}, "disjoint": []},
     }
-    return validate(settings, where="tests")
+    return of_mermaide(settings)
 
 
 def tasks_of(experiment: Experiment, count: int) -> Tasks:
@@ -224,7 +225,7 @@ def test_only_goals_pay_and_one_of_them_is_the_target() -> None:
 def test_in_a_mixture_each_family_keeps_its_own_kind_of_task() -> None:
     settings = game().to_dict()
     settings["agents"]["families"]["ucb"] = {"train": {"ucb_coefficient": [0.1, 0.2]}}
-    tasks = tasks_of(validate(settings, where="tests"), 60)
+    tasks = tasks_of(of_mermaide(settings), 60)
     bandit = torch.tensor([name == "ucb" for name in tasks.family_names()])
     assert (tasks.base[bandit] > 0).all()
     assert ((tasks.base[~bandit] > 0).sum(1) == 4).all()

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import STOCK_FAMILIES, all_families, tiny
+from conftest import STOCK_FAMILIES, all_families, of_mermaide, tiny
 from torch import Tensor
 
 from mermaide_ray.agents import FAMILIES
@@ -19,7 +19,7 @@ from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import NetworkPrincipal
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
@@ -33,12 +33,11 @@ KINDS = ("signed", "bonus", "arm", "graded")
 def told(family: str = "informed_epsilon_greedy", exploration: float = 0.0, **environment: object) -> Experiment:
     """One informed family, all agents alike."""
     (name,) = FAMILIES[family].hyperparameters
-    return validate(
+    return of_mermaide(
         {
             "environment": {"num_arms": 4, "horizon": 30, "reward_noise": 0.0, **environment},
             "agents": {"families": {family: {"train": {name: [exploration, exploration]}}}, "disjoint": []},
         },
-        where="tests",
     )
 
 
@@ -239,7 +238,7 @@ def test_no_rule_foresees_the_arm_of_an_informed_agent() -> None:
 
 
 def test_the_oracle_bounds_the_other_rules_on_informed_agents() -> None:
-    experiment = validate(
+    experiment = of_mermaide(
         {
             "environment": {"horizon": 40},
             "agents": {
@@ -251,7 +250,6 @@ def test_the_oracle_bounds_the_other_rules_on_informed_agents() -> None:
             },
             "evaluation": {"tasks": 20, "episodes": 4},
         },
-        where="tests",
     )
     tasks = AgentDistribution(experiment).tasks("train", range(20))
     dice = deal_for(experiment.environment, (0, "train", "informed", 0), tasks, 8)

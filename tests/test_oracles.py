@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_families
+from conftest import all_families, of_mermaide
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
@@ -37,7 +37,7 @@ ONE_OF_EACH = [
 
 
 def default(**sections: Any) -> Experiment:
-    return validate({"environment": {"num_arms": 4, "horizon": 20}, **sections}, where="tests")
+    return of_mermaide({"environment": {"num_arms": 4, "horizon": 20}, **sections})
 
 
 def tasks_of(experiment: Experiment, count: int = 12) -> Tasks:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import of_mermaide
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.experiment import validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
@@ -17,7 +17,7 @@ from mermaide_ray.models.method import Method
 @pytest.mark.parametrize("estimator", ["vanilla", "dice", "lvc"])
 @pytest.mark.parametrize("inner_steps", [1, 2])
 def test_meta_gradient_equals_the_plain_one(order: str, estimator: str, inner_steps: int) -> None:
-    experiment = validate(
+    experiment = of_mermaide(
         {
             "environment": {"num_arms": 4, "horizon": 12},
             "meta_learning": {

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from conftest import of_mermaide
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
@@ -246,11 +247,11 @@ def test_scores_with_planning_say_who_played() -> None:
 def test_planning_for_agents_that_know_the_policy_is_refused() -> None:
     informed = {"informed_ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}
     settings = _game().to_dict() | {"agents": {"families": informed, "disjoint": []}}
-    validate(settings, where="tests")
+    validate(settings | {"evaluation": {"planning": False}}, where="tests")
     with pytest.raises(InputError, match=r"`evaluation.planning` must be false where .* \(informed_ucb\).* \(tests\)"):
         validate(settings | {"evaluation": {"planning": True}}, where="tests")
 
 
 def test_planning_without_a_model_of_learners_is_refused() -> None:
     with pytest.raises(InputError, match=r"`evaluation.planning` must be false where world_model.kind is recurrent"):
-        validate({"evaluation": {"planning": True}}, where="tests")
+        of_mermaide({"evaluation": {"planning": True}})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import of_mermaide
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
@@ -17,7 +18,7 @@ from mermaide_ray.baselines.rules import FixedRule, chosen_n, chosen_probability
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.trajectory import View
 
@@ -40,7 +41,7 @@ def experiment_of(**sections: Any) -> Experiment:
     }
     for name, values in sections.items():
         settings[name] = {**settings.get(name, {}), **values}
-    return validate(settings, where="tests")
+    return of_mermaide(settings)
 
 
 def seen_at(step: int, uniform: Tensor, target: Tensor) -> Seen:

@@ -213,7 +213,7 @@ def test_nonsense_is_refused_in_one_sentence(sight: dict[str, Any], told: str) -
 
 
 def test_a_principal_that_knows_no_blank_is_not_scored_where_there_are_some() -> None:
-    settings = {"question": "?", "name": "sight", "baselines": ["never"]}
+    settings = {"question": "?", "name": "sight", "preset": "mermaide", "baselines": ["never"]}
     noisy = {"conditions": {"noisy": {"settings": {"environment": {"sight": {"noise": 0.5, "delay": 2}}}}}}
     Plan(Sweep.model_validate(settings | noisy), "tests").check()
     sparse = {"conditions": {"sparse": {"settings": {"environment": {"sight": {"share": 0.5}}}}}}

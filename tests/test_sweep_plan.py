@@ -119,7 +119,7 @@ def test_a_condition_may_change_agents_and_game_but_not_what_the_networks_are_ma
     with pytest.raises(InputError, match=r"`conditions.wide` must keep the num_arms"):
         plan_of(conditions={"wide": {"settings": {"environment": {"num_arms": 20}}}})
     wide = {"wide": {"settings": {"environment": {"num_arms": 20}}}}
-    plan_of(settings={"world_model": {"arms": "equivariant"}}, conditions=wide)
+    plan_of(preset="mermaide", settings={"world_model": {"arms": "equivariant"}}, conditions=wide)
 
 
 def test_what_is_wrong_with_a_combination_names_the_trial() -> None:

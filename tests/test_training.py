@@ -200,7 +200,8 @@ def test_baseline_that_changes_the_game_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--set", "name=never"], ["--set", "name=rl2", "--baseline", "rl2"], ["--baseline", "mermaide"]]
+    "arguments",
+    [["--set", "name=never"], ["--set", "name=rl2", "--baseline", "rl2"], ["--baseline", "mermaide_learner"]],
 )
 def test_methods_that_the_table_could_not_tell_apart_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import stock_families
+from conftest import of_mermaide, stock_families
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
@@ -21,7 +21,7 @@ from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules
 from mermaide_ray.baselines.stock_ppo import stock_ppo
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import NetworkPrincipal
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
@@ -247,9 +247,7 @@ def test_the_same_changes_on_both_paths(name: str, changes: dict[str, Any], labe
 @pytest.mark.parametrize("dimensions", [1, 2])
 @pytest.mark.parametrize("name", list(PLAYERS))
 def test_both_paths_play_the_continuous_game_alike(name: str, dimensions: int) -> None:
-    experiment = validate(
-        {"environment": {"game": "continuous", "dimensions": dimensions, "horizon": 15}}, where="tests"
-    )
+    experiment = of_mermaide({"environment": {"game": "continuous", "dimensions": dimensions, "horizon": 15}})
     stock, met = on_the_stock_path(experiment, PLAYERS[name])
     lockstep = in_lockstep(experiment, PLAYERS[name])
     assert len(met) == len(POINT_FAMILIES)
