@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import CALIBRATION_BINS, Contender, Evaluation, Results, _point_calibration, _prediction
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.method import Method
+from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.points import Space
+from mermaide_ray.report.figures import calibration_error
 from mermaide_ray.trajectory import PointView, Trajectories, view_of
 
 KEY = (0, "train", "test", 0)
@@ -255,13 +258,67 @@ def test_evaluation_scores_points_as_it_scores_arms() -> None:
     assert np.isfinite(rows["wm_nll_frequency"]).all()
     own = rows[rows["method"] == "mermaide"]
     assert np.isfinite(own[["wm_nll_before", "wm_nll_after", "wm_accuracy_after"]]).all(axis=None)
-    assert own["wm_ece_after"].isna().all()
-    assert results.calibration.empty
+    assert own["wm_ece_before"].between(0, 0.5).all()
+    assert own["wm_ece_after"].between(0, 0.5).all()
+    assert len(results.calibration) == 2 * own["family"].nunique() * (CALIBRATION_BINS - 1)  # K, families, edges
+    # Of a family with one task the file's curve has the very error of that task's row.
+    errors = own[own["k"] == 1].set_index("family")["wm_ece_after"]
+    single = errors[~errors.index.duplicated(keep=False)]
+    assert len(single) > 0
+    for family, error in single.items():
+        curve = results.calibration[(results.calibration["family"] == family) & (results.calibration["k"] == 1)]
+        assert (curve["count"] == experiment.environment.horizon * 2).all()
+        assert calibration_error(curve) == pytest.approx(error, rel=1e-5)
     assert rows["success_rate"].between(0, 1).all()
     never = rows[rows["method"] == "never"]
     assert (never["interventions"] == 0).all()
     oracle = rows[rows["method"] == "oracle"]
     assert oracle["return"].mean() > never["return"].mean()
+
+
+@dimensions
+def test_points_drawn_from_the_prediction_find_it_calibrated_and_others_do_not(dimensions: int) -> None:
+    """Predicted: uniform. Points below u per coordinate with probability u (calibrated), or sqrt(u)."""
+    head = MixtureHead(3, dimensions, 0.1)
+    raw = head.initial_bias()
+    raw[: head.components] = -50.0
+    points = torch.rand(2, 100, 40, dimensions, generator=torch.Generator().manual_seed(0))
+    points[1] = points[1].square()
+    architecture = replace(Method.of(continuous(dimensions)).architecture, mixture=head)
+    error = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+    assert error[0] < 0.01
+    edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    assert error[1] == pytest.approx((np.sqrt(edges) - edges).mean(), abs=0.01)
+    # Errors of opposite sign don't cancel between coordinates.
+    if dimensions == 2:
+        points[1, ..., 1] = 1 - points[1, ..., 1]
+        again = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+        assert again[1] == pytest.approx(error[1], abs=0.01)
+
+
+def test_calibration_counts_pit_values_by_family_and_coordinate() -> None:
+    """Three tasks of two families, two coordinates; met at once or in chunks."""
+    pit = torch.rand(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    families, origin = (
+        ["evolution", "gp_ucb", "gp_ucb"],
+        {"method": "m", "seed": 0, "split": "test", "condition": "test"},
+    )
+    parts = [
+        _point_calibration(pit[chunk], families[chunk]).assign(**origin, k=1)
+        for chunk in (slice(0, 2), slice(2, 3), slice(0, 3))
+    ]
+    nothing = pd.DataFrame()
+    chunked, whole = (
+        Results.together([Results(nothing, part, nothing) for part in some]).calibration
+        for some in (parts[:2], parts[2:])
+    )
+    pd.testing.assert_frame_equal(chunked, whole, check_exact=False, rtol=1e-6)
+    assert len(whole) == 2 * 2 * (CALIBRATION_BINS - 1)
+    for line in whole.to_dict("records"):
+        own = pit[[family == line["family"] for family in families]][..., line["coordinate"] - 1]
+        assert line["count"] == own.numel()
+        assert line["confidence"] == pytest.approx((line["bin"] + 1) / CALIBRATION_BINS)
+        assert line["frequency"] == pytest.approx((own < line["confidence"]).float().mean().item(), abs=1e-6)
 
 
 @pytest.mark.ray
