@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
 from mermaide_ray.baselines import BASELINES, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.cli import main
+from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
@@ -32,7 +35,9 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.points import Space
-from mermaide_ray.report.figures import calibration_error
+from mermaide_ray.report.figures import calibration_error, of_points
+from mermaide_ray.report.pictures import calibration as draw_calibration
+from mermaide_ray.report.study import read_study
 from mermaide_ray.trajectory import PointView, Trajectories, view_of
 
 KEY = (0, "train", "test", 0)
@@ -319,6 +324,23 @@ def test_calibration_counts_pit_values_by_family_and_coordinate() -> None:
         assert line["count"] == own.numel()
         assert line["confidence"] == pytest.approx((line["bin"] + 1) / CALIBRATION_BINS)
         assert line["frequency"] == pytest.approx((own < line["confidence"]).float().mean().item(), abs=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_ends_with_the_calibration_of_its_world_model(tmp_path: Path) -> None:
+    experiment = continuous(evaluation={"tasks": 3, "episodes": 2, "k": [1]}, training={"env_steps": 240})
+    config, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    config.write_text(explained_yaml(experiment), encoding="utf-8")
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    rows = pd.read_parquet(run / "rows.parquet").query("method == 'mermaide'")
+    assert rows[["wm_ece_before", "wm_ece_after"]].stack().between(0, 0.5).sum() == 2 * len(rows) > 0
+    calibration = pd.read_parquet(run / "calibration.parquet")
+    assert of_points(calibration)
+    assert calibration["frequency"].between(0, 1).all()
+    assert (run / "figures/calibration.png").is_file()
+    (picture,) = draw_calibration(read_study([run]))
+    assert "coordinate by coordinate" in picture.caption
 
 
 @pytest.mark.ray

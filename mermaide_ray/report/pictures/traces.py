@@ -24,7 +24,7 @@ from mermaide_ray.report.table import label
 _CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
 _CURVE_OF_POINTS = (
     "How often the next point lay below each quantile of the density that the world model predicted, coordinate by "
-    "coordinate, against the quantile's probability"
+    "coordinate, against the quantile's probability (agents pooled: errors of single ones to opposite sides cancel)"
 )
 
 
