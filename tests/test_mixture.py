@@ -60,17 +60,17 @@ def drawn_points(head: MixtureHead, raw: Tensor, seed: int) -> Tensor:
 
 @heads
 def test_the_pit_of_points_drawn_from_the_density_is_uniform_and_independent(head: MixtureHead) -> None:
+    raw, other = (each.expand(20_000, -1) for each in raw_outputs(head, 2, 1))
     with torch.random.fork_rng():
-        raw = raw_outputs(head, 20_000)
         points = drawn_points(head, raw, seed=1)
     pit = head.pit(raw, points)
     assert pit.shape == points.shape
     assert kolmogorov(pit) < 1.63 / len(pit) ** 0.5  # the 1% point
-    assert pit.T.corrcoef().view(head.dimensions, -1).tril(-1).abs().max() < 0.02
-    # Other densities, as wide as these, are found to be wrong; so is the order of the coordinates.
-    assert kolmogorov(head.pit(raw.roll(1, 0), points)) > 0.03
     if head.dimensions == 2:
+        assert points.T.corrcoef()[0, 1].abs() > 0.1
+        assert pit.T.corrcoef()[0, 1].abs() < 0.02
         assert kolmogorov(head.pit(raw, points.flip(-1))) > 0.03
+    assert kolmogorov(head.pit(other, points)) > 0.03
 
 
 def kolmogorov(pit: Tensor) -> float:
