@@ -79,7 +79,7 @@ def calibration(study: Study) -> Iterator[Picture]:
         "Calibration of the world model",
         f"{_CURVE_OF_POINTS if of_points(frame) else _CURVE_OF_ARMS}: on the diagonal it means what it says.{setting}",
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
-        "diagonal, with the number of predictions below.",
+        "diagonal, with a histogram below.",
         calibration_curve(frame, note=small_print(study, f"{label(study.main)}{setting}, {told}.")),
     )
 
