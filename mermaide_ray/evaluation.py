@@ -193,10 +193,13 @@ class Evaluation:
         assert before is not None
         assert after is not None
         scores: dict[str, Any] = {}
+        predicted, families = self._predicted(labels), tasks.family_names()
         for when, logits in (("before", before), ("after", after)):
-            found = _prediction(method.architecture, logits, self._predicted(labels))
+            found = _prediction(method.architecture, logits, predicted)
             scores |= {f"wm_{key}_{when}": value for key, value in found.items()}
-        return scores, pd.DataFrame() if self._space else _calibration(after, labels, tasks.family_names())
+        if (head := method.architecture.mixture) is not None:
+            return scores, _point_calibration(head.pit(after, predicted), families)
+        return scores, _calibration(after, labels, families)
 
     def _origin(self, method: str, seed: int) -> dict[str, Any]:
         """What all tables say first of a method."""
@@ -300,14 +303,17 @@ class Evaluation:
 
 
 def _prediction(architecture: Architecture, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Negative log-likelihood, accuracy and expected calibration error of the next arm, numpy [B] each.
+    """Negative log-likelihood, accuracy and calibration error of the next arm or point, numpy [B] each.
 
     Calibration error: Guo et al., arXiv 1706.04599, Eq. 3, over CALIBRATION_BINS equal bins of the likeliest arm's
-    probability. In the continuous game there is no such probability, hence none.
+    probability. Of points: the mean gap between the share of PIT values (`MixtureHead.pit`) below each of the bins'
+    inner edges and that edge, per coordinate, then the mean over coordinates; from 0 to 1/2.
     """
     if (head := architecture.mixture) is not None:
         hit = head.hits(logits, labels).float().mean((1, 2))
-        return {"nll": head.nll(logits, labels).numpy(), "accuracy": hit.numpy(), "ece": np.nan}
+        shares, edges = _shares_below(head.pit(logits, labels))
+        error = (shares - edges).abs().mean((1, 2))
+        return {"nll": head.nll(logits, labels).numpy(), "accuracy": hit.numpy(), "ece": error.numpy()}
     log_p = logits.log_softmax(-1)
     confidence, guess = log_p.exp().max(-1)
     hit = (guess == labels).float()
@@ -334,6 +340,36 @@ def _calibration(logits: Tensor, labels: Tensor, families: list[str]) -> pd.Data
     )
     grouped = frame.groupby(["family", "bin"])
     return grouped.mean().assign(count=grouped.size()).reset_index()
+
+
+def _shares_below(pit: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of PIT values [B, T, E, d] below the inner edges of CALIBRATION_BINS equal bins, [B, d, bins - 1]; edges.
+
+    Source: Gneiting, Balabdaoui, Raftery: Probabilistic Forecasts, Calibration and Sharpness, JRSS B 2007.
+    """
+    edges = torch.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    return (pit.flatten(1, 2).unsqueeze(-1) < edges).float().mean(1), edges
+
+
+def _point_calibration(pit: Tensor, families: list[str]) -> pd.DataFrame:
+    """Calibration of densities, from PIT values [B, T, E, d]: per family, coordinate and inner edge of the bins.
+
+    The columns are those of the reliability curve, so that both are pooled and drawn alike: `confidence` is the edge,
+    a nominal probability, `frequency` the share of PIT values below it, `count` their number.
+    """
+    shares, edges = _shares_below(pit)
+    batch, dimensions, inner = shares.shape
+    frame = pd.DataFrame(
+        {
+            "family": np.repeat(families, dimensions * inner),
+            "coordinate": np.tile(np.repeat(np.arange(1, dimensions + 1), inner), batch),
+            "bin": np.tile(np.arange(inner), batch * dimensions),
+            "confidence": edges.repeat(batch * dimensions).numpy(),
+            "frequency": shares.flatten().numpy(),
+        }
+    )
+    grouped = frame.groupby(["family", "coordinate", "bin"])
+    return grouped.mean().assign(count=grouped.size() * pit[0, ..., 0].numel()).reset_index()
 
 
 def _bins(confidence: Tensor) -> Tensor:
@@ -364,7 +400,8 @@ def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
         return pd.DataFrame()
     stacked = pd.concat(filled, ignore_index=True)
     if "bin" in stacked:  # chunks of tasks share bins
-        keys = ["method", "seed", "split", "condition", "k", "family", "bin"]
+        by_coordinate = ["coordinate"] if "coordinate" in stacked else []
+        keys = ["method", "seed", "split", "condition", "k", "family", *by_coordinate, "bin"]
         weighted = stacked.assign(
             confidence=stacked["confidence"] * stacked["count"], frequency=stacked["frequency"] * stacked["count"]
         )

@@ -39,6 +39,11 @@ def validation_metric(k: int) -> Metric:
     return Metric(validation_key(k), "1", f"normalised score on validation tasks after {k} support episodes")
 
 
+# What calibration error is, of arms (Guo et al., 2017) and of points, by the probability integral transform (PIT).
+_CALIBRATION = (
+    "mean gap between the likeliest arm's probability and how often it was pulled, in 15 bins of that probability; in "
+    "the continuous game mean over p = 1/15, ..., 14/15 and coordinates of |share of PIT values below p - p|"
+)
 ROW_METRICS = (
     Metric("return", "principal reward per episode", "principal's undiscounted return on query episodes"),
     Metric("success_rate", "share of pulls", "pulls on the target arm in query episodes"),
@@ -50,13 +55,13 @@ ROW_METRICS = (
     Metric("oracle_return", "principal reward per episode", "return of the best privileged rule for this task"),
     Metric("support_return", "principal reward per episode", "return while adapting: what learning of the agent cost"),
     Metric("planned", "1", "1 if a rule took the policy's place in the query (evaluation.planning), 0 if not"),
-    Metric("wm_nll_before", "nats per pull", "world model's loss on the next arm before adaptation"),
-    Metric("wm_nll_after", "nats per pull", "world model's loss on the next arm after adaptation"),
+    Metric("wm_nll_before", "nats per pull", "world model's loss on the next pull before adaptation"),
+    Metric("wm_nll_after", "nats per pull", "world model's loss on the next pull after adaptation"),
     Metric("wm_accuracy_before", "share of pulls", "pulls that were the likeliest arm before adaptation"),
     Metric("wm_accuracy_after", "share of pulls", "pulls that were the likeliest arm after adaptation"),
-    Metric("wm_ece_before", "1", "expected calibration error of the world model before adaptation"),
-    Metric("wm_ece_after", "1", "expected calibration error of the world model after adaptation"),
-    Metric("wm_nll_uniform", "nats per pull", "floor: loss of predicting every arm alike"),
+    Metric("wm_ece_before", "1", f"calibration error of the world model before adaptation: {_CALIBRATION}"),
+    Metric("wm_ece_after", "1", f"calibration error of the world model after adaptation: {_CALIBRATION}"),
+    Metric("wm_nll_uniform", "nats per pull", "floor: loss of the uniform prediction"),
     Metric("wm_nll_frequency", "nats per pull", "floor: loss of predicting the agent's own running frequencies"),
     Metric("wm_accuracy_frequency", "share of pulls", "floor: pulls of the arm that the agent had pulled most often"),
 )
@@ -74,8 +79,8 @@ SCALARS = (
     Metric("adaptation/gain", "principal reward per episode", "query return minus support return"),
     Metric("adaptation/inner_grad_norm", "1", "norm of the inner gradient, mean over tasks"),
     Metric("adaptation/inner_lr", "1", "inner learning rate, mean over parameter tensors"),
-    Metric("world_model/nll_before", "nats per pull", "next-arm loss on support episodes, before adaptation"),
-    Metric("world_model/nll_after", "nats per pull", "next-arm loss on query episodes, after adaptation"),
+    Metric("world_model/nll_before", "nats per pull", "next-pull loss on support episodes, before adaptation"),
+    Metric("world_model/nll_after", "nats per pull", "next-pull loss on query episodes, after adaptation"),
     Metric("world_model/accuracy", "share of pulls", "pulls that were the likeliest arm, after adaptation"),
     Metric("throughput/env_steps", "env steps", "environment steps so far, support and query together"),
     Metric("throughput/env_steps_per_s", "env steps per second", "environment steps per wall-clock second"),

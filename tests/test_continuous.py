@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,24 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
 from mermaide_ray.baselines import BASELINES, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.cli import main
+from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import CALIBRATION_BINS, Contender, Evaluation, Results, _point_calibration, _prediction
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.method import Method
+from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.points import Space
+from mermaide_ray.report.figures import calibration_error, of_points
+from mermaide_ray.report.pictures import calibration as draw_calibration
+from mermaide_ray.report.study import read_study
 from mermaide_ray.trajectory import PointView, Trajectories, view_of
 
 KEY = (0, "train", "test", 0)
@@ -254,13 +262,84 @@ def test_evaluation_scores_points_as_it_scores_arms() -> None:
     assert np.isfinite(rows["wm_nll_frequency"]).all()
     own = rows[rows["method"] == "mermaide"]
     assert np.isfinite(own[["wm_nll_before", "wm_nll_after", "wm_accuracy_after"]]).all(axis=None)
-    assert own["wm_ece_after"].isna().all()
-    assert results.calibration.empty
+    assert own["wm_ece_before"].between(0, 0.5).all()
+    assert own["wm_ece_after"].between(0, 0.5).all()
+    assert len(results.calibration) == 2 * own["family"].nunique() * (CALIBRATION_BINS - 1)  # K, families, edges
+    # Of a family with one task the file's curve has the very error of that task's row.
+    errors = own[own["k"] == 1].set_index("family")["wm_ece_after"]
+    single = errors[~errors.index.duplicated(keep=False)]
+    assert len(single) > 0
+    for family, error in single.items():
+        curve = results.calibration[(results.calibration["family"] == family) & (results.calibration["k"] == 1)]
+        assert (curve["count"] == experiment.environment.horizon * 2).all()
+        assert calibration_error(curve) == pytest.approx(error, rel=1e-5)
     assert rows["success_rate"].between(0, 1).all()
     never = rows[rows["method"] == "never"]
     assert (never["interventions"] == 0).all()
     oracle = rows[rows["method"] == "oracle"]
     assert oracle["return"].mean() > never["return"].mean()
+
+
+@dimensions
+def test_points_drawn_from_the_prediction_find_it_calibrated_and_others_do_not(dimensions: int) -> None:
+    """Predicted: uniform. Points below u per coordinate with probability u (calibrated), or sqrt(u)."""
+    head = MixtureHead(3, dimensions, 0.1)
+    raw = head.initial_bias()
+    raw[: head.components] = -50.0
+    points = torch.rand(2, 100, 40, dimensions, generator=torch.Generator().manual_seed(0))
+    points[1] = points[1].square()
+    architecture = replace(Method.of(continuous(dimensions)).architecture, mixture=head)
+    error = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+    assert error[0] < 0.01
+    edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    assert error[1] == pytest.approx((np.sqrt(edges) - edges).mean(), abs=0.01)
+    # Errors of opposite sign don't cancel between coordinates.
+    if dimensions == 2:
+        points[1, ..., 1] = 1 - points[1, ..., 1]
+        again = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+        assert again[1] == pytest.approx(error[1], abs=0.01)
+
+
+def test_calibration_counts_pit_values_by_family_and_coordinate() -> None:
+    """Three tasks of two families, two coordinates; met at once or in chunks."""
+    pit = torch.rand(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    families, origin = (
+        ["evolution", "gp_ucb", "gp_ucb"],
+        {"method": "m", "seed": 0, "split": "test", "condition": "test"},
+    )
+    parts = [
+        _point_calibration(pit[chunk], families[chunk]).assign(**origin, k=1)
+        for chunk in (slice(0, 2), slice(2, 3), slice(0, 3))
+    ]
+    nothing = pd.DataFrame()
+    chunked, whole = (
+        Results.together([Results(nothing, part, nothing) for part in some]).calibration
+        for some in (parts[:2], parts[2:])
+    )
+    pd.testing.assert_frame_equal(chunked, whole, check_exact=False, rtol=1e-6)
+    assert len(whole) == 2 * 2 * (CALIBRATION_BINS - 1)
+    for line in whole.to_dict("records"):
+        own = pit[[family == line["family"] for family in families]][..., line["coordinate"] - 1]
+        assert line["count"] == own.numel()
+        assert line["confidence"] == pytest.approx((line["bin"] + 1) / CALIBRATION_BINS)
+        assert line["frequency"] == pytest.approx((own < line["confidence"]).float().mean().item(), abs=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_ends_with_the_calibration_of_its_world_model(tmp_path: Path) -> None:
+    experiment = continuous(evaluation={"tasks": 3, "episodes": 2, "k": [1]}, training={"env_steps": 240})
+    config, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    config.write_text(explained_yaml(experiment), encoding="utf-8")
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    rows = pd.read_parquet(run / "rows.parquet").query("method == 'mermaide'")
+    assert rows[["wm_ece_before", "wm_ece_after"]].stack().between(0, 0.5).sum() == 2 * len(rows) > 0
+    calibration = pd.read_parquet(run / "calibration.parquet")
+    assert of_points(calibration)
+    assert calibration["frequency"].between(0, 1).all()
+    assert (run / "figures/calibration.png").is_file()
+    (picture,) = draw_calibration(read_study([run]))
+    assert "coordinate by coordinate" in picture.caption
 
 
 @pytest.mark.ray

@@ -20,6 +20,7 @@ from mermaide_ray.report.figures import (
     intervention_heatmap,
     kshot_curve,
     learning_curves,
+    of_points,
     write_figures,
 )
 from mermaide_ray.report.files import read_progress
@@ -190,6 +191,27 @@ def test_calibration_shows_before_and_after_with_the_error_in_the_legend() -> No
         assert before[:, 0] - before[:, 1] == pytest.approx(0.1)
     for axis in figure.axes[2:]:
         assert axis.get_lines()[0].get_ydata().sum() == pytest.approx(1)
+    assert overlaps(figure) == []
+
+
+def test_calibration_of_points_shows_the_distribution_of_the_pit_and_its_histogram() -> None:
+    """Before adaptation the coordinates are off by 0.06 to either side; together they look right."""
+    p = np.arange(1, 15) / 15
+    lines = [
+        pd.DataFrame(
+            {"bin": range(14), "confidence": p, "frequency": p + 0.06 * (1 - k) * (3 - 2 * coordinate)}
+        ).assign(split=split, seed=0, family=family, k=k, coordinate=coordinate, count=1600)
+        for split, family, k, coordinate in itertools.product(("validation", "test"), ("ucb", "exp3"), (0, 1), (1, 2))
+    ]
+    assert not of_points(calibration())
+    figure = calibration_curve(pd.concat(lines), note="synthetic")
+    for axis in figure.axes[:2]:
+        names = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert names == ["perfect", "before adaptation (K = 0), ECE 0.060", "after adaptation (K = 1), ECE 0.000"]
+        assert drawn_lines(axis)[names[1]] == pytest.approx(np.column_stack([p, p]))
+    for axis in figure.axes[2:]:
+        assert axis.get_lines()[-1].get_ydata() == pytest.approx(np.full(15, 1 / 15))
+        assert axis.get_xlabel() == "predicted probability of a smaller value (PIT)"
     assert overlaps(figure) == []
 
 

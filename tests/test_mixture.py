@@ -42,6 +42,61 @@ def test_the_log_density_is_that_of_torch_distributions(head: MixtureHead) -> No
     assert torch.allclose(head.log_density(raw, points), expected, atol=1e-10)
 
 
+def drawn_points(head: MixtureHead, raw: Tensor, seed: int) -> Tensor:
+    """Points [N, d] from the mixtures [N, size], by rejection of what lies outside the cube."""
+    torch.manual_seed(seed)
+    mixture = head.read(raw)
+    component = Categorical(logits=mixture.log_weights).sample()
+    points = torch.rand(len(raw), head.dimensions, dtype=raw.dtype)
+    gaussian = component < head.components
+    index = component[gaussian, None, None].expand(-1, 1, head.dimensions)
+    normal = Normal(*(of[gaussian].gather(-2, index).squeeze(-2) for of in (mixture.means, mixture.scales)))
+    own = normal.sample()
+    while (outside := (own < 0) | (own > 1)).any():
+        own = torch.where(outside, normal.sample(), own)
+    points[gaussian] = own
+    return points
+
+
+@heads
+def test_the_pit_of_points_drawn_from_the_density_is_uniform_and_independent(head: MixtureHead) -> None:
+    raw, other = (each.expand(20_000, -1) for each in raw_outputs(head, 2, 1))
+    with torch.random.fork_rng():
+        points = drawn_points(head, raw, seed=1)
+    pit = head.pit(raw, points)
+    assert pit.shape == points.shape
+    assert kolmogorov(pit) < 1.63 / len(pit) ** 0.5  # the 1% point
+    if head.dimensions == 2:
+        assert points.T.corrcoef()[0, 1].abs() > 0.1
+        assert pit.T.corrcoef()[0, 1].abs() < 0.02
+        assert kolmogorov(head.pit(raw, points.flip(-1))) > 0.03
+    assert kolmogorov(head.pit(other, points)) > 0.03
+
+
+def kolmogorov(pit: Tensor) -> float:
+    """The largest gap between the distribution functions of PIT values [N, d], by coordinate, and the uniform one."""
+    places = torch.arange(1, len(pit) + 1, dtype=pit.dtype) / len(pit)
+    return float((pit.sort(0).values - places[:, None]).abs().max())
+
+
+@heads
+def test_the_pit_is_the_integral_of_the_density(head: MixtureHead) -> None:
+    """By a fine grid: of the first coordinate over all of the second, then of the second along the first's value."""
+    count = 4000 if head.dimensions == 1 else 500
+    axis = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    grid = torch.cartesian_prod(*[axis] * head.dimensions).view(-1, head.dimensions)
+    for raw in raw_outputs(head, 3):
+        density = head.log_density(raw.expand(len(grid), -1), grid).exp().view([count] * head.dimensions)
+        first = density.view(count, -1).mean(1).cumsum(0) / count
+        place = count // 3
+        point = axis[[place] * head.dimensions]
+        expected = [first[place] - 0.5 * density[place].mean() / count]
+        if head.dimensions == 2:
+            along = density[place] / density[place].sum()
+            expected.append(along.cumsum(0)[place] - 0.5 * along[place])
+        assert torch.allclose(head.pit(raw, point), torch.stack(expected), atol=2e-3)
+
+
 @heads
 def test_nll_is_a_mean_per_task_and_its_gradient_that_of_finite_differences(head: MixtureHead) -> None:
     raw = raw_outputs(head, 2, 3, 2).requires_grad_()

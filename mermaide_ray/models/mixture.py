@@ -78,11 +78,27 @@ class MixtureHead:
     def log_density(self, raw: Tensor, points: Tensor) -> Tensor:
         """Logarithm of the density, nats [...], of points [..., d] under raw outputs [..., size]."""
         mixture = self.read(raw)
-        deviation = (points.to(raw.dtype).unsqueeze(-2) - mixture.means) / mixture.scales
-        inside = _normal_cdf((1 - mixture.means) / mixture.scales) - _normal_cdf(-mixture.means / mixture.scales)
-        log_gaussian = -0.5 * deviation.square() - (mixture.scales * inside).log() - 0.5 * math.log(2 * math.pi)
+        log_gaussian = _log_densities(mixture, points).sum(-1)
         uniform = torch.zeros_like(raw[..., :1])
-        return (mixture.log_weights + torch.cat([log_gaussian.sum(-1), uniform], dim=-1)).logsumexp(-1)
+        return (mixture.log_weights + torch.cat([log_gaussian, uniform], dim=-1)).logsumexp(-1)
+
+    def pit(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Probability integral transform of points [..., d] under raw outputs [..., size], [..., d] in [0, 1].
+
+        Each coordinate's distribution function given the ones before it: all independent and uniform if the points
+        come from these densities. Exact, since within a component coordinates are independent: those before a
+        coordinate change only the components' weights, to their posterior.
+
+        Source: Rosenblatt, Remarks on a Multivariate Transformation, 1952.
+        """
+        mixture = self.read(raw)
+        log_gaussian = _log_densities(mixture, points)
+        before = log_gaussian.cumsum(-1) - log_gaussian  # [..., M, d]
+        uniform = torch.zeros_like(before[..., :1, :])
+        weights = (mixture.log_weights.unsqueeze(-1) + torch.cat([before, uniform], dim=-2)).softmax(-2)
+        # The uniform component's distribution function is the coordinate itself.
+        below = torch.cat([_below(mixture, points), points.to(raw.dtype).unsqueeze(-2)], dim=-2)
+        return (weights * below).sum(-2).clamp(0, 1)
 
     def nll(self, raw: Tensor, points: Tensor) -> Tensor:
         """Mean negative log-likelihood (nats per pull), [B], of points [B, T, E, d] under [B, T, E, size]."""
@@ -94,6 +110,27 @@ class MixtureHead:
         likeliest = mixture.log_weights[..., :-1].argmax(-1)[..., None, None]
         guess = mixture.means.gather(-2, likeliest.expand(*likeliest.shape[:-1], self.dimensions)).squeeze(-2)
         return (points - guess).square().sum(-1) <= self.width**2
+
+
+def _log_densities(mixture: Components, points: Tensor) -> Tensor:
+    """Log-density of each truncated Gaussian in each coordinate of points [..., d], [..., M, d]."""
+    deviation, inside = _deviation(mixture, points), _inside(mixture)
+    return -0.5 * deviation.square() - (mixture.scales * inside).log() - 0.5 * math.log(2 * math.pi)
+
+
+def _below(mixture: Components, points: Tensor) -> Tensor:
+    """Distribution function of each truncated Gaussian in each coordinate of points [..., d], [..., M, d]."""
+    outside = _normal_cdf(-mixture.means / mixture.scales)
+    return (_normal_cdf(_deviation(mixture, points)) - outside) / _inside(mixture)
+
+
+def _deviation(mixture: Components, points: Tensor) -> Tensor:
+    return (points.to(mixture.means.dtype).unsqueeze(-2) - mixture.means) / mixture.scales
+
+
+def _inside(mixture: Components) -> Tensor:
+    """The share of each Gaussian that truncation leaves, by coordinate, [..., M, d]."""
+    return _normal_cdf((1 - mixture.means) / mixture.scales) - _normal_cdf(-mixture.means / mixture.scales)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

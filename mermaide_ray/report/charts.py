@@ -219,7 +219,7 @@ def binned(at: Array, values: Array, bins: int = BINS) -> tuple[Array, Array]:
 
 
 def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> Figure:
-    """The next-arm loss of each world model and of the floors, a panel per condition.
+    """The next-pull loss of each world model and of the floors, a panel per condition.
 
     Args:
         losses: Condition -> predictor -> nats per pull. Predictors that learn nothing start with "floor: ".
@@ -237,7 +237,7 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
             heights = [-float(names.index(name)) for name in chosen]
             _across(axis, "", [found[name] for name in chosen], heights, style)
         axis.set_title(title_of(condition))
-        axis.set_xlabel("loss on the next arm (nats per pull)")
+        axis.set_xlabel("loss on the next pull (nats per pull)")
         if min(interval.low for interval in found.values()) >= 0:  # a density's (continuous game) may be negative
             axis.set_xlim(left=0)
     axes[0][0].set_yticks(-np.arange(len(names)), names)

@@ -78,11 +78,11 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
         gap = _interval(above)
         if gap.high >= 0:
             name = floor.removeprefix("wm_nll_")
-            name = "predicting every arm alike" if name == "uniform" else "the agent's own running frequencies"
+            name = "the uniform prediction" if name == "uniform" else "the agent's own running frequencies"
             how = "no better than" if gap.value >= 0 else "not for sure better than"
             yield (
                 SERIOUS if gap.value >= 0 else NOTE,
-                f"{method}, {condition}, K = {k}: the world model's loss on the next arm is {_mean(after):.3f} nats "
+                f"{method}, {condition}, K = {k}: the world model's loss on the next pull is {_mean(after):.3f} nats "
                 f"per pull, {how} {name} ({_mean(after - above):.3f}; difference {_told(gap)}).",
             )
 
@@ -220,8 +220,9 @@ CHECKS: dict[str, Check] = {
     ),
     "world_model_floor": Check(
         "the world model is no better than its floors",
-        "Its loss on the agent's next arm is compared with two predictors that learn nothing: every arm alike, and the "
-        "agent's own running frequencies. Adaptation can't work through a model that has learned nothing about agents.",
+        "Its loss on the agent's next pull is compared with two predictors that learn nothing: the uniform one, and "
+        "the agent's own running frequencies. Adaptation can't work through a model that has learned nothing about "
+        "agents.",
         _world_model,
     ),
     "adaptation": Check(

@@ -36,6 +36,9 @@ from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, is_privile
 
 RETURN = "principal/return"
 VALIDATION = validation_key(0).removesuffix("0")
+# What the calibration's axes say: along both panels, up the curve, up the histogram.
+_OF_ARMS = ("predicted probability of the likeliest arm", "share of pulls\nthat were this arm", "share of\npredictions")
+_OF_POINTS = ("predicted probability of a smaller value (PIT)", "share of points\nbelow it", "share of\npoints")
 BEFORE, AFTER = "before adaptation", "after adaptation"
 # What tells the rows of one score apart.
 KEYS = ("method", "seed", "split", "task", "family", "k")
@@ -164,7 +167,9 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
     """World-model reliability before (K = 0) and after (largest K) adaptation, with the ECE; one panel per split.
 
     The curve pools training seeds and families; the ECE is computed per seed, then averaged, so that errors of
-    different seeds don't cancel. The lower row shows how many predictions fall into each bin.
+    different seeds don't cancel. The lower row shows how many predictions fall into each bin. Of points (`of_points`)
+    the curve is the distribution function of PIT values, over coordinates together, and the lower row their histogram;
+    coordinates' errors don't cancel either.
 
     Args:
         calibration: Rows of calibration.parquet of one method.
@@ -172,38 +177,54 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
     """
     splits = list(calibration["split"].unique())
     figure, axes = panels(2, len(splits), note, sharey="row", heights=(3, 1))
+    points = of_points(calibration)
+    apart = ["seed", "coordinate"] if points else ["seed"]
+    x, y, below = _OF_POINTS if points else _OF_ARMS
     for column, split in enumerate(splits):
         curve, histogram = axes[0][column], axes[1][column]
         most = int(calibration.loc[calibration["split"] == split, "k"].max())
         curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect")
+        if points:
+            histogram.axhline(1 / (calibration["bin"].nunique() + 1), color="0.6", linewidth=1, linestyle=":")
         for index, (k, when) in enumerate({0: BEFORE, most: AFTER if most else BEFORE}.items()):
             chosen = calibration[(calibration["split"] == split) & (calibration["k"] == k)]
             if not chosen["count"].sum():
                 continue
             bins = _pooled(chosen)
-            ece = np.mean([calibration_error(_pooled(of_seed)) for _, of_seed in chosen.groupby("seed")])
+            ece = np.mean([calibration_error(_pooled(part)) for _, part in chosen.groupby(apart)])
             colour, marker = PALETTE[1 - index], MARKERS[index]
             name = f"{when} (K = {k}), ECE {ece:.3f}"
             curve.plot(bins["confidence"], bins["frequency"], color=colour, marker=marker, markersize=4, label=name)
-            share = bins["count"] / bins["count"].sum()
-            histogram.plot(bins["confidence"], share, color=colour, marker=marker, markersize=3, linewidth=1)
+            if points:
+                share = np.diff(bins["frequency"], prepend=0, append=1)
+                middle = (np.arange(len(share)) + 0.5) / len(share)
+            else:
+                share, middle = (bins["count"] / bins["count"].sum()).to_numpy(), bins["confidence"].to_numpy()
+            histogram.plot(middle, share, color=colour, marker=marker, markersize=3, linewidth=1)
         # Above the panel: inside, some curve or other would run through it.
         title = SPLIT_TITLES.get(split, split)
         curve.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)
-        histogram.set_xlabel("predicted probability of the likeliest arm")
+        histogram.set_xlabel(x)
     # Once all are drawn: a limit set before would fix the other end as well.
     axes[1][0].set_ylim(bottom=0)
-    axes[0][0].set_ylabel("share of pulls\nthat were this arm")
-    axes[1][0].set_ylabel("share of\npredictions")
+    axes[0][0].set_ylabel(y)
+    axes[1][0].set_ylabel(below)
     finish(figure)
     return figure
 
 
+def of_points(calibration: pd.DataFrame) -> bool:
+    """Whether rows of calibration.parquet are of the continuous game: by coordinate, no other rows have one."""
+    return "coordinate" in calibration and bool(calibration["coordinate"].notna().all())
+
+
 def calibration_error(bins: pd.DataFrame) -> float:
     """Expected calibration error: mean over predictions of |confidence - frequency| of their bin.
+
+    Of points, whose bins all count alike: the mean gap of the PIT's distribution function to the uniform one.
 
     Source: Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3.
     """
@@ -256,7 +277,7 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
         figures["intervention_heatmap"] = intervention_heatmap(profiles, note=note + source)
 
     columns = ["method", "seed", "split", "k", "bin", "count", "confidence", "frequency"]
-    calibration = _by_condition(run_dir / "calibration.parquet", columns)
+    calibration = _by_condition(run_dir / "calibration.parquet", columns, "coordinate")
     if calibration is not None and own in set(calibration["method"]):
         calibration = calibration[calibration["method"] == own]
         note = f"{own}, training seeds: {calibration['seed'].nunique()}, all families together."
@@ -265,9 +286,9 @@ def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
     return [save_figure(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
 
 
-def _by_condition(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+def _by_condition(path: Path, columns: Sequence[str], *optional: str) -> pd.DataFrame | None:
     """Some columns of a file, with the condition for a split where it has one: two conditions may share a split."""
-    rows = read_rows(path, columns, optional=lambda column: column == "condition")
+    rows = read_rows(path, columns, optional=lambda column: column in ("condition", *optional))
     return rows.assign(split=rows["condition"]) if rows is not None and "condition" in rows else rows
 
 

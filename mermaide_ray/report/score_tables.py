@@ -60,7 +60,7 @@ def contrast_table(answer: Answer) -> Table | None:
 
 
 def world_model_table(study: Study) -> Table | None:
-    """The main method's predictions of the next arm: by K, beside the better floor; None without a world model."""
+    """The main method's predictions of the next pull: by K, beside the better floor; None without a world model."""
     ks, measures = study.cells.ks(study.main), study.cells.measures
     if not {"wm_nll_after", *FLOORS} <= measures:
         return None
@@ -93,12 +93,12 @@ def world_model_table(study: Study) -> Table | None:
         return None
     return Table(
         "world_model",
-        f"Predicting the next arm, {label(study.main)}",
+        f"Predicting the next pull, {label(study.main)}",
         ("condition", *(f"K = {k}" for k in ks), "floor", "less floor [95%]", *shown, "seeds × tasks"),
         tuple(rows[:MOST_LINES]),
-        caption="Loss in nats per pull, after K support episodes; the floor is the better of predicting every arm "
-        "alike and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy and "
-        f"calibration error at the largest K ({_largest(study)})." + _cut(len(rows)),
+        caption="Loss in nats per pull, after K support episodes; the floor is the better of the uniform "
+        "prediction and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy "
+        f"and calibration error at the largest K ({_largest(study)})." + _cut(len(rows)),
     )
 
 

@@ -20,7 +20,7 @@ from mermaide_ray.report.table import is_privileged
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
-# Losses of predicting the next arm without having learned anything before the episode.
+# Losses of predicting the next pull without having learned anything before the episode.
 FLOORS = ("wm_nll_uniform", "wm_nll_frequency")
 # In a plain run's config.yaml: what is no setting of the method or its game.
 NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")

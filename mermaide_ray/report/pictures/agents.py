@@ -77,7 +77,7 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
     if "wm_nll_after" not in study.cells.measures or len(study.conditions) > MOST_PANELS:
         return
     losses: dict[str, dict[str, Interval]] = {}
-    floors = {"wm_nll_uniform": "floor: every arm alike", "wm_nll_frequency": "floor: running frequencies"}
+    floors = {"wm_nll_uniform": "floor: uniform", "wm_nll_frequency": "floor: running frequencies"}
     for condition in panels_of(study):
         for method in [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]:
             cells = study.at_largest(method, condition)
@@ -100,7 +100,7 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
     note = small_print(study, f"Before and after adaptation at the largest K; mean, 95% interval. {basis(study)}")
     yield Picture(
         "world_model_loss",
-        "How well the next arm is predicted",
+        "How well the next pull is predicted",
         "Loss of each world model before and after adaptation, beside two predictors that learn nothing: less is "
         "better, and a model right of a floor has learned nothing." + left_out(study),
         f"Losses in nats per pull. {'; '.join(told)}.",

@@ -14,7 +14,7 @@ from mermaide_ray.report.table import SCORE, label
 
 BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
 BOUNDS = ("oracle", "never")
-NLL_FLOORS = {"every arm alike": "wm_nll_uniform", "running frequencies": "wm_nll_frequency"}
+NLL_FLOORS = {"uniform": "wm_nll_uniform", "running frequencies": "wm_nll_frequency"}
 
 
 def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -98,7 +98,7 @@ def settings_over_conditions(study: Study) -> Iterator[Picture]:
 
 
 def world_model_conditions(study: Study) -> Iterator[Picture]:
-    """How well the next arm is predicted in every condition, after each number of support episodes."""
+    """How well the next pull is predicted in every condition, after each number of support episodes."""
     if len(study.conditions) <= MOST_PANELS or "wm_nll_after" not in study.cells.measures:
         return
     measures = {
@@ -129,7 +129,7 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     ]
     yield Picture(
         "world_model_conditions",
-        "How well the next arm is predicted in every condition",
+        "How well the next pull is predicted in every condition",
         f"The world model of {label(study.main)} on pulls that it never saw, after K episodes with the agent; lines "
         "are predictors that learn nothing beforehand. Loss and calibration error: less is better.",
         f"Points over {len(study.conditions)} conditions. Loss at the largest K against running frequencies: "

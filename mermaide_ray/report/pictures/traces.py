@@ -11,7 +11,7 @@ import pandas as pd
 
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.report.drawing import MOST_POINTS, thinned
-from mermaide_ray.report.figures import RETURN, calibration_curve
+from mermaide_ray.report.figures import RETURN, calibration_curve, of_points
 from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
@@ -20,6 +20,12 @@ from mermaide_ray.report.score_tables import best_settings
 from mermaide_ray.report.sources import SETTING, Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
 from mermaide_ray.report.table import label
+
+_CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
+_CURVE_OF_POINTS = (
+    "How often the next point lay below each quantile of the density that the world model predicted, coordinate by "
+    "coordinate, against the quantile's probability (agents pooled: errors of single ones to opposite sides cancel)"
+)
 
 
 def learning_curves(study: Study) -> Iterator[Picture]:
@@ -71,10 +77,9 @@ def calibration(study: Study) -> Iterator[Picture]:
     yield Picture(
         "calibration",
         "Calibration of the world model",
-        "How often the likeliest arm was pulled, against the probability that the world model gave it: on the diagonal "
-        f"it means what it says.{setting}",
+        f"{_CURVE_OF_POINTS if of_points(frame) else _CURVE_OF_ARMS}: on the diagonal it means what it says.{setting}",
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
-        "diagonal, with the number of predictions below.",
+        "diagonal, with a histogram below.",
         calibration_curve(frame, note=small_print(study, f"{label(study.main)}{setting}, {told}.")),
     )
 
@@ -137,7 +142,8 @@ def _of_main(
 
 def _read(path: Path, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]) -> pd.DataFrame | None:
     """Rows with the condition, as far as there is one, in place of the split."""
-    frame = read_rows(path, columns, optional=lambda column: column == "condition", where=where, categorical=True)
+    optional = ("condition", "coordinate")  # the latter only in a calibration of points
+    frame = read_rows(path, columns, optional=lambda column: column in optional, where=where, categorical=True)
     if frame is None:
         return None
     return frame.assign(split=frame["condition"] if "condition" in frame else frame["split"]).astype({"split": str})
