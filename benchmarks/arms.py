@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from benchmarks.speed import measure
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.experiment import validate
+from mermaide_ray.experiment import load_preset, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
@@ -128,8 +128,9 @@ def costs(sizes: Mapping[float, int]) -> dict[str, Curve]:
         for arms, horizon in sizes.items():
             experiment = validate(
                 {
+                    **load_preset("mermaide"),
                     "environment": {"num_arms": int(arms), "horizon": horizon},
-                    "world_model": {"arms": kind},
+                    "world_model": {"kind": "recurrent", "arms": kind},
                     "meta_learning": {"meta_batch_size": TASKS},
                 }
             )

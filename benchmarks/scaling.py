@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.config_file import merge
+from mermaide_ray.experiment import Experiment, load_preset, validate
 
 NODES = (1, 2, 5, 10, 30, 100, 300, 1000)
 RUNNERS = 15
@@ -114,11 +115,11 @@ def _line(few: int, seconds_few: float, many: int, seconds_many: float) -> tuple
 
 
 def _experiment(tasks: int, **sections: Any) -> Experiment:
-    return validate({"meta_learning": {"meta_batch_size": tasks}, **sections})
+    return validate(merge(load_preset("mermaide"), {"meta_learning": {"meta_batch_size": tasks}, **sections}))
 
 
 def measured() -> Costs:
-    """Costs of the default experiment, in CPU seconds of this machine."""
+    """Costs of preset mermaide at its defaults, in CPU seconds of this machine."""
     import ray
 
     from mermaide_ray.algorithm import MermaideConfig

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.config_file import merge
 from mermaide_ray.experiment import Experiment, load_preset, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
@@ -60,6 +61,10 @@ def step_flops(experiment: Experiment) -> int:
     return 2 * products
 
 
+def _of_mermaide(settings: dict[str, Any]) -> Experiment:
+    return validate(merge(load_preset("mermaide"), settings))
+
+
 def sampling() -> None:
     """The lockstep runner against RLlib's own, same game, same agents, H = 64."""
     import ray
@@ -70,7 +75,7 @@ def sampling() -> None:
 
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
-    experiment = validate({"world_model": {"hidden_size": 64}})
+    experiment = _of_mermaide({"world_model": {"hidden_size": 64}})
     for episodes in (256, 1024, 4096):
         settings = {
             "meta_learning": {
@@ -81,7 +86,7 @@ def sampling() -> None:
             },
             "world_model": {"hidden_size": 64},
         }
-        runner = LockstepEnvRunner(config=MermaideConfig.of(validate(settings)), worker_index=0)
+        runner = LockstepEnvRunner(config=MermaideConfig.of(_of_mermaide(settings)), worker_index=0)
         jobs[f"lockstep runner, {episodes:5d} episodes"] = (_sampler(runner), episodes * 100)
     config = stock_ppo(experiment, "lstm", envs_per_runner=16)
     stock = config.env_runner_cls or _multi_agent_runner()
@@ -121,7 +126,8 @@ def meta() -> None:
     one_step = {"training": {"objective": "reinforce"}}
     variants: dict[str, dict[str, Any]] = {
         "second order, 1 step": one_step,
-        "second order, 4 steps (default)": {},
+        "second order, 4 steps": {},
+        "second order, 4 steps, learner": load_preset("mermaide_learner"),
         "first order, 1 step": {**one_step, "meta_learning": {"order": "first"}},
         "second order, 1 step, 192 tasks": {**one_step, "meta_learning": {"meta_batch_size": 192}},
         "no adaptation, 1 step": {**one_step, **load_preset("reinforce_world_model")},
@@ -129,7 +135,7 @@ def meta() -> None:
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
     algorithms = []
     for name, settings in variants.items():
-        algorithm = MermaideConfig.of(validate(settings)).build_algo()
+        algorithm = MermaideConfig.of(_of_mermaide(settings)).build_algo()
         algorithms.append(algorithm)
         jobs[name] = (algorithm.train, algorithm.experiment.env_steps_per_iteration)
     rates = measure(jobs)
@@ -144,7 +150,7 @@ def meta() -> None:
 
 def _plain_rate() -> float:
     """The update alone, written out plainly (8 tasks: it is linear in them), against nothing but the clock."""
-    experiment = validate({"meta_learning": {"meta_batch_size": 8}, "training": {"objective": "reinforce"}})
+    experiment = _of_mermaide({"meta_learning": {"meta_batch_size": 8}, "training": {"objective": "reinforce"}})
     method, distribution = Method.of(experiment), AgentDistribution(experiment)
     table = Table(experiment.environment, method)
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
@@ -164,12 +170,12 @@ def _plain_rate() -> float:
 def planning() -> None:
     """Meeting 64 agents, as scoring does it: 1 support and 16 query episodes of 100 pulls, H = 48."""
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
-    for name, kind, plans in (
-        ("recurrent world model", "recurrent", False),
-        ("learner model", "learner", False),
-        ("learner model, planning", "learner", True),
+    for name, preset, plans in (
+        ("recurrent world model", "mermaide", False),
+        ("learner model", "mermaide_learner", False),
+        ("learner model, planning", "mermaide_learner", True),
     ):
-        experiment = validate({"world_model": {"kind": kind}})
+        experiment = validate(load_preset(preset))
         method, tasks = Method.of(experiment), AgentDistribution(experiment).tasks("train", range(64))
         weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
         rates = {weight: torch.tensor(0.1) for weight in method.adaptable()}
@@ -200,7 +206,7 @@ def _sample_large() -> None:
         "environment": {"num_arms": 100, "horizon": 200},
         "meta_learning": {"meta_batch_size": 1024, "adaptation_episodes": 0, "inner_steps": 0, "query_episodes": 4},
     }
-    _sampler(LockstepEnvRunner(config=MermaideConfig.of(validate(settings)), worker_index=0))()
+    _sampler(LockstepEnvRunner(config=MermaideConfig.of(_of_mermaide(settings)), worker_index=0))()
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f}")
 
 
