@@ -122,6 +122,17 @@ def test_a_condition_may_change_agents_and_game_but_not_what_the_networks_are_ma
     plan_of(preset="mermaide", settings={"world_model": {"arms": "equivariant"}}, conditions=wide)
 
 
+def test_methods_may_play_a_game_that_the_default_method_cannot() -> None:
+    plan = plan_of(methods=["mermaide", "rl2"], settings={"environment": {"game": "continuous"}})
+    assert [setting.experiment.name for setting in plan.settings] == ["mermaide", "rl2"]
+    # The game itself, for the rules.
+    assert plan.setting({}).experiment.environment.game == "continuous"
+    with pytest.raises(InputError, match="`environment.game` must be arms where world_model.kind is learner"):
+        plan_of(methods=["mermaide_learner"], settings={"environment": {"game": "continuous"}})
+    with pytest.raises(InputError, match="`environment.game` must be arms where world_model.kind is learner"):
+        plan_of(settings={"environment": {"game": "continuous"}})
+
+
 def test_what_is_wrong_with_a_combination_names_the_trial() -> None:
     with pytest.raises(InputError, match=r"test.yaml, trial num_arms=1"):
         plan_of(search={"environment.num_arms": {"grid": [2, 1]}})

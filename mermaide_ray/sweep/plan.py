@@ -141,7 +141,7 @@ class Plan:
         sweep, trial = self.sweep, self.name(values, method)
         where = f"{self._where}, trial {trial}" if trial else self._where
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
-        preset = sweep.preset or ("mermaide" if method else None)
+        preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
         settings = merge(base, sweep.settings, whole=frozenset({"families"}))
         for key, label in values.items():
