@@ -18,8 +18,10 @@ from ray import tune
 import mermaide_ray.algorithm
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
 from mermaide_ray.errors import InputError
+from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, preset_names, variant
-from mermaide_ray.metrics import METRICS, SCALARS
+from mermaide_ray.kshot import Table
+from mermaide_ray.metrics import METRICS, SCALARS, validation_key
 from mermaide_ray.models.principal import CORE, LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.sweep import tuning
 
@@ -179,6 +181,28 @@ def test_a_variant_is_a_setting(name: str) -> None:
         assert (not np.array_equal(before[key], after[key])) == moves, key
     assert any(key in before for key in WORLD_MODEL_HEAD) == experiment.world_model.enabled
     assert set(CORE) <= before.keys()
+
+
+def test_validation_in_training_does_without_planning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it scores is the policy; the final scores of the same principal are planned."""
+
+    class Planned(Exception): ...
+
+    def planned(*_: Any) -> None:
+        raise Planned
+
+    experiment = variant(tiny(), "mermaide_learner")
+    monkeypatch.setattr("mermaide_ray.kshot.plan", planned)
+    algorithm = MermaideConfig.of(experiment).build_algo()
+    try:
+        assert math.isfinite(algorithm.evaluate()[validation_key(1)])
+        module = algorithm.principal()
+    finally:
+        algorithm.stop()
+    table, rates = Table(experiment.environment, module.method), module.inner_rates()
+    contender = Contender("mine", 0, table, module.weights(), rates).at(experiment)
+    with pytest.raises(Planned):
+        Evaluation(experiment, "validation", 4).contender(contender, (1,))
 
 
 @pytest.fixture(scope="module")

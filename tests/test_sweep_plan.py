@@ -127,9 +127,9 @@ def test_methods_may_play_a_game_that_the_default_method_cannot() -> None:
     assert [setting.experiment.name for setting in plan.settings] == ["mermaide", "rl2"]
     # The game itself, for the rules.
     assert plan.setting({}).experiment.environment.game == "continuous"
-    with pytest.raises(InputError, match="`environment.game` must be arms where world_model.kind is learner"):
+    with pytest.raises(InputError, match=r"`environment.game` must be arms where world_model.kind is learner"):
         plan_of(methods=["mermaide_learner"], settings={"environment": {"game": "continuous"}})
-    with pytest.raises(InputError, match="`environment.game` must be arms where world_model.kind is learner"):
+    with pytest.raises(InputError, match=r"`environment.game` must be arms where world_model.kind is learner"):
         plan_of(settings={"environment": {"game": "continuous"}})
 
 
