@@ -1,7 +1,7 @@
 """The meta-loss written out plainly: one task after another, one pull after another, autograd for everything.
 
 What `learners/maml.py` and `models/gru.py` must agree with (tests/test_plain.py, in float64) and are measured against
-(speed.py). Covers the default method: value baseline, REINFORCE, no carried state.
+(speed.py). Covers preset mermaide: value baseline, REINFORCE, no carried state.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def _sweep(folder: Path, count: int) -> tuple[float, float]:
         "training": {"env_steps": 24_000},
         "evaluation": {"tasks": 6, "episodes": 2, "validation_tasks": 4},
     }
-    sweep = {"question": "What does a trial cost?", "settings": settings, "seeds": count, "baselines": ["never"]}
+    sweep = {"question": "What does a trial cost?", "preset": "mermaide", "settings": settings}
+    sweep |= {"seeds": count, "baselines": ["never"]}
     config.write_text(yaml.safe_dump(sweep), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "mermaide_ray", "sweep", str(config), "--out", str(out)]

@@ -142,7 +142,8 @@ def check_planned(agents: Agents, environment: Environment, layers: Sequence[Lay
         if family_named(name, environment.space).hear is not None:
             raise InputError(
                 f"`evaluation.planning` must be false where agents know the principal's policy ({name}): agents are "
-                f"imagined who know nothing of it, got true ({source(('evaluation', 'planning'), layers)})"
+                "imagined who know nothing of it, got true (preset mermaide does not plan) "
+                f"({source(('evaluation', 'planning'), layers)})"
             )
 
 

@@ -269,7 +269,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _stock_ppo(args: argparse.Namespace) -> None:
     from mermaide_ray.experiment import load_experiment
 
-    experiment = load_experiment(args.config, args.preset, _overrides(args))
+    # Nothing of ours is trained: the preset that plays every game.
+    preset = args.preset if args.preset or args.config else "mermaide"
+    experiment = load_experiment(args.config, preset, _overrides(args))
     from mermaide_ray.baselines.stock_run import train_stock
 
     train_stock(experiment, args.network, args.out)

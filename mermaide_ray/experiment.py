@@ -67,7 +67,7 @@ class MetaLearning(Section):
 
 
 class WorldModel(Section):
-    """The recurrent model of the agent and the policy that reads it."""
+    """The model of the agent and the policy that reads it."""
 
     enabled: Switch = Field(True, description="train the recurrent core to predict the agent's next arm")
     kind: Literal["recurrent", "learner"] = Field(
@@ -397,7 +397,7 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
         if required != given:
             hint = ""
             if key == "num_arms":
-                hint = "; one trained with world_model.arms = equivariant can be used with any"
+                hint = "; one trained with preset mermaide and world_model.arms = equivariant can be used with any"
             raise InputError(
                 f"`{place}` must keep the {key} that the principal was trained with ({required}), got {given}{hint} "
                 f"({where})"

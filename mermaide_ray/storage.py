@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from mermaide_ray import __version__
+from mermaide_ray.config_file import merge
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, load_experiment, validate
 
@@ -266,7 +267,9 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
     if not isinstance(about.get("experiment"), dict):
         raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
-    return validate(about["experiment"], where=str(folder / "principal.json")), state
+    # What was saved before there were these settings had no model of learners, whatever the default is now.
+    settings = merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, about["experiment"])
+    return validate(settings, where=str(folder / "principal.json")), state
 
 
 def versions() -> dict[str, str]:

@@ -215,6 +215,14 @@ def test_unfinished_run_has_no_principal_and_names_its_checkpoint(tmp_path: Path
     assert load_principal(checkpoint)[0] == tiny()
 
 
+def test_a_principal_from_before_the_model_of_learners_has_none(tmp_path: Path) -> None:
+    save_principal(tmp_path / "principal", tiny(), _principal().arrays())
+    about = json.loads((tmp_path / "principal/principal.json").read_text())
+    del about["experiment"]["world_model"]["kind"], about["experiment"]["evaluation"]["planning"]
+    (tmp_path / "principal/principal.json").write_text(json.dumps(about))
+    assert load_principal(tmp_path / "principal")[0] == tiny()
+
+
 def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:
     experiment = tiny(seed=3, environment={"delta": 0.5})
     run = RunDirectory.create(tmp_path / "run", experiment)

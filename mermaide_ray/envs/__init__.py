@@ -23,7 +23,7 @@ ENVS: dict[str, Game] = {
     ),
     "incentivized_points": Game(
         "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
-        "the same with environment.game = continuous: the learner chooses points of [0, 1]^d, and nearness counts",
+        "the same with environment.game = continuous (preset mermaide): the learner chooses points of [0, 1]^d",
     ),
     "stackelberg": Game(
         "mermaide_ray.envs.stackelberg:StackelbergEnv",

@@ -35,7 +35,7 @@ Values = dict[str, str]
 
 # `evaluation.k` as a dimension multiplies nothing: every K is scored from the same checkpoint.
 K_KEY = "evaluation.k"
-# Env steps per CPU second with the default networks and arms (`make bench`): for estimates only.
+# Env steps per CPU second of preset mermaide with the default networks and arms (`make bench`): for estimates only.
 TYPICAL_ENV_STEPS_PER_CPU_SECOND = 45_000
 
 
