@@ -23,9 +23,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from benchmarks.speed import measure
+from benchmarks.speed import measure, of_mermaide
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.experiment import load_preset, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
@@ -126,11 +125,10 @@ def costs(sizes: Mapping[float, int]) -> dict[str, Curve]:
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
     for kind in ("flat", "equivariant"):
         for arms, horizon in sizes.items():
-            experiment = validate(
+            experiment = of_mermaide(
                 {
-                    **load_preset("mermaide"),
                     "environment": {"num_arms": int(arms), "horizon": horizon},
-                    "world_model": {"kind": "recurrent", "arms": kind},
+                    "world_model": {"arms": kind},
                     "meta_learning": {"meta_batch_size": TASKS},
                 }
             )

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from mermaide_ray.config_file import merge
-from mermaide_ray.experiment import Experiment, load_preset, validate
+from benchmarks.speed import of_mermaide
+from mermaide_ray.experiment import Experiment
 
 NODES = (1, 2, 5, 10, 30, 100, 300, 1000)
 RUNNERS = 15
@@ -115,7 +115,7 @@ def _line(few: int, seconds_few: float, many: int, seconds_many: float) -> tuple
 
 
 def _experiment(tasks: int, **sections: Any) -> Experiment:
-    return validate(merge(load_preset("mermaide"), {"meta_learning": {"meta_batch_size": tasks}, **sections}))
+    return of_mermaide({"meta_learning": {"meta_batch_size": tasks}, **sections})
 
 
 def measured() -> Costs:

@@ -61,7 +61,8 @@ def step_flops(experiment: Experiment) -> int:
     return 2 * products
 
 
-def _of_mermaide(settings: dict[str, Any]) -> Experiment:
+def of_mermaide(settings: dict[str, Any]) -> Experiment:
+    """The settings laid over preset mermaide, which the figures before there was another default are of."""
     return validate(merge(load_preset("mermaide"), settings))
 
 
@@ -75,7 +76,7 @@ def sampling() -> None:
 
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
-    experiment = _of_mermaide({"world_model": {"hidden_size": 64}})
+    experiment = of_mermaide({"world_model": {"hidden_size": 64}})
     for episodes in (256, 1024, 4096):
         settings = {
             "meta_learning": {
@@ -86,7 +87,7 @@ def sampling() -> None:
             },
             "world_model": {"hidden_size": 64},
         }
-        runner = LockstepEnvRunner(config=MermaideConfig.of(_of_mermaide(settings)), worker_index=0)
+        runner = LockstepEnvRunner(config=MermaideConfig.of(of_mermaide(settings)), worker_index=0)
         jobs[f"lockstep runner, {episodes:5d} episodes"] = (_sampler(runner), episodes * 100)
     config = stock_ppo(experiment, "lstm", envs_per_runner=16)
     stock = config.env_runner_cls or _multi_agent_runner()
@@ -135,7 +136,7 @@ def meta() -> None:
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
     algorithms = []
     for name, settings in variants.items():
-        algorithm = MermaideConfig.of(_of_mermaide(settings)).build_algo()
+        algorithm = MermaideConfig.of(of_mermaide(settings)).build_algo()
         algorithms.append(algorithm)
         jobs[name] = (algorithm.train, algorithm.experiment.env_steps_per_iteration)
     rates = measure(jobs)
@@ -150,7 +151,7 @@ def meta() -> None:
 
 def _plain_rate() -> float:
     """The update alone, written out plainly (8 tasks: it is linear in them), against nothing but the clock."""
-    experiment = _of_mermaide({"meta_learning": {"meta_batch_size": 8}, "training": {"objective": "reinforce"}})
+    experiment = of_mermaide({"meta_learning": {"meta_batch_size": 8}, "training": {"objective": "reinforce"}})
     method, distribution = Method.of(experiment), AgentDistribution(experiment)
     table = Table(experiment.environment, method)
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
@@ -206,7 +207,7 @@ def _sample_large() -> None:
         "environment": {"num_arms": 100, "horizon": 200},
         "meta_learning": {"meta_batch_size": 1024, "adaptation_episodes": 0, "inner_steps": 0, "query_episodes": 4},
     }
-    _sampler(LockstepEnvRunner(config=MermaideConfig.of(_of_mermaide(settings)), worker_index=0))()
+    _sampler(LockstepEnvRunner(config=MermaideConfig.of(of_mermaide(settings)), worker_index=0))()
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f}")
 
 
