@@ -154,6 +154,15 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
     assert plan.env_steps == 12 * budget_of(plan.settings[0].experiment)
 
 
+def test_time_is_estimated_by_what_is_trained() -> None:
+    plan = plan_of(methods=["mermaide", "mermaide_learner"], seeds=2)
+    quick, slow, *_ = (trial.cpu_seconds for trial in plan.trials)
+    assert slow > 1.3 * quick > 0
+    assert plan.cpu_seconds() == pytest.approx(2 * (quick + slow))
+    points = plan_of(preset="mermaide", settings={"environment": {"game": "continuous"}})
+    assert points.cpu_seconds() > 1.3 * quick
+
+
 @pytest.mark.parametrize(("label", "value"), [("5", 5), ("0.001", 0.001), ("1e-05", 1e-5), ("narrow", "narrow")])
 def test_a_label_is_a_number_where_it_can_be(label: str, value: object) -> None:
     assert typed(label) == value

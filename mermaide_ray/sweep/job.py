@@ -15,7 +15,7 @@ from rich.text import Text
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.progress import clock, count, tell, terminal
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
-from mermaide_ray.sweep.plan import TYPICAL_ENV_STEPS_PER_CPU_SECOND, Plan, budget_of
+from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.store import Store
 
 if TYPE_CHECKING:
@@ -40,20 +40,18 @@ def dry_run(sweep: Sweep, where: str) -> None:
         for place, trial in enumerate(shown):
             if len(trials) > len(shown) and place == _MOST_LISTED // 2:
                 table.add_row(f"… {len(trials) - len(shown)} more …", "", "", "")
-            steps = budget_of(trial.setting.experiment) * len(trial.seeds)
-            seconds = steps / TYPICAL_ENV_STEPS_PER_CPU_SECOND
-            table.add_row(*map(Text, (trial.name, trial.setting.experiment.name, count(steps), clock(seconds))))
+            cells = (trial.name, trial.setting.experiment.name, count(trial.env_steps), clock(trial.cpu_seconds))
+            table.add_row(*map(Text, cells))
         console.print(table)
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
-    rate = f"{TYPICAL_ENV_STEPS_PER_CPU_SECOND / 1e3:.0f}k env steps per CPU second"
     cpus = max(1, (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + plan.num_workers))
     rows = plan.num_rows()
+    told = "as the search goes" if rows is None else rows
     console.print(
         f"{plan.num_runs} runs, {count(plan.env_steps)} env steps, about {clock(plan.cpu_seconds())} of CPU time, "
-        f"{clock(plan.cpu_seconds() / cpus)} here with {cpus} at a time "
-        f"(at {rate}; scoring not counted); rows: {'as the search goes' if rows is None else rows}",
+        f"{clock(plan.cpu_seconds() / cpus)} here with {cpus} at a time (scoring not counted); rows: {told}",
         highlight=False,
     )
     _check_rows(plan, rows)

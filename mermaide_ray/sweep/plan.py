@@ -35,8 +35,10 @@ Values = dict[str, str]
 
 # `evaluation.k` as a dimension multiplies nothing: every K is scored from the same checkpoint.
 K_KEY = "evaluation.k"
-# Env steps per CPU second of preset mermaide with the default networks and arms (`make bench`): for estimates only.
-TYPICAL_ENV_STEPS_PER_CPU_SECOND = 45_000
+# Env steps of training per CPU second with the default networks and arms (`make bench`): for estimates only.
+_SPEED = 45_000
+_SPEED_WITH_LEARNER_MODEL = 28_000
+_SPEED_OF_POINTS = 25_000
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,16 @@ class Trial:
     def name(self) -> str:
         """Readable, and different for every trial."""
         return trial_name(self.setting.trial, self.seeds)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all its runs, if it is not stopped early."""
+        return budget_of(self.setting.experiment) * len(self.seeds)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """A rough estimate of the time of training."""
+        return cpu_seconds_of(self.setting.experiment) * len(self.seeds)
 
 
 class Plan:
@@ -204,11 +216,13 @@ class Plan:
         """Environment steps of all runs, if none is stopped early."""
         if not self.sweep.is_planned:
             return self.num_runs * budget_of(self._some_setting().experiment)
-        return sum(budget_of(setting.experiment) for setting in self.settings) * len(self.sweep.seeds)
+        return sum(trial.env_steps for trial in self.trials)
 
     def cpu_seconds(self) -> float:
         """A rough estimate of the time of training, all runs together."""
-        return self.env_steps / TYPICAL_ENV_STEPS_PER_CPU_SECOND
+        if not self.sweep.is_planned:
+            return self.num_runs * cpu_seconds_of(self._some_setting().experiment)
+        return sum(trial.cpu_seconds for trial in self.trials)
 
     def num_rows(self) -> int | None:
         """Rows that the sweep will yield; None where that depends on what the search finds."""
@@ -270,6 +284,15 @@ def trial_name(setting: str, seeds: Sequence[int]) -> str:
 def budget_of(experiment: Experiment) -> int:
     """Environment steps of a whole run."""
     return experiment.num_iterations * experiment.env_steps_per_iteration
+
+
+def cpu_seconds_of(experiment: Experiment) -> float:
+    """A rough estimate of a run's time of training on a core of its own."""
+    if experiment.environment.game == "continuous":
+        speed = _SPEED_OF_POINTS
+    else:
+        speed = _SPEED_WITH_LEARNER_MODEL if experiment.world_model.kind == "learner" else _SPEED
+    return budget_of(experiment) / speed
 
 
 def typed(label: str) -> Any:

@@ -30,7 +30,7 @@ from mermaide_ray.noise import generator
 from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import Plan, Trial, Values, budget_of, trial_name
+from mermaide_ray.sweep.plan import Plan, Trial, Values, trial_name
 from mermaide_ray.sweep.results import read_status, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
@@ -82,14 +82,13 @@ class SweepTrial(tune.Trainable):
                 run.fail(error)
         metric, env_steps = self._plan.metric, sum(run.env_steps for run in self._runs)
         failures = [run.error for run in self._runs if run.error is not None]
-        budget = budget_of(self._trial.setting.experiment) * len(self._runs)
         shared = [key for key in told[0] if all(key in part for part in told)] if told else []
         return {
             **{key: float(np.mean([part[key] for part in told])) for key in shared},
             metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / budget),
+            SPENT: min(1.0, env_steps / self._trial.env_steps),
             "done": all(run.is_done or run.error is not None for run in self._runs),
         }
 
@@ -224,8 +223,7 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         trials = unfinished(plan, store)
         for trial in plan.trials:
             if trial not in trials:
-                budget = budget_of(trial.setting.experiment) * len(trial.seeds)
-                _Watch.panel.known(_label(plan, trial.setting.trial, trial.seeds), budget)
+                _Watch.panel.known(_label(plan, trial.setting.trial, trial.seeds), trial.env_steps)
         space["trial"] = tune.grid_search(
             [
                 {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
