@@ -118,9 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--resume", metavar="DIR", help="go on with the sweep in DIR (so does the same command again)")
     sweep.add_argument(
         "--principals",
+        action="append",
+        default=[],
         type=Path,
         metavar="DIR",
-        help="another sweep: its finished runs with the same settings are scored, not trained again",
+        help="another sweep: its finished runs with the same settings are scored, not trained again; repeatable",
     )
     sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
     sweep.add_argument("--no-report", action="store_true", help="end without the report (mermaide report DIR makes it)")

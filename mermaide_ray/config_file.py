@@ -50,19 +50,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: Not a readable file, not UTF-8, not YAML, or not a mapping.
     """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"the config must be a readable file, got {path} ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"the config must be UTF-8 text, got byte {error.object[error.start]:#04x} at offset {error.start} ({path})"
         ) from None
+    return parse_sections(text, str(path))
+
+
+def parse_sections(text: str, where: str) -> dict[str, Any]:
+    """The mapping that a YAML text says; an empty text is an empty mapping.
+
+    Raises:
+        InputError: Not YAML, or not a mapping.
+    """
+    try:
+        content = load_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"the config must be YAML, got {_yaml_problem(error)} ({path})") from None
+        raise InputError(f"the config must be YAML, got {_yaml_problem(error)} ({where})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise InputError(f"the config must be a mapping of sections, got a {type(content).__name__} ({path})")
+        raise InputError(f"the config must be a mapping of sections, got a {type(content).__name__} ({where})")
     return content
 
 

@@ -250,6 +250,7 @@ class Evaluation:
                 "task": list(tasks.ids),
                 "family": tasks.family_names(),
                 "k": k,
+                "horizon": horizon,
                 "return": returns.numpy(),
                 "success_rate": self._incentives.successes_of(played).float().mean((1, 2)).numpy(),
                 "interventions": (played.interventions > 0).float().mean((1, 2)).numpy() * horizon,

@@ -340,9 +340,15 @@ def validate(settings: Mapping[str, Any], where: str = "config") -> Experiment:
     return _validated(settings, [(where, settings)])
 
 
-def variant(experiment: Experiment, preset: str) -> Experiment:
-    """The experiment with a preset's method: same agents, game, budget and number of episodes per task."""
-    layers = [("the experiment", experiment.to_dict()), (f"preset {preset}", load_preset(preset))]
+def variant(experiment: Experiment, preset: str, where: str = "--preset") -> Experiment:
+    """The experiment with a preset's method: same agents, game, budget and number of episodes per task.
+
+    Args:
+        experiment: What all methods share.
+        preset: A name of `preset_names()`.
+        where: Who named it, for error messages.
+    """
+    layers = [("the experiment", experiment.to_dict()), (f"preset {preset}", load_preset(preset, where))]
     settings = merge(layers[0][1], layers[1][1], whole=frozenset({"families"}))
     mine, theirs = experiment.meta_learning, settings["meta_learning"]
     # Support episodes are of use only to a method that adapts or remembers.

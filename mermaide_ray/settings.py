@@ -70,7 +70,8 @@ def sentence(model: type[Section], error: ValidationError, layers: Sequence[Laye
     errors = error.errors()
     # Unknown keys first: a misspelt key is the commonest mistake, and may be what makes another one missing.
     first = min(errors, key=lambda error: error["type"] not in ("extra_forbidden", "invalid_key"))
-    path, kind = tuple(str(part) for part in first["loc"]), first["type"]
+    # Pydantic names the branch of a union, and that it is a key which is wrong, by parts in brackets.
+    path, kind = tuple(str(part) for part in first["loc"] if "[" not in str(part)), first["type"]
     key, where = ".".join(path), source(path, layers)
     if kind in ("extra_forbidden", "invalid_key"):
         *section, wrong = path
@@ -86,6 +87,8 @@ def sentence(model: type[Section], error: ValidationError, layers: Sequence[Laye
         required = f"at least {first['ctx']['min_length']} long"
     else:
         required = _KINDS.get(kind, message.removeprefix("Input should be "))
+        if "[key]" in first["loc"]:
+            required += " (in quotes)"
     return f"`{key}` must be {required}, got {textwrap.shorten(one_line(first['input']), 80)} ({where})"
 
 
@@ -112,6 +115,8 @@ def source(path: tuple[str, ...], layers: Sequence[Layer]) -> str:
     For an error between settings (`path` is a section), all layers that set something there.
     """
     reached = [(*_reached(path, settings), name) for name, settings in layers if settings]
+    if not reached:  # nothing at all was given
+        return layers[-1][0]
     deepest = max(depth for depth, _, _ in reached)
     names = [name for depth, _, name in reached if depth == deepest]
     is_section = next(section for depth, section, _ in reversed(reached) if depth == deepest)

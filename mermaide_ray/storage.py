@@ -325,7 +325,7 @@ def refuse_secrets(uri: str) -> None:
 
 @contextmanager
 def one_process(folder: Path) -> Iterator[None]:
-    """While this process works in a run's folder, no other may.
+    """While this process works in the folder of a run or a sweep, no other may.
 
     Raises:
         InputError: Another one does.
@@ -336,7 +336,7 @@ def one_process(folder: Path) -> Iterator[None]:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(held)
-        raise InputError(f"a run must be trained by one process at a time, {folder} already is") from None
+        raise InputError(f"{folder} must be worked in by one process at a time, and one does already") from None
     try:
         yield
     finally:

@@ -246,6 +246,7 @@ class _Writer:
                 "k": k,
                 "return": returns,
                 "success_rate": np.clip((returns + 0.3 * amount) / self.horizon, 0, 1),
+                "horizon": setting.get("environment.horizon", self.horizon),
                 "interventions": amount,
                 "cost": amount,
                 "normalised_score": scores,

@@ -175,3 +175,12 @@ def test_conditions_that_are_scored_at_other_k_meet_at_the_largest_that_they_sha
     # Each condition's tables show its own largest K, and settings are ranked where they are scored.
     assert [study.largest("mermaide", condition) for condition in ("validation", "test")] == [[1], [3]]
     assert best_settings(study) == [""]
+
+
+def test_what_shares_no_condition_is_named_and_not_compared(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide"}
+    ours = write_sweep(tmp_path / "ours", {"mermaide": Effects()}, answer=claim, conditions=["far"], **FAR)
+    theirs = write_sweep(tmp_path / "theirs", {"maml": Effects()}, **FAR)
+    found = answer(read_study([ours, theirs]))
+    assert {contrast.other for contrast in found.contrasts} == {"first_n", "never", "always"}
+    assert found.sentence.endswith("Not compared, since it shares no condition: maml.")

@@ -69,7 +69,14 @@ def _same(one: pd.DataFrame, other: pd.DataFrame, **tolerance: float) -> None:
 
 
 def test_rows_have_the_columns_that_everybody_reads(held_out: Evaluation, scored: Results) -> None:
-    expected = [*KEYS, "condition", *(metric.key for metric in ROW_METRICS), "param.epsilon", "param.ucb_coefficient"]
+    expected = [
+        *KEYS,
+        "condition",
+        "horizon",
+        *(metric.key for metric in ROW_METRICS),
+        "param.epsilon",
+        "param.ucb_coefficient",
+    ]
     for results in (scored, held_out.baseline("never"), held_out.baseline("first_n")):
         assert sorted(results.rows.columns) == sorted(expected)
     rows = scored.rows

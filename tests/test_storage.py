@@ -197,7 +197,7 @@ def test_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     run, same = RunDirectory.create(tmp_path, tiny()), RunDirectory.open(tmp_path)
     with (
         run.alone(),
-        pytest.raises(InputError, match=f"must be trained by one process at a time, {tmp_path} already is"),
+        pytest.raises(InputError, match=f"{tmp_path} must be worked in by one process at a time"),
         same.alone(),
     ):
         pass

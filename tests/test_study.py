@@ -102,7 +102,7 @@ def test_fewer_rows_than_expected_are_told(tmp_path: Path) -> None:
 
 
 def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
-    study = read_study([write_sweep(tmp_path / "always", horizon=60, **QUICK)])
+    study = read_study([write_sweep(tmp_path / "set", horizon=60, **QUICK)])
     assert study.horizon(study.cells_of("mermaide", 1, ["test"])[0]) == 60
     searched = write_sweep(tmp_path / "searched", search={"environment.horizon": [50, 80]}, **QUICK)
     study = read_study([searched])

@@ -27,12 +27,12 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
-from mermaide_ray.storage import load_principal
+from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep import tuning
-from mermaide_ray.sweep.adopt import adopt
+from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.sweep.results import assemble
+from mermaide_ray.sweep.results import assemble, read_status, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST, SweepTrial
@@ -247,11 +247,24 @@ def test_principals_of_another_sweep_are_scored_and_not_trained_again(
     pd.testing.assert_frame_equal(sorted_progress(tmp_path / "out"), sorted_progress(swept))
 
 
-def test_principals_with_other_settings_are_left_alone(swept: Path, tmp_path: Path) -> None:
-    search = {"environment.cost_weight": {"grid": [0.1]}, "training.meta_lr": {"grid": [1e-4]}}
-    plan, store = plan_from(write_sweep(tmp_path, search=search)), Store(str(tmp_path / "out"))
-    adopt(plan, store, swept, Console())
-    assert store.names("runs") == []
+def test_principals_with_other_settings_are_refused_or_left_alone(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lr = {"training.meta_lr": {"grid": [1e-4]}}
+    other = write_sweep(tmp_path, search={"environment.cost_weight": {"grid": [0.1]}} | lr)
+    assert sweep(other, "--out", tmp_path / "out", "--principals", swept) == 2
+    told = capsys.readouterr().err
+    assert f"got {swept}, in which training.meta_lr is 0.002 there and 0.0001 here" in told
+    assert not (tmp_path / "out").exists()
+    # Of two settings one is there.
+    plan = plan_from(write_sweep(tmp_path, search={"environment.cost_weight": {"grid": [0.1, 0.2]}}))
+    store = Store(str(tmp_path / "out"))
+    adopt(plan, store, trained_in([swept], plan), Console())
+    assert store.names("runs") == ["cost_weight=0.1,seed=0", "cost_weight=0.1,seed=1"]
+    assert "2 of 4 runs have none there, and are trained" in capsys.readouterr().out
+    stopped = plan_from(write_sweep(tmp_path, tune={"stop": {"throughput/env_steps": 700}}))
+    with pytest.raises(InputError, match=r"must stand without a searcher, a scheduler or tune\.stop"):
+        trained_in([swept], stopped)
 
 
 def test_a_failing_trial_is_on_record_and_takes_no_other_down(
@@ -294,7 +307,7 @@ def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monke
     assert {part["failed"] for part in told} == {"ValueError: no luck"}
     assert {part["validation/score_k1"] for part in told} == {WORST}
     outcome = assemble(plan_from(config), store)
-    assert (outcome.count("done"), outcome.count("failed"), outcome.count("stopped")) == (1, 1, 2)
+    assert (outcome.count("done"), outcome.count("failed"), outcome.count("unfinished")) == (1, 1, 2)
 
 
 def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
@@ -325,11 +338,149 @@ def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:
     assert outcome.num_rows > 0
 
 
+HALVING = {"scheduler": "asha", "asha": {"grace": 0.2}}
+
+
+def held(config: Path, folder: Path) -> tuple[Plan, Store]:
+    """A sweep's plan, and its folder as `mermaide sweep` begins it."""
+    store = Store(str(folder))
+    store.write("sweep.yaml", dump_sweep(load_sweep(config)).encode())
+    return plan_from(config), store
+
+
+def told_by(run: SweepRun) -> list[tuple[int, float]]:
+    told = []
+    while not run.is_over:
+        score = run.advance()["validation/score_k1"]
+        told.append((run.env_steps, score))
+    return told
+
+
+def test_a_scheduler_hears_of_every_milestone_of_what_has_ended(tmp_path: Path) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1, tune=HALVING, answer=None), tmp_path / "out")
+    ended, stopped = plan.settings
+    first = told_by(SweepRun(plan, ended, 0, store))
+    assert [steps for steps, _ in first] == [240 * part for part in range(1, 9)]
+    run = SweepRun(plan, stopped, 0, store)
+    last = [run.advance() for _ in range(3)][-1]
+    run.close()
+    trial = next(trial for trial in plan.trials if trial.setting == stopped)
+    tuning._stop(plan, store, trial, {**last, "env_steps": 720, "failed": None})
+    assert assemble(plan, store).count("stopped") == 1
+    # Nothing is left to do, so nobody is asked again ...
+    assert unfinished(plan, store) == []
+    # ... but where another trial is not done yet, the scheduler compares it with these.
+    again = SweepRun(plan, ended, 0, store)
+    assert (again.is_done, again.is_over) == (True, False)
+    assert told_by(again) == first
+    again = SweepRun(plan, stopped, 0, store)
+    assert (again.is_done, [steps for steps, _ in told_by(again)]) == (False, [240, 480, 720])
+    assert store.names(f"runs/{again.name}/checkpoints") != []
+
+
+def test_what_failed_stays_failed_where_its_trial_is_stopped(tmp_path: Path) -> None:
+    plan, store = held(write_sweep(tmp_path, tune=HALVING, answer=None), tmp_path / "out")
+    trial = plan.trials[0]
+    one, other = (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds)
+    one.advance()
+    one.close()
+    other.fail(ValueError("no luck"))
+    tuning._stop(plan, store, trial, {"env_steps": 240, "validation/score_k1": WORST})
+    assert [status_of(store, run) for run in (one, other)] == ["stopped", "failed"]
+
+
+def status_of(store: Store, run: SweepRun) -> Any:
+    status = read_status(store, run.name)
+    return status and status["status"]
+
+
+def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
+    search = {
+        "training.meta_lr": {"loguniform": [1e-4, 1e-2]},
+        "meta_learning.meta_batch_size": {"choice": [4, 8]},
+        "world_model.hidden_size": {"randint": [4, 8]},
+    }
+    config = write_sweep(tmp_path, search=search, seeds=2, tune={"searcher": "optuna", "samples": 5}, answer=None)
+    plan, store = held(config, tmp_path / "out")
+    for place, status in enumerate(("done", "stopped", "failed", "unfinished")):
+        values = {"training.meta_lr": f"0.00{place + 1}", "meta_learning.meta_batch_size": "4"}
+        values |= {"world_model.hidden_size": str(4 + place)}
+        setting = plan.setting(values)
+        for seed in plan.sweep.seeds:
+            SweepRun(plan, setting, seed, store)._write_status(status, {"validation/score_k1": 0.5}, None)
+    found, left = tuning._optuna(plan, store)
+    assert left == 3
+    tried = [trial.params["drawn/world_model.hidden_size"] for trial in found._ot_study.trials if trial.params]
+    assert tried == [4, 5]
+    # What failed, or was under way, is tried again before anything new.
+    asked = [found.suggest(name)["drawn"] for name in ("a", "b")]
+    assert [one["world_model.hidden_size"] for one in asked] == [6, 7]
+    assert [one["meta_learning.meta_batch_size"] for one in asked] == ["4", "4"]
+
+
+def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
+    plan, store = held(config, tmp_path / "out")
+    told_by(SweepRun(plan, plan.settings[0], 0, store))
+    assert tuning._spent(plan, store) == 1920
+    assert not tuning._Budget(2000, 1920).stop_all()
+    spent = tuning._Budget(2000, 1920)
+    assert [spent("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]
+    monkeypatch.setattr(tuning, "_spent", lambda plan, store: 2000)
+    monkeypatch.setattr(tuning, "_fresh", lambda *given: pytest.fail("trained beyond the budget"))
+    tuning.fit(plan, store, None)  # type: ignore[arg-type]
+
+
+def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> None:
+    """Tune may not have heard that it is finished, and restore it from where it was before."""
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store, changed=True)
+    run.advance()
+    run.save_to(tmp_path / "kept")
+    told_by(run)
+    again = SweepRun(plan, plan.settings[0], 0, store, changed=True)
+    again.load_from(tmp_path / "kept")
+    assert status_of(store, again) == "done"
+    assert store.read(f"runs/{again.name}/rows.parquet")
+    # A finished member has nothing to copy from.
+    again.save_to(tmp_path / "nothing")
+    other = SweepRun(plan, plan.settings[1], 0, store, changed=True)
+    other.load_from(tmp_path / "nothing")
+    assert other.advance()["throughput/env_steps"] == 240
+
+
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    told_by(run)
+    for name in ("rows.parquet", "status.json"):
+        store.write(f"runs/{run.name}/{name}", b"half")
+        with pytest.raises(InputError, match=rf"{name} is damaged .* delete {tmp_path / 'out'}/runs/cost_weight=0\.1"):
+            assemble(plan, store)
+
+
+def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held(write_sweep(tmp_path), tmp_path / "out")
+    with one_process(tmp_path / "out"):
+        assert sweep(tmp_path / "tiny.yaml", "--out", tmp_path / "out") == 2
+    assert "must be worked in by one process at a time, and one does already" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tune", "search"),
     [
-        ({"searcher": "optuna", "samples": 3}, {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}),
+        (
+            {"searcher": "optuna", "samples": 3},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "meta_learning.meta_batch_size": {"choice": [4, 8]}},
+        ),
+        (
+            {"searcher": "optuna", "samples": 5, "scheduler": "asha", "asha": {"grace": 0.2, "reduction_factor": 2}},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
+        ),
         (
             {"scheduler": "asha", "samples": 6, "asha": {"grace": 0.2, "reduction_factor": 2}},
             {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
@@ -352,11 +503,13 @@ def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], 
         assert len(done) == len(trials)
     assert done.groupby("trial")["seed"].nunique().eq(2).all()
     assert (done["setting.training.meta_lr"].between(1e-4, 1e-2)).all()
+    if tune.get("scheduler") == "asha":
+        assert set(trials["status"]) == {"done", "stopped"}
     rows = sorted_rows(out)
     again = sweep(config, "--out", out)
     assert again == 0
-    if tune.get("scheduler") != "asha":
-        pd.testing.assert_frame_equal(sorted_rows(out), rows)
+    pd.testing.assert_frame_equal(sorted_rows(out), rows)
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "trials.parquet"), trials)
 
 
 def test_population_s_record_that_others_may_have_written_is_not_loaded(

@@ -106,6 +106,17 @@ def test_an_override_changes_a_setting_of_every_trial(tmp_path: Path) -> None:
         ("{question: q, tune: {samples: 3}}", "`tune.samples` must be 1 where no dimension of `search` is drawn"),
         ("{question: q, tune: {searcher: optuna}}", "needs `search` dimensions that are all drawn"),
         ("{question: q, answer: {compare: seed}}", "`answer.compare` must be one of method, k, condition"),
+        (
+            "{question: q, search: {evaluation.k: {grid: [0, 1]}}, answer: {compare: evaluation.k}}",
+            "`answer.compare` must be one of method, k, condition, got 'evaluation.k'",
+        ),
+        ("{question: q, conditions: {a: {k: [1, 1]}}}", "`conditions.a.k` must name each value once"),
+        (
+            "{question: q, search: {environment: {grid: {2: {num_arms: 2}}}}}",
+            "`search.environment.grid.2` must be text (in quotes), got 2",
+        ),
+        ("[1]", "the config must be a mapping of sections, got a list"),
+        ("", "`question` must be given, got nothing"),
         ("{question: q, answer: {measure: retrun}}", "(did you mean 'return'?)"),
         ("{question: q, answer: {conditions: [far]}}", "`answer.conditions` must be among validation, test"),
         ("{question: q, scales: {tiny: {}}}", "`scales` must be among smoke, laptop, full, got 'tiny'"),
@@ -117,6 +128,34 @@ def test_what_is_wrong_is_told_in_one_sentence_with_the_file(text: str, sentence
     assert sentence in told
     assert str(tmp_path / "mine.yaml") in told
     assert "\n" not in told
+
+
+def test_a_set_family_leaves_the_rest_of_the_mixture(tmp_path: Path) -> None:
+    text = "{question: q, settings: {agents: {families: {softmax: {train: {temperature: [1, 2]}}, exp3: {train: {}}}}}}"
+    changed = {"agents.families.softmax.train.temperature": [3, 4], "agents.families.my_lab.agents:MINE.weight": 2}
+    families = sweep_from(tmp_path, text, overrides=changed).settings["agents"]["families"]
+    assert families == {
+        "softmax": {"train": {"temperature": [3, 4]}},
+        "exp3": {"train": {}},
+        "my_lab.agents:MINE": {"weight": 2},
+    }
+    # As in `train`: of the default mixture, too.
+    families = sweep_from(tmp_path, "question: q", overrides=dict([*changed.items()][1:])).settings["agents"][
+        "families"
+    ]
+    assert {"ucb", "epsilon_greedy", "my_lab.agents:MINE"} == set(families)
+
+
+@pytest.mark.parametrize("text", ["", "[", "seeds: 1"])
+def test_a_damaged_sweep_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(InputError, match=r"\(runs/mine/sweep.yaml\)$"):
+        read_sweep(text, "runs/mine/sweep.yaml")
+
+
+def test_scales_take_the_place_of_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{question: q, scales: [smoke]}", encoding="utf-8")
+    sweep = sweep_from(tmp_path, "{extends: base.yaml, scales: {smoke: {seeds: 2}}}", scale="smoke")
+    assert sweep.seeds == (0, 1)
 
 
 def test_a_resolved_sweep_reads_back_as_it_was(tmp_path: Path) -> None:

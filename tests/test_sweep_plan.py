@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,37 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
     # 2 conditions x 6 tasks x (2 methods x 2 costs x 3 seeds x 3 K + 2 costs x 2 rules).
     assert plan.num_rows() == 2 * 6 * (2 * 2 * 3 * 3 + 2 * 2)
     assert plan.env_steps == 12 * budget_of(plan.settings[0].experiment)
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"tune": {"stop": {"validation/nope": 0.9}}}, "`tune.stop` must be among what training tells"),
+        (
+            {
+                "tune": {"metric": "validation/scor_k1", "samples": 2},
+                "search": {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
+            },
+            "got 'validation/scor_k1' (did you mean 'validation/score_k1'?)",
+        ),
+        ({"answer": {"compare": "k", "value": 7}}, "`answer.value` must be among what the sweep scores (0, 1), got 7"),
+        ({"answer": {"k": 9}}, "`answer.k` must be among what the sweep scores (0, 1), got 9"),
+        ({"answer": {"value": "mermaid"}}, "`answer.value` must be among what the sweep scores (always"),
+        ({"answer": {"against": ["mermaid"]}}, "`answer.against` must be among what the sweep scores (always"),
+        ({"methods": ["mermaid"]}, "got mermaid (did you mean 'mermaide'?) (methods, test.yaml)"),
+        ({"search": {"evaluation.k": {"grid": [0, "all"]}}}, "`evaluation.k.1` must be a whole number, got all"),
+    ],
+)
+def test_what_could_only_fail_after_training_is_refused_before(sections: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        plan_of(**sections)
+
+
+def test_a_drawn_value_stays_within_its_range_however_its_label_is_rounded() -> None:
+    search = {"training.meta_lr": {"loguniform": [1.23456e-3, 2e-3]}, "world_model.hidden_size": {"randint": [2, 4]}}
+    plan = plan_of(search=search, tune={"samples": 2})
+    assert plan.drawn_value("training.meta_lr", "0.001234") == 1.23456e-3
+    assert plan.drawn_value("world_model.hidden_size", "3") == 3
 
 
 def test_time_is_estimated_by_what_is_trained() -> None:

@@ -75,7 +75,7 @@ def _kuberay_pods(below: str, cluster: Mapping[str, Any], root: Path) -> Iterato
     claims = {}
     for name, group in groups.items():
         pod, where = group["template"]["spec"], f"{below}.{name}.template.spec"
-        yield from image_findings(f"{where}.containers[0].image", pod["containers"][0].get("image", ""), root)
+        yield from image_findings(f"{where}.containers[0].image", pod["containers"][0].get("image") or "", root)
         claims[where] = {
             volume["persistentVolumeClaim"]["claimName"]
             for volume in pod.get("volumes", ())

@@ -84,10 +84,13 @@ def answer(study: Study, *, seed: int = 0) -> Answer:
         claim = {"compare": METHOD, "value": study.main, "conditions": held_out}
     measure, sign = measure_of(study, claim)
     conditions = [ANYWHERE] if claim.get("compare") == CONDITION else conditions_of(study, claim)
-    one, others, k = sides_of(study, claim, conditions)
+    one, every, k = sides_of(study, claim, conditions)
+    others = [other for other in every if any(one.cells[name] and other.cells[name] for name in conditions)]
+    elsewhere = [other.name for other in every if other not in others]
+    besides = f" Not compared, since it shares no condition: {', '.join(elsewhere)}." if elsewhere else ""
     contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in others]
     if not contrasts:
-        return Answer(_alone(study, one, conditions, measure, k), None, one.name, measure, (), ())
+        return Answer(_alone(study, one, conditions, measure, k) + besides, None, one.name, measure, (), ())
     contrasts.sort(key=lambda contrast: sign * contrast.difference.value)
     single = [
         _contrast(study, one, other, [condition], measure, sign, seed)
@@ -96,9 +99,10 @@ def answer(study: Study, *, seed: int = 0) -> Answer:
         if one.cells[condition] and other.cells[condition]
     ]
     if neutral:
-        return Answer(_neutral(contrasts[0], one, measure, k), None, one.name, measure, tuple(contrasts), tuple(single))
+        told = _neutral(contrasts[0], one, measure, k) + besides
+        return Answer(told, None, one.name, measure, tuple(contrasts), tuple(single))
     verdict, because = verdict_of(contrasts, single)
-    sentence = _sentence(verdict, because, contrasts, one, measure, k, study)
+    sentence = _sentence(verdict, because, contrasts, one, measure, k, study) + besides
     return Answer(sentence, verdict, one.name, measure, tuple(contrasts), tuple(single))
 
 

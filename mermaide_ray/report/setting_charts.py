@@ -99,7 +99,8 @@ def shift_matrix(
             if np.isfinite(value):
                 # White on the dark half of the colours, black on the light one.
                 dark = value < low + 0.55 * (high - low)
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=8)
+                shown = f"{round(value, 2) + 0.0:.2f}"  # never -0.00
+                axis.text(column, row, shown, ha="center", va="center", color="w" if dark else "k", fontsize=8)
         axis.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
         axis.set_yticks(range(len(rows[1])), [shortened(name) for name in rows[1]])
         axis.set_title(label(method))

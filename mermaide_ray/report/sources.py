@@ -25,6 +25,7 @@ MEASURES = (
     "return",
     "success_rate",
     "interventions",
+    "horizon",
     "cost",
     "agent_return",
     "never_return",

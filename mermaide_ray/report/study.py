@@ -95,21 +95,9 @@ class Study:
         return bool((own & (self.rows["setting"] == setting)).any() if setting else own.any())
 
     def horizon(self, cell: Cell) -> float:
-        """Pulls per episode in a cell's game: as searched, as `always` intervenes, as set, or the default."""
-        key = "environment.horizon"
-        if key in self.settings and cell.setting in self.settings.index:
-            value = self.settings.loc[cell.setting, key]
-            if isinstance(value, float):
-                return value
-        always = self.cells.find("always", cell.setting, cell.condition, 0)
-        if always is not None:
-            return float(self.cells.matrix(always, "interventions").to_numpy().mean())
-        for source in self.sources:
-            settings = source.settings.get("settings", {}) if source.is_sweep else source.settings
-            value = _flat(settings).get(key) if isinstance(settings, Mapping) else None
-            if isinstance(value, float):
-                return value
-        return float(Environment().horizon)
+        """Pulls per episode in a cell's game; for rows that do not tell it, the default."""
+        told = self.cells.matrix(cell, "horizon").to_numpy() if "horizon" in self.cells.measures else np.array([np.nan])
+        return float(told.flat[0]) if np.isfinite(told.flat[0]) else float(Environment().horizon)
 
     def cells_of(
         self, method: str, k: int, conditions: Sequence[str], settings: Sequence[str] | None = None

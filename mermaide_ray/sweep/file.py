@@ -14,9 +14,9 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from mermaide_ray.agent_settings import Split
-from mermaide_ray.config_file import merge, nested, one_line, read_yaml
+from mermaide_ray.config_file import merge, one_line, parse_sections, read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment
+from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, with_setting
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Number, Range, Section, Whole, sentence
@@ -25,6 +25,8 @@ Scale = Literal["smoke", "laptop", "full"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DEFAULT_SCALE: Scale = "laptop"
 SWEEP_FILE = "sweep.yaml"
+# As a dimension it multiplies nothing: every K is scored from the same checkpoint, and is a column of its own.
+K_KEY = "evaluation.k"
 
 # A label names a folder and a curve.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -121,7 +123,9 @@ class Condition(Section):
     settings: dict[str, Any] = Field(
         default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(SCORED_ELSEWHERE)}"
     )
-    k: tuple[Annotated[Whole, Field(ge=0)], ...] | None = Field(None, description="as evaluation.k if not given")
+    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(_each_once)] | None = Field(
+        None, description="as evaluation.k if not given"
+    )
 
     @model_validator(mode="after")
     def _only_where_it_is_scored(self) -> Condition:
@@ -258,7 +262,8 @@ def _check_answer(sweep: Sweep, answer: Answer) -> None:
     known: dict[str, list[str] | None] = {"method": None, "k": None, "condition": list(sweep.conditions)}
     if sweep.methods:
         known["method"] = list(sweep.methods)
-    known |= {key: list(d.alternatives) if d.alternatives else None for key, d in sweep.search.items()}
+    searched = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
+    known |= {key: list(d.alternatives) if d.alternatives else None for key, d in searched.items()}
     if answer.compare not in known:
         raise ValueError(
             f"`answer.compare` must be one of {', '.join(known)}, got {answer.compare!r}"
@@ -299,14 +304,16 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
         )
     given = _laid_over(given, scales.get(scale or DEFAULT_SCALE, {}))
     for dotted, value in (overrides or {}).items():
-        given = _laid_over(given, {"settings": nested(tuple(dotted.split(".")), value)})
+        settings = given.get("settings") or {}
+        if isinstance(settings, Mapping):  # else validation says so
+            given["settings"] = with_setting(settings, dotted, value)
     given.setdefault("name", path.stem)
     return validate_sweep(given, str(path))
 
 
 def read_sweep(text: str, where: str) -> Sweep:
     """A resolved sweep, as `dump_sweep` wrote it."""
-    return validate_sweep(yaml.safe_load(text), where)
+    return validate_sweep(parse_sections(text, where), where)
 
 
 def dump_sweep(sweep: Sweep) -> str:
@@ -381,8 +388,9 @@ def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any
                 for key, value in result[section].items()
                 if above.get(key, value) is not None
             }
-    for key, part in (top.get("scales") or {}).items() if isinstance(top.get("scales"), Mapping) else ():
-        below = (base.get("scales") or {}).get(key)
-        if isinstance(below, Mapping) and isinstance(part, Mapping):
-            result["scales"][key] = _laid_over(below, part)
+    above, below = top.get("scales"), base.get("scales")
+    if isinstance(above, Mapping) and isinstance(below, Mapping):
+        for key, part in above.items():
+            if isinstance(part, Mapping) and isinstance(below.get(key), Mapping):
+                result["scales"][key] = _laid_over(below[key], part)
     return result

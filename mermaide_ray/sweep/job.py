@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,18 +48,19 @@ def dry_run(sweep: Sweep, where: str) -> None:
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
-    cpus = max(1, (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + plan.num_workers))
+    places = (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + plan.num_workers)
+    at_once = max(1, min(places, plan.num_trials))
     rows = plan.num_rows()
     told = "as the search goes" if rows is None else rows
     console.print(
         f"{plan.num_runs} runs, {count(plan.env_steps)} env steps, about {clock(plan.cpu_seconds())} of CPU time, "
-        f"{clock(plan.cpu_seconds() / cpus)} here with {cpus} at a time (scoring not counted); rows: {told}",
+        f"{clock(plan.cpu_seconds() / at_once)} here with {at_once} at a time (scoring not counted); rows: {told}",
         highlight=False,
     )
     _check_rows(plan, rows)
 
 
-def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, principals: Path | None = None) -> None:
+def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, principals: Sequence[Path] = ()) -> None:
     """Runs a sweep, or goes on with it where it was interrupted.
 
     Args:
@@ -65,27 +68,33 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
         where: The file it is from, for messages.
         root: Folder or URI of the results.
         with_report: Whether to end with a report.
-        principals: Folder of a sweep whose finished runs with the same settings are scored, not trained again.
+        principals: Folders of sweeps whose finished runs with the same settings are scored, not trained again.
 
     Raises:
-        InputError: The sweep is not valid, or the folder holds another one.
+        InputError: The sweep is not valid, the folder holds another one, or another process works in it.
         RunFault: Some runs failed; all others are done and on record.
     """
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
     _check_rows(plan, plan.num_rows())
     _check_names(plan)
+    if principals:
+        from mermaide_ray.sweep.adopt import trained_in
+
+        sources = trained_in(principals, plan)
     _begin(store, sweep)
-    console.print(f"results in {root}", soft_wrap=True, highlight=False)
+    from mermaide_ray.storage import one_process
     from mermaide_ray.sweep.results import unfinished
 
-    if principals is not None:
-        from mermaide_ray.sweep.adopt import adopt
+    with one_process(store.path) if store.is_folder else nullcontext():
+        console.print(f"results in {root}", soft_wrap=True, highlight=False)
+        if principals:
+            from mermaide_ray.sweep.adopt import adopt
 
-        adopt(plan, store, principals, console)
-    if not sweep.is_planned or unfinished(plan, store):
-        _train(plan, store, console)
-    _conclude(plan, store, console, with_report)
+            adopt(plan, store, sources, console)
+        if not sweep.is_planned or unfinished(plan, store):
+            _train(plan, store, console)
+        _conclude(plan, store, console, with_report)
 
 
 def _train(plan: Plan, store: Store, console: Console) -> None:
@@ -93,26 +102,24 @@ def _train(plan: Plan, store: Store, console: Console) -> None:
     from mermaide_ray.sweep.panel import Panel
     from mermaide_ray.sweep.tuning import bundles, fit
 
-    tune = plan.sweep.tune
-    planned = plan.sweep.is_planned and tune.scheduler != "pbt"
-    num_trials = len(plan.trials) if planned else tune.samples
     with (
         ray_running(bundles(plan), console, storage=store.root),
-        Panel(console, plan.sweep.name, num_trials, plan.env_steps, plan.metric) as panel,
+        Panel(console, plan.sweep.name, plan.num_trials, plan.env_steps, plan.metric) as panel,
     ):
         fit(plan, store, panel)
 
 
 def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:
     """Assembles the results, tells what came of the sweep, and reports."""
-    from mermaide_ray.sweep.results import assemble
+    from mermaide_ray.sweep.results import DONE, FAILED, STOPPED, UNFINISHED, assemble
 
     outcome = assemble(plan, store)
-    done, failed, stopped = (outcome.count(status) for status in ("done", "failed", "stopped"))
+    done, failed, stopped, left = map(outcome.count, (DONE, FAILED, STOPPED, UNFINISHED))
     _print_best(plan, outcome.trials, console)
     expected = plan.num_rows()
+    runs = f"{done} runs done, {failed} failed, {stopped} stopped{f', {left} unfinished' if left else ''}"
     console.print(
-        f"{done} runs done, {failed} failed, {stopped} stopped; {outcome.num_rows} rows in {store.uri('rows.parquet')}",
+        f"{runs}; {outcome.num_rows} rows in {store.uri('rows.parquet')}",
         soft_wrap=True,
         highlight=False,
     )
@@ -121,7 +128,7 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
 
         tell(console, write_report([store.path]).summary())
     if failed:
-        first = outcome.trials[outcome.trials["status"] == "failed"].iloc[0]
+        first = outcome.trials[outcome.trials["status"] == FAILED].iloc[0]
         raise RunFault(
             f"{failed} of {len(outcome.trials)} runs failed, the first with: {first['error']} (settings and tracebacks "
             f"in {store.uri('failures')}; the same command tries them again)"
@@ -138,8 +145,9 @@ def _begin(store: Store, sweep: Sweep) -> None:
             raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
         from mermaide_ray.storage import provenance
 
-        store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
+        # The sweep first: a folder without it is nobody's.
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
+        store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         return
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.

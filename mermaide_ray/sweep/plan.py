@@ -26,15 +26,14 @@ from mermaide_ray.experiment import (
     variant,
     with_setting,
 )
-from mermaide_ray.metrics import validation_key
+from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import Dimension, Sweep, label_of
+from mermaide_ray.registry import near
+from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
 
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
 
-# `evaluation.k` as a dimension multiplies nothing: every K is scored from the same checkpoint.
-K_KEY = "evaluation.k"
 # Env steps of training per CPU second with the default networks and arms (`make bench`): for estimates only.
 _SPEED = 45_000
 _SPEED_WITH_LEARNER_MODEL = 28_000
@@ -115,6 +114,8 @@ class Plan:
             settings = [self.setting({key: _end(d, end) for key, d in self.dimensions.items()}) for end in (0, 1)]
         for setting in settings:
             self._check_conditions(setting)
+        self._check_metrics(settings)
+        self._check_claim(settings)
 
     @cached_property
     def choices(self) -> list[tuple[Values, str | None]]:
@@ -162,11 +163,13 @@ class Plan:
             settings = with_setting(settings, key, self.drawn_value(key, label))
         if K_KEY in sweep.search:
             ks = list((sweep.search[K_KEY].alternatives or {}).values())
-            flat = sorted({k for value in ks for k in (value if isinstance(value, list | tuple) else [value])})
+            flat = [k for value in ks for k in (value if isinstance(value, list | tuple) else [value])]
+            if all(isinstance(k, int) for k in flat):  # else validation says so
+                flat = sorted(set(flat))
             settings = merge(settings, {"evaluation": {"k": flat}})
         experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
         if method:
-            asked, experiment = experiment, variant(experiment, method)
+            asked, experiment = experiment, variant(experiment, method, f"methods, {self._where}")
             for key in values:
                 before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
                 if before != after:
@@ -186,7 +189,11 @@ class Plan:
         dimension = self.dimensions[key]
         if dimension.alternatives is not None:
             return dimension.alternatives[label]
-        return int(label) if dimension.randint is not None else float(label)
+        if dimension.randint is not None:
+            return int(label)
+        assert dimension.bounds is not None
+        low, high = dimension.bounds
+        return min(max(float(label), low), high)  # a label's four digits may lie just outside
 
     def scored_in(self, setting: Setting) -> Iterator[tuple[str, Experiment, tuple[int, ...]]]:
         """Each condition of a setting: its name, the settings to score in, the numbers of support episodes."""
@@ -204,6 +211,11 @@ class Plan:
     def num_workers(self) -> int:
         """Env runners and learners of the trial that has most."""
         return max(s.experiment.env_runners.num_actors for s in self.settings or [self._some_setting()])
+
+    @property
+    def num_trials(self) -> int:
+        """Processes that train one or several runs each."""
+        return len(self.trials) if self.sweep.is_planned else self.sweep.tune.samples
 
     @property
     def num_runs(self) -> int:
@@ -273,6 +285,39 @@ class Plan:
     def _check_conditions(self, setting: Setting) -> None:
         for name, experiment, _ in self.scored_in(setting):
             check_game(setting.experiment, experiment.environment, f"conditions.{name}", self._where)
+
+    def _check_metrics(self, settings: Sequence[Setting]) -> None:
+        """A search or a stop by what training never tells would go blindly on."""
+        tune = self.sweep.tune
+        told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/")]
+        told += sorted({validation_key(k) for setting in settings for k in setting.experiment.evaluation.k})
+        asked = [("metric", tune.metric)] if tune.metric else []
+        for place, name in [*asked, *(("stop", name) for name in tune.stop)]:
+            if name not in told:
+                raise InputError(
+                    f"`tune.{place}` must be among what training tells ({', '.join(told)}), got {name!r}"
+                    f"{near(name, told)} ({self._where})"
+                )
+
+    def _check_claim(self, settings: Sequence[Setting]) -> None:
+        """What the report could only say after all training."""
+        claim = self.sweep.answer
+        if claim is None:
+            return
+        among = claim.conditions or tuple(self.sweep.conditions)
+        ks = {k for setting in settings for name, _, scored in self.scored_in(setting) if name in among for k in scored}
+        methods = {*(setting.experiment.name for setting in settings), *self.baselines}
+        sides = {"value": (claim.value,), "against": claim.against or ()}
+        known: dict[str, set[Any]] = {"k": ks, "method": methods}
+        asked = [(place, given, known[claim.compare]) for place, given in sides.items() if claim.compare in known]
+        for place, given, scored in [*asked, ("k", (claim.k,), ks)]:
+            for value in given:
+                if value is not None and value not in scored:
+                    there = ", ".join(map(str, sorted(scored)))
+                    raise InputError(
+                        f"`answer.{place}` must be among what the sweep scores ({there}), got {one_line(value)} "
+                        f"({self._where})"
+                    )
 
 
 def trial_name(setting: str, seeds: Sequence[int]) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mermaide_ray.errors import InputError
 from mermaide_ray.sweep.plan import Plan, Setting, Trial, Values, typed
 from mermaide_ray.sweep.store import Store
 
 STATUS = "status.json"
+# What becomes of a run: scored; ended early by a scheduler or the sweep's budget; on record with its error; none yet.
+DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
 TABLES = ("rows", "calibration", "profiles")
 SETTING = "setting."
 # Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.
@@ -39,31 +43,42 @@ class Outcome:
 
 
 def read_status(store: Store, run_name: str) -> dict[str, Any] | None:
-    """What is on record of a run that has ended, well or not."""
-    content = store.read(f"runs/{run_name}/{STATUS}")
-    status: dict[str, Any] | None = json.loads(content) if content else None
+    """What is on record of a run: since it was begun, or has ended, well or not.
+
+    Raises:
+        InputError: The record is damaged.
+    """
+    name = f"runs/{run_name}/{STATUS}"
+    content = store.read(name)
+    with _undamaged(store, name):
+        status: dict[str, Any] | None = json.loads(content) if content else None
     return status
 
 
+def has_ended(status: Mapping[str, Any] | None) -> bool:
+    """Whether a run is not to be gone on with: it is scored, or was stopped."""
+    return status is not None and status["status"] in (DONE, STOPPED)
+
+
+def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
+    """The metrics of a run that has ended, at each of its milestones."""
+    return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
+
+
 def unfinished(plan: Plan, store: Store) -> list[Trial]:
-    """The planned trials that are worth a process: all of them where a scheduler must hear of each."""
-    if plan.sweep.tune.scheduler != "none":
-        return plan.trials
+    """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
 
-    def is_done(setting: Setting, seed: int) -> bool:
-        status = read_status(store, setting.run_name(seed))
-        return status is not None and status["status"] == "done"
+    def is_over(setting: Setting, seed: int) -> bool:
+        return has_ended(read_status(store, setting.run_name(seed)))
 
-    return [trial for trial in plan.trials if not all(is_done(trial.setting, seed) for seed in trial.seeds)]
+    left = [trial for trial in plan.trials if not all(is_over(trial.setting, seed) for seed in trial.seeds)]
+    return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
-    """Writes rows, calibration, profiles, progress and trials of the whole sweep, each once however often it is asked.
-
-    A run without a status was under way or never begun: `stopped`.
-    """
+    """Writes rows, calibration, profiles, progress and trials of the whole sweep, once however often it is asked."""
     runs = dict(_runs(plan, store))
-    done = {name: status for name, status in runs.items() if status["status"] == "done"}
+    done = {name: status for name, status in runs.items() if status["status"] == DONE}
     keys = list(plan.dimensions)
     tables = {
         name: [_table(store, f"runs/{run}/{name}.parquet", status) for run, status in done.items()]
@@ -103,7 +118,7 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
                     "seed": seed,
                     "values": setting.values,
                 }
-                yield name, read_status(store, name) or {**begun, "status": "stopped"}
+                yield name, read_status(store, name) or {**begun, "status": UNFINISHED}
         return
     for name in store.names("runs"):
         if (status := read_status(store, name)) is not None:
@@ -112,7 +127,21 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read(store: Store, name: str) -> pd.DataFrame | None:
     content = store.read(name)
-    return None if content is None else pd.read_parquet(io.BytesIO(content))
+    with _undamaged(store, name):
+        return None if content is None else pd.read_parquet(io.BytesIO(content))
+
+
+@contextmanager
+def _undamaged(store: Store, name: str) -> Iterator[None]:
+    """Says which file of the sweep can't be read, and what to do about it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:  # JSON's and Arrow's errors are ValueErrors
+        whole = name.rpartition("/")[0] if name.startswith("runs/") else name
+        raise InputError(
+            f"a sweep's files must be whole, but {store.uri(name)} is damaged ({str(error).splitlines()[0]}): delete "
+            f"{store.uri(whole)}, and the same command makes it again"
+        ) from None
 
 
 def _table(store: Store, name: str, status: dict[str, Any]) -> pd.DataFrame:
@@ -126,10 +155,16 @@ def _profiles(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
     return table[table["k"] == table.groupby("condition")["k"].transform("max")] if len(table) else table
 
 
+def _told(store: Store, run: str) -> list[dict[str, float]]:
+    """A run's metrics by iteration. The last line may be half-written."""
+    name = f"runs/{run}/progress.jsonl"
+    content = store.read(name)
+    with _undamaged(store, name):
+        return [json.loads(line) for line in (content or b"").decode().split("\n")[:-1]]
+
+
 def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
-    content = store.read(f"runs/{run}/progress.jsonl")
-    lines = (content or b"").decode().split("\n")[:-1]
-    table = pd.DataFrame([json.loads(line) for line in lines])
+    table = pd.DataFrame(_told(store, run))
     if table.empty:
         return table
     # RLlib hands metrics over in any order.

@@ -1,8 +1,8 @@
 """One training run of a sweep, from its settings to its rows: trained in the store, scored in every condition.
 
 A run's outcome is a pure function of its settings, and the store remembers it. So a sweep that is started again asks
-every run again: a finished one answers at once from `status.json`, one that was under way tells its milestones again
-and goes on from its checkpoint, and nothing is counted twice.
+every run again: a finished one answers at once from `status.json` (where a scheduler listens, with its milestones
+first), one that was under way tells its milestones again and goes on from its checkpoint, and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,20 @@ from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
 from mermaide_ray.session import Session, checkpoint_seconds
-from mermaide_ray.storage import RunDirectory, whole_file
+from mermaide_ray.storage import RunDirectory, whole_file, whole_folder
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
-from mermaide_ray.sweep.results import STATUS, TABLES, read_status, to_parquet
+from mermaide_ray.sweep.results import (
+    DONE,
+    FAILED,
+    STATUS,
+    STOPPED,
+    TABLES,
+    UNFINISHED,
+    has_ended,
+    read_milestones,
+    read_status,
+    to_parquet,
+)
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from
@@ -60,29 +71,34 @@ class SweepRun:
         self._experiment = setting.with_seed(seed)
         self.error: str | None = None
         """Why the run has failed, in a line."""
+        self.env_steps = 0
+        """Environment steps at the milestone told last."""
         self._held = ExitStack()
         self._session: Session | None = None
         self._told_before: list[Told] = []
         self._clock = {"wall_s": 0.0, "cpu_s": 0.0}
         status = read_status(store, self.name)
-        self._outcome: Told | None = status["metrics"] if status and status["status"] == "done" else None
-
-    @property
-    def is_done(self) -> bool:
+        self._outcome: Told | None = status["metrics"] if status and has_ended(status) else None
+        self.is_done = status is not None and status["status"] == DONE
         """Whether its rows are in the store."""
-        return self._outcome is not None
+        if self._outcome is not None and plan.sweep.tune.scheduler == "asha":
+            # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
+            self._told_before = read_milestones(store, self.name)
 
     @property
-    def env_steps(self) -> int:
-        """Environment steps done."""
-        if self._outcome is not None:
-            return int(self._outcome["throughput/env_steps"])
-        return 0 if self._session is None else self._session.env_steps
+    def is_over(self) -> bool:
+        """Whether nothing is left to do or to tell: it is scored, or was stopped."""
+        return self._outcome is not None and not self._told_before
 
     def advance(self) -> Told:
         """Goes on to the next milestone and returns its metrics; scores the run where that is its last."""
+        told = self._advance()
+        self.env_steps = int(told["throughput/env_steps"])
+        return told
+
+    def _advance(self) -> Told:
         if self._outcome is not None:
-            return self._outcome
+            return self._told_before.pop(0) if self._told_before else self._outcome
         with self._clocked():
             session = self._open()
             if self._told_before:
@@ -114,7 +130,8 @@ class SweepRun:
         theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
         run = RunDirectory.create(local, self._experiment, {**self._origin(), "principal": theirs})
         self._hold(run)
-        shutil.copytree(source / run.principal.name, run.principal)
+        with whole_folder(run.principal) as unfinished:
+            shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
         shutil.copy(source / run.progress.name, run.progress)
         told = run.read_progress()[-1]
         board = Board(run.path)
@@ -131,7 +148,16 @@ class SweepRun:
         trace = "".join(traceback.format_exception(error))
         report = f"{self.name}: {line}\n\n{trace}\n{explained_yaml(self._experiment)}"
         self._store.write(f"failures/{self.name}.txt", report.encode())
-        self._write_status("failed", {}, line)
+        self.env_steps = 0
+        self._write_status(FAILED, {}, line)
+
+    def stop(self, told: Told) -> None:
+        """Puts on record that it is not to be gone on with.
+
+        Args:
+            told: Its metrics at its last milestone.
+        """
+        self._write_status(STOPPED, told, None)
 
     def close(self) -> None:
         """Frees what it holds; it can be gone on with."""
@@ -139,7 +165,7 @@ class SweepRun:
         self._held.close()
 
     def save_to(self, folder: Path) -> None:
-        """Copies what the run would go on from; nothing of a finished one, which nobody copies from."""
+        """Copies what the run would go on from; nothing of a finished one, which has no checkpoints."""
         if self.is_done:
             return
         run = self._open().run
@@ -149,7 +175,12 @@ class SweepRun:
         shutil.copy(run.progress, folder)
 
     def load_from(self, folder: Path) -> None:
-        """Goes on from a copy that `save_to` made of any run of the same architecture, with this run's settings."""
+        """Goes on from a copy that `save_to` made of any run of the same architecture, with this run's settings.
+
+        A finished run keeps what it has: Tune may remember less of it than the store.
+        """
+        if self.is_done or not folder.is_dir():
+            return
         self.close()
         local = self._store.open_run(self._folder)
         shutil.rmtree(local, ignore_errors=True)
@@ -175,6 +206,7 @@ class SweepRun:
             shutil.rmtree(local, ignore_errors=True)  # what a kill left before the first file was whole
             run = RunDirectory.create(local, self._experiment, self._origin())
         self._hold(run)
+        self._write_status(UNFINISHED, {}, None)
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._session = self._held.enter_context(
@@ -255,12 +287,13 @@ class SweepRun:
         return {**told, **scores, "throughput/env_steps": float(env_steps)}
 
     def _conclude(self, run: RunDirectory, outcome: Told) -> None:
-        """Makes the run's files the store's, the status last."""
+        """Makes the run's files the store's, then says so, and only then lets go of what it could have gone on from."""
+        self._store.finish_run(self._folder, run.path, without=run.checkpoints)
+        self._write_status(DONE, outcome, None)
+        self._store.drop_kept(self._folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        self._store.finish_run(self._folder, run.path)
-        self._write_status("done", outcome, None)
         self._store.delete(f"failures/{self.name}.txt")
-        self._outcome = outcome
+        self._outcome, self.is_done = outcome, True
         self.close()
 
     def _score(self, run: RunDirectory) -> Results:

@@ -115,13 +115,16 @@ class Store:
             archive.add(local, arcname=".")
         self.write(f"{folder}/{_UNDER_WAY}", packed.getvalue())
 
-    def finish_run(self, folder: str, local: Path) -> None:
-        """Makes the files of a finished run the store's."""
+    def finish_run(self, folder: str, local: Path, without: Path) -> None:
+        """Makes the files of a finished run the store's, but for those in one of its folders."""
         if self.is_folder:
             return
         for path in sorted(local.rglob("*")):
-            if path.is_file():
+            if path.is_file() and without not in path.parents:
                 self.write(f"{folder}/{path.relative_to(local).as_posix()}", path.read_bytes())
+
+    def drop_kept(self, folder: str) -> None:
+        """Deletes what was kept of a run while it was under way."""
         self.delete(f"{folder}/{_UNDER_WAY}")
 
     def close_run(self, local: Path) -> None:

@@ -31,7 +31,7 @@ from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, trial_name
-from mermaide_ray.sweep.results import read_status, unfinished
+from mermaide_ray.sweep.results import UNFINISHED, has_ended, read_status, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
 
@@ -41,6 +41,8 @@ TUNE_FOLDER = "tune"
 WORST = -1e6
 # Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
 SPENT = "budget_spent"
+# Whether a trial has come to its own end: Tune sets `done` where it stops one before that, too.
+OVER = "over"
 
 tune.register_trainable(NAME, Mermaide)
 
@@ -89,7 +91,8 @@ class SweepTrial(tune.Trainable):
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
             SPENT: min(1.0, env_steps / self._trial.env_steps),
-            "done": all(run.is_done or run.error is not None for run in self._runs),
+            "done": (over := all(run.is_over or run.error is not None for run in self._runs)),
+            OVER: over,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -119,6 +122,7 @@ class _Watch(tune.Callback):
 
     panel: ClassVar[Panel]
     plan: ClassVar[Plan]
+    store: ClassVar[Store]
 
     def _name(self, trial: Any) -> str:
         return _name_of(self.plan, trial.config, trial.trial_id)
@@ -135,6 +139,9 @@ class _Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
+        told = trial.last_result
+        if told and not told.get(OVER):
+            _stop(self.plan, self.store, trial_of(self.plan, trial.config, trial.trial_id), told)
         self.panel.ended(self._name(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -142,12 +149,28 @@ class _Watch(tune.Callback):
         self.panel.died(self._name(trial))
 
 
-class _Budget(tune.Stopper):
-    """Ends the sweep when its environment steps are spent."""
+def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any]) -> None:
+    """Puts on record that a scheduler, or the sweep's budget, has ended a trial early."""
+    # Per run, as if each had had its share: what Tune was told is of the trial as a whole.
+    metrics = {key: value for key, value in told.items() if isinstance(value, float) and "/" in key}
+    metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
+    for seed in trial.seeds:
+        status = read_status(store, trial.setting.run_name(seed))
+        if status is not None and status["status"] == UNFINISHED:
+            SweepRun(plan, trial.setting, seed, store).stop(metrics)
 
-    def __init__(self, env_steps: int) -> None:
+
+class _Budget(tune.Stopper):
+    """Ends the sweep when its environment steps are spent.
+
+    Args:
+        env_steps: The budget.
+        before: What was spent by trials that ended in earlier attempts, and are not told again.
+    """
+
+    def __init__(self, env_steps: int, before: int) -> None:
         self._budget = env_steps
-        self._spent: dict[str, int] = {}
+        self._spent: dict[str, int] = {"": before}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """See base."""
@@ -165,7 +188,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     A planned sweep starts afresh each time: its runs know what they have done. What Tune draws goes on from the runs
     that are finished (Optuna) or from Tune's own state (population based training).
     """
-    _Watch.panel, _Watch.plan = panel, plan
+    _Watch.panel, _Watch.plan, _Watch.store = panel, plan, store
     # The panel tells what Tune would print; its loggers would write TensorBoard events of their own.
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -175,11 +198,14 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuning = plan.sweep.tune
+    budget = _Budget(tuning.env_steps, _spent(plan, store)) if tuning.env_steps else None
+    if budget and budget.stop_all():
+        return
     run_config = tune.RunConfig(
         name=TUNE_FOLDER,
         storage_path=_root(store),
         callbacks=[_Watch()],
-        stop=_Budget(tuning.env_steps) if tuning.env_steps else None,
+        stop=budget,
         failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
         checkpoint_config=tune.CheckpointConfig(
             # All are kept: another member may be about to copy any of them, and they are small.
@@ -203,7 +229,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         if result.error is not None:  # its process died more often than allowed
             trial = trial_of(plan, result.config or {}, Path(result.path).name)
             for run in (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds):
-                if not run.is_done:
+                if not run.is_over:
                     run.fail(result.error)
 
 
@@ -240,6 +266,14 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
     return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
+
+
+def _spent(plan: Plan, store: Store) -> int:
+    """Environment steps of runs that have ended, and that no trial will tell of again."""
+    if plan.sweep.tune.scheduler != "none" and plan.sweep.is_planned:
+        return 0
+    statuses = [read_status(store, name) for name in store.names("runs")]
+    return sum(int(status["env_steps"]) for status in statuses if status and has_ended(status))
 
 
 def _root(store: Store) -> str:
@@ -289,7 +323,7 @@ def _within_bounds(dimensions: Mapping[str, Dimension], config: dict[str, Any]) 
 
 
 def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
-    """The searcher, told of all finished runs, and how many samples are left."""
+    """The searcher, told of all trials that have ended and to go on first with those that have not; samples left."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -298,23 +332,33 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
     values: dict[str, dict[str, str]] = {}
     for name in store.names("runs"):
         status = read_status(store, name)
-        if status is None or status["status"] != "done":
+        if status is None:
             continue
-        scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
         values[status["trial"]] = status["values"]
-    known = [trial for trial, found in scores.items() if len(found) == len(plan.sweep.seeds)]
+        if has_ended(status):
+            scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
+    known = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
+    points = {
+        trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}
+        for trial, found in values.items()
+    }
     # Seeded by what is known: a sampler that starts over would draw the same again.
     dice = generator(tuning.seed, "train", "sweep/optuna", 0, len(known))
     search = OptunaSearch(
         {"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
         metric=metric,
         mode="max",
+        points_to_evaluate=[point for trial, point in points.items() if trial not in known],
         seed=int(dice.integers(2**31)),
     )
     for trial in known:
-        point = {f"drawn/{key}": plan.drawn_value(key, label) for key, label in values[trial].items()}
-        search.add_evaluated_point(point, float(np.mean(scores[trial])))
+        search.add_evaluated_point(points[trial], float(np.mean(scores[trial])))
     return search, max(0, tuning.samples - len(known))
+
+
+def _point(plan: Plan, key: str, label: str) -> Any:
+    """A drawn value as `_domain` has it, from its label."""
+    return label if plan.dimensions[key].alternatives is not None else plan.drawn_value(key, label)
 
 
 def _domain(dimension: Dimension) -> Any:
