@@ -123,11 +123,21 @@ def check_families(agents: Agents, environment: Environment, layers: Sequence[La
     Raises:
         InputError: One is not known, has no such hyperparameters, or can't be in this game.
     """
+    from mermaide_ray.agents import family_named
+
+    keys: dict[str, str] = {}
     for name, family in agents.families.items():
         for path, problem in _family_problems(name, family, environment.space):
             raise InputError(f"{problem} ({source(('agents', 'families', name, *path), layers)})")
         for key, problem in _game_problems(name, environment):
             raise InputError(f"`environment.{key}` {problem} ({source(('environment', key), layers)})")
+        called = family_named(name, environment.space).name
+        if called in keys:
+            raise InputError(
+                "`agents.families` must be families of different names, by which rows and figures tell them apart, "
+                f"got {called!r} twice: {keys[called]} and {name} ({source(('agents', 'families', name), layers)})"
+            )
+        keys[called] = name
 
 
 def check_planned(agents: Agents, environment: Environment, layers: Sequence[Layer]) -> None:

@@ -61,6 +61,8 @@ _NOT_RLLIBS = {
     "train_batch_size_per_learner": ".meta_learning(meta_batch_size=…)",
 }
 """RLlib settings that this algorithm would not heed, and what to set instead."""
+# As in a file: a mixture is one setting.
+_REPLACED_WHOLE = frozenset({"families"})
 FLAT = "mermaide"
 """Key of the flat metrics in a training result."""
 # How long to wait for an answer of the learners at a time; and for Ray to find one gone, once another says that the
@@ -163,11 +165,11 @@ class MermaideConfig(AlgorithmConfig):
         theirs = inspect.signature(getattr(AlgorithmConfig, section)).parameters
         mine = {key: value for key, value in given.items() if key in own or key not in theirs}
         if mine:
-            self.settings = merge(self.settings, {section: mine})
+            self.settings = merge(self.settings, {section: mine}, whole=_REPLACED_WHOLE)
         return {key: value for key, value in given.items() if key not in mine}
 
     def _take_all(self, section: str, given: Mapping[str, Any]) -> MermaideConfig:
-        self.settings = merge(self.settings, {section: dict(given)})
+        self.settings = merge(self.settings, {section: dict(given)}, whole=_REPLACED_WHOLE)
         return self
 
     def validate(self) -> None:
@@ -200,14 +202,7 @@ class MermaideConfig(AlgorithmConfig):
 
     def experience(self, trajectories: Trajectories) -> Experience:
         """Observations and rewards of trajectories: how the learner, which must not know the game, gets at them."""
-        return self._table().experience(trajectories)
-
-    def support(self, trajectories: Trajectories) -> Experience:
-        """The same of support episodes, see `Table.support`."""
-        return self._table().support(trajectories)
-
-    def _table(self) -> Table:
-        return Table(self.experiment.environment, Method.of(self.experiment))
+        return Table(self.experiment.environment, Method.of(self.experiment)).experience(trajectories)
 
 
 def lost(error: Exception) -> WorkersLost:

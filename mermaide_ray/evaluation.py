@@ -22,9 +22,10 @@ from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Meeting, Table
+from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
-from mermaide_ray.models.principal import Architecture, Weights, shared
+from mermaide_ray.models.principal import Architecture, Weights, log_softmax, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
@@ -80,8 +81,8 @@ class Bounds:
         return ((returns - self.never) / span).where(span >= LEAST_SPAN, torch.full_like(span, float("nan")))
 
 
-_known_bounds: dict[tuple[str, Split, tuple[int, ...], int], Bounds] = {}
-"""By game and agents, split, task ids and episodes: the oracle takes longer than any method's evaluation."""
+_known_bounds: dict[tuple[str, int, Split, tuple[int, ...], int], Bounds] = {}
+"""By game and agents, seed, split, task ids and episodes: the oracle takes longer than any method's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Evaluation:
         """Returns of no intervention and of the privileged oracle on the same luck, found once per process."""
         # What the principal sees changes neither end.
         game = self.experiment.model_dump_json(include={"environment", "agents"}, exclude={"environment": {"sight"}})
-        key = (game, self.split, self.tasks.ids, self.episodes)
+        key = (game, self.experiment.seed_of(self.split), self.split, self.tasks.ids, self.episodes)
         if key not in _known_bounds:
             never, oracle = (self._returns(self._play(self._rule(name))) for name in ("never", "oracle"))
             _known_bounds[key] = Bounds(never, oracle)
@@ -310,12 +311,13 @@ def _prediction(architecture: Architecture, logits: Tensor, labels: Tensor) -> d
     probability. Of points: the mean gap between the share of PIT values (`MixtureHead.pit`) below each of the bins'
     inner edges and that edge, per coordinate, then the mean over coordinates; from 0 to 1/2.
     """
+    nll = prediction_nll(architecture, logits, labels).numpy()
     if (head := architecture.mixture) is not None:
         hit = head.hits(logits, labels).float().mean((1, 2))
         shares, edges = _shares_below(head.pit(logits, labels))
         error = (shares - edges).abs().mean((1, 2))
-        return {"nll": head.nll(logits, labels).numpy(), "accuracy": hit.numpy(), "ece": error.numpy()}
-    log_p = logits.log_softmax(-1)
+        return {"nll": nll, "accuracy": hit.numpy(), "ece": error.numpy()}
+    log_p = log_softmax(logits)
     confidence, guess = log_p.exp().max(-1)
     hit = (guess == labels).float()
     error = torch.zeros(len(labels))
@@ -323,8 +325,7 @@ def _prediction(architecture: Architecture, logits: Tensor, labels: Tensor) -> d
     for index in range(CALIBRATION_BINS):
         inside = (bins == index).float()
         error += ((confidence - hit) * inside).mean((1, 2)).abs()
-    nll = -log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).mean((1, 2))
-    return {"nll": nll.numpy(), "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
+    return {"nll": nll, "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
 
 
 def _calibration(logits: Tensor, labels: Tensor, families: list[str]) -> pd.DataFrame:

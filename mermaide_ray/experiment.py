@@ -102,7 +102,11 @@ class Training(Section):
     clip: Number = Field(0.2, gt=0, description="clipped only: range of the probability ratio")
     epochs: Whole = Field(1, ge=1, description="clipped only: passes over each meta-batch")
     minibatches: Whole = Field(4, ge=1, description="clipped only: steps per pass, each on a share of the tasks")
-    baseline: Literal["value", "leave_one_out"] = Field("value", description="baseline of the policy gradient")
+    baseline: Literal["value", "leave_one_out"] = Field(
+        "value",
+        description="baseline of the policy gradient; leave_one_out takes several episodes: of one alone (evaluation "
+        "at K = 1) it is value",
+    )
     gamma: Number = Field(
         0.99, ge=0, le=1, description="discount per pull, for training only (scores are undiscounted)"
     )
@@ -193,6 +197,16 @@ class Experiment(Section):
             raise ValueError(
                 "`meta_learning.adaptation_episodes` must be >= 1 where `meta_learning.inner_steps` is "
                 f"{meta.inner_steps}, got 0 (set inner_steps to 0 for no adaptation)"
+            )
+        if meta.inner_steps and not meta.inner_policy_weight and not self.world_model.enabled:
+            raise ValueError(
+                "`meta_learning.inner_policy_weight` must be > 0 where world_model.enabled is false: the inner step "
+                "would have no loss, got 0"
+            )
+        if meta.inner_steps and not meta.inner_policy_weight and meta.adapt == "policy":
+            raise ValueError(
+                "`meta_learning.inner_policy_weight` must be > 0 where meta_learning.adapt is policy: nothing else "
+                "would move it, got 0"
             )
         if training.baseline == "leave_one_out" and meta.query_episodes < 2:
             raise ValueError(

@@ -81,7 +81,7 @@ class NetworkPrincipal:
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
         projected, arms = (self._looked_up(seen), None) if self._looks_up else self._perceived(seen)
-        logits, self.state, _ = step(self._architecture, self._weights, projected, self.state, arms, self._marks)
+        logits, self.state = step(self._architecture, self._weights, projected, self.state, arms, self._marks)
         self._logits = logits.flatten(0, 1)
         return choose(self._logits, seen.uniform)
 
@@ -157,13 +157,6 @@ class Table:
         rewards = incentives_of(self.environment).rewards_of(trajectories).transpose(1, 2)
         return Experience(view_of(self.environment).history(trajectories), rewards)
 
-    def support(self, trajectories: Trajectories) -> Experience:
-        """The same of support episodes, with what a learner model infers from them."""
-        experience, learner = self.experience(trajectories), self.method.architecture.learner
-        if learner is None:
-            return experience
-        return replace(experience, latents=learner.infer(experience.history.observations, experience.history.labels))
-
     def meet(
         self,
         tasks: Tasks,
@@ -215,10 +208,14 @@ class Table:
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph."""
+        experience, learner = self.experience(support), self.method.architecture.learner
+        if learner is not None:
+            history = experience.history
+            experience = replace(experience, latents=learner.infer(history.observations, history.labels))
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
             with_axis = shared(leaves, len(support.target))
-            adaptation = adapt(self.method, with_axis, inner_rates, self.support(support), create_graph=False)
+            adaptation = adapt(self.method, with_axis, inner_rates, experience, create_graph=False)
         return replace(
             adaptation,
             weights={name: value.detach() for name, value in adaptation.weights.items()},

@@ -102,8 +102,10 @@ class Perception:
 class Hidden:
     """What only a privileged oracle may look at."""
 
-    def __init__(self, agents: Crowd, next_arm: Tensor, target: Tensor, since: Tensor) -> None:
+    def __init__(self, agents: Crowd, last_arm: Tensor, next_arm: Tensor, target: Tensor, since: Tensor) -> None:
         self._agents = agents
+        self.last_arm = last_arm
+        """int64 [N], the arm pulled last, whatever the principal saw of it; -1 before the first pull."""
         self.next_arm = next_arm
         """int64 [N], the arm about to be pulled; -1 for agents that wait for the principal's announcement."""
         self.target = target
@@ -164,12 +166,13 @@ def play(
     arms = torch.empty(shape, dtype=compact_dtype(environment.num_actions))
     interventions = torch.empty(shape, dtype=compact_dtype(environment.num_interventions))
     shown = torch.empty(shape, dtype=compact_dtype(environment.num_symbols)) if environment.sight.is_lossy else None
+    arm = torch.full((shape[1],), -1)
     principal.begin(shape[1])
     for t, base, target, since in zip(range(horizon), course.base, course.target, course.since, strict=False):
         # An agent's pull doesn't depend on the intervention, which it can't see: found first, for the oracles.
-        arm = agents.pull(t)
+        last_arm, arm = arm, agents.pull(t)
         seen = perception.before(t)
-        action = principal.intervene(seen, Hidden(agents, arm, target, since))
+        action = principal.intervene(seen, Hidden(agents, last_arm, arm, target, since))
         intervention = view.intervention(action, seen.target)
         if announcing is not None:
             probabilities = view.by_intervention(announcing.probabilities(), seen.target)

@@ -23,7 +23,7 @@ from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.baselines.oracles import Rule, first_rules, gap_rules
 from mermaide_ray.environment import Changes, Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.lockstep import Announcing, Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.learner_model import LearnerModel, lead
 from mermaide_ray.models.posterior import Luck
 from mermaide_ray.noise import Key, generator
@@ -48,7 +48,7 @@ class Plan:
     base: Tensor
     chosen: Tensor
 
-    def principal(self, environment: Environment, policy: Announcing, episodes: int) -> Principal:
+    def principal(self, environment: Environment, policy: Principal, episodes: int) -> Principal:
         """The player of `episodes` episodes with each task."""
         rules = SupposedRules(environment, self.rules, self.base, episodes)
         return _Either(policy, rules, self.chosen.repeat_interleave(episodes))
@@ -95,7 +95,7 @@ class SupposedRules:
 class _Either:
     """In some episodes one player, in the others another."""
 
-    def __init__(self, policy: Announcing, rules: SupposedRules, by_rule: Tensor) -> None:
+    def __init__(self, policy: Principal, rules: SupposedRules, by_rule: Tensor) -> None:
         self._policy, self._rules, self._by_rule = policy, rules, by_rule
 
     def begin(self, num_episodes: int) -> None:
@@ -105,15 +105,7 @@ class _Either:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`."""
-        action = self._policy.intervene(seen, hidden)
-        self._action = self._rules.intervene(seen, hidden).where(self._by_rule, action)
-        return self._action
-
-    def probabilities(self) -> Tensor:
-        """See `lockstep.Announcing`."""
-        probabilities = self._policy.probabilities()
-        certain = torch.nn.functional.one_hot(self._action, probabilities.shape[-1]).to(probabilities)
-        return certain.where(self._by_rule.unsqueeze(1), probabilities)
+        return self._rules.intervene(seen, hidden).where(self._by_rule, self._policy.intervene(seen, hidden))
 
 
 def plan(

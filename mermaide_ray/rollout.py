@@ -20,10 +20,13 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.errors import RunFault
 from mermaide_ray.kshot import Table
+from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
 
 if TYPE_CHECKING:
     from mermaide_ray.algorithm import MermaideConfig
+
+SUPPORT_LATENTS = "support_latents"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Sample:
     Attributes:
         tasks: Task ids, [B].
         weights_version: The weights that it was sampled with.
-        columns: Of the episodes `support` (none for K = 0) and `query`, see `Trajectories.columns`.
+        columns: Of the episodes `support` (none for K = 0) and `query`, see `Trajectories.columns`; with a model of
+            learners `support_latents` [B, Z], what was inferred from the support.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 
@@ -98,7 +102,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         return Sample(tuple(tasks), self.weights_version, columns)
 
     def answer(self, iteration: int, tasks: Sequence[int], weights: dict[str, Any] | None = None) -> Sample:
-        """What the driver asks for: `sample`, with the given weights if it has none yet.
+        """What the driver asks for: `sample`, with the given weights.
 
         An error is an answer too: it keeps its own traceback, and is not taken for a crash to recover from.
         """
@@ -126,6 +130,9 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         columns = meeting.query.columns("query")
         if meeting.support is not None:
             columns |= meeting.support.columns("support")
+        if meeting.adaptation is not None and LATENTS in meeting.adaptation.weights:
+            # Shipped, not inferred anew: it takes long, and its last bit may decide where the search ends.
+            columns[SUPPORT_LATENTS] = meeting.adaptation.weights[LATENTS]
         return {name: column[back].numpy() for name, column in columns.items()}
 
     def get_spaces(self) -> dict[str, Any]:
@@ -146,7 +153,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes weights over, if they come with a version of their own."""
+        """Takes weights over, and their version if they come with one."""
         if COMPONENT_RL_MODULE not in state or self.module is None:
             return
         modules = state[COMPONENT_RL_MODULE]

@@ -17,8 +17,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
-from mermaide_ray.errors import InputError, RunFault, WorkersLost
-from mermaide_ray.storage import RunDirectory, save_principal
+from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.storage import RunDirectory, load_principal, save_principal
 from mermaide_ray.tensorboard import Board
 
 
@@ -148,31 +148,26 @@ def checkpoint_seconds() -> float:
 
 def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     experiment, latest = run.experiment(), run.latest_checkpoint()
-    if latest is None:
-        with _losses_told():
-            algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
-        return algorithm
-    iteration = run.check_checkpoint(latest)
-    folder = str((latest / "rllib").absolute())
-    try:
-        with _losses_told():
-            if changed:
-                algorithm = MermaideConfig.of(experiment).build_algo()
-                algorithm.restore_from_path(folder)
-            else:
-                algorithm = Mermaide.from_checkpoint(folder)
-    except WorkersLost:
-        raise  # no fault of the checkpoint
-    except Exception as error:
-        raise InputError(
-            f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
-            "delete it to go on from the one before"
-        ) from None
+    iteration = 0 if latest is None else run.check_checkpoint(latest)
+    if latest is not None and not changed:
+        # Who does the work may change between the two halves of a run; what is done may not.
+        trained, _ = load_principal(latest)
+        then, now = (e.model_dump(exclude={"env_runners"}) for e in (trained, experiment))
+        if section := next((key for key in now if now[key] != then[key]), None):
+            raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
+    with _losses_told():
+        algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
+        if latest is None:
+            return algorithm
+        try:
+            algorithm.restore_from_path(str((latest / "rllib").absolute()))
+        except (RayActorError, RunFault):
+            raise  # no fault of the checkpoint
+        except Exception as error:
+            algorithm.stop()
+            raise InputError(
+                f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
+                "delete it to go on from the one before"
+            ) from None
     assert algorithm.meta_iteration == iteration
-    # Who does the work may change between the two halves of a run; what is done may not.
-    then, now = (e.model_dump(exclude={"env_runners"}) for e in (algorithm.experiment, experiment))
-    if then != now:
-        algorithm.stop()
-        section = next(key for key in now if now[key] != then[key])
-        raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
     return algorithm

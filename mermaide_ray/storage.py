@@ -39,6 +39,8 @@ PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
 _KEPT_CHECKPOINTS = 2
 _PRINCIPAL = "principal"
+# What provenance says of a run that RLlib's PPO has trained: it has no checkpoints of ours.
+STOCK = "mermaide stock-ppo"
 
 
 class RunDirectory:
@@ -68,8 +70,7 @@ class RunDirectory:
         if path is None:
             stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             path = Path("runs") / f"{experiment.name}-seed{experiment.seed}-{stamp}"
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"--out must be a new or empty folder, got {path} (use --resume {path} to go on with it)")
+        refuse_used(path, f" (use --resume {path} to go on with it)")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,11 +89,14 @@ class RunDirectory:
         """The folder of an earlier run.
 
         Raises:
-            InputError: It is none.
+            InputError: It is none that could be gone on with.
         """
         run = cls(path, trusted)
         if not run.config.is_file():
             raise InputError(f"a run's folder must hold config.yaml, got {path}")
+        origin = path / "provenance.json"
+        if origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK:
+            raise InputError(f"a run must be one of `mermaide train` to be gone on with, got {path}, of {STOCK}")
         return run
 
     @property
@@ -208,6 +212,16 @@ class RunDirectory:
             file.write(json.dumps(told) + "\n")
 
 
+def refuse_used(out: Path, hint: str = "") -> None:
+    """Refuses a place of results that holds something.
+
+    Raises:
+        InputError: It does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out must be a new or empty folder, got {out}{hint}")
+
+
 def written_by_others(folder: Path, home: Path) -> str | None:
     """Why somebody else may have written what is in a folder, which should lie within `home`; None if nobody else."""
     for path in (folder, *sorted(folder.rglob("*"))):
@@ -285,7 +299,7 @@ def versions() -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Where and from what a run was started."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
         try:
@@ -294,11 +308,14 @@ def provenance() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
+    # Installed into somebody's project, the package lies in a repository that is not its own.
+    is_ours = git("rev-parse", "--show-toplevel") == str(here.parent)
+    changes = git("status", "--porcelain") if is_ours else None
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [without_credentials(argument) for argument in sys.argv],
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain")),
+        "commit": git("rev-parse", "HEAD") if is_ours else None,
+        "uncommitted_changes": None if changes is None else bool(changes),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }

@@ -27,7 +27,7 @@ from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.table import SCORE, render_terminal, summary
-from mermaide_ray.storage import RunDirectory, load_principal, save_principal, whole_file
+from mermaide_ray.storage import RunDirectory, load_principal, refuse_used, save_principal, whole_file
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
@@ -100,8 +100,8 @@ def evaluate(
     experiment = elsewhere(trained, overrides or {})
     contender = contender.at(experiment)
     _check_names([contender.name])
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out must be a new or empty folder, got {out}")
+    if out is not None:
+        refuse_used(out)
     results = score(experiment, [contender], split, list(dict.fromkeys(ks or experiment.evaluation.k)), tasks, episodes)
     if out is not None:
         _write(results, out)
@@ -223,12 +223,16 @@ class _Companions:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> _Companions:
-        for run in self._runs:
-            with (run.path / "log.txt").open("ab") as log:
-                command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), _COMPANION]
-                command += [_TRUSTED] if run.trusted else []
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-                self._processes.append(process)
+        try:
+            for run in self._runs:
+                with (run.path / "log.txt").open("ab") as log:
+                    command = [sys.executable, "-m", "mermaide_ray.training", str(run.path), _COMPANION]
+                    command += [_TRUSTED] if run.trusted else []
+                    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+                    self._processes.append(process)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -119,6 +119,12 @@ REFUSED = {
     "{training: {baseline: leave_one_out}, meta_learning: {query_episodes: 1}}": "`meta_learning.query_episodes` must",
     "{world_model: {enabled: false}, meta_learning: {adapt: world_model}}": "needs `world_model.enabled` = true",
     "world_model: {enabled: false, policy_gradient: false}": "`world_model.policy_gradient` must be true where",
+    "{world_model: {enabled: false}, meta_learning: {inner_policy_weight: 0}}": "the inner step would have no loss",
+    "{meta_learning: {inner_policy_weight: 0, adapt: policy}}": "nothing else would move it, got 0",
+    "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}, test: {ucb_coefficient: [2, 3]}}, "
+    "'mermaide_ray.agents.ucb:FAMILY': {train: {ucb_coefficient: [0, 1]}, test: {ucb_coefficient: [2, 3]}}}}": (
+        "got 'ucb' twice: ucb and mermaide_ray.agents.ucb:FAMILY"
+    ),
     "env_runners: {num_learners: 5}": "`meta_learning.meta_batch_size` must be a multiple of env_runners.num_learners",
     "preset: papr": "`preset` must be one of maml, mermaide,",
     "preset: [paper]": "`preset` must be one of maml, mermaide,",

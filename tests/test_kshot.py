@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
-from mermaide_ray.learners.maml import Adaptation, adapt, unroll
+from mermaide_ray.learners.maml import Adaptation, adapt, unroll, unroll_support
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.principal import LATENTS, choose, shared
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -136,9 +137,11 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     columns = (support.arms, support.interventions, support.target, support.shown, support.moving)
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
-    replayed = adapt(
-        module.method, shared(weights, TASKS), module.inner_rates(), table.support(shipped), create_graph=True
-    )
+    experience = table.experience(shipped)
+    if (learner := module.method.architecture.learner) is not None:
+        history = experience.history
+        experience = replace(experience, latents=learner.infer(history.observations, history.labels))
+    replayed = adapt(module.method, shared(weights, TASKS), module.inner_rates(), experience, create_graph=True)
     assert support.arms.dtype == torch.uint8
     for name, value in _adaptation(meeting).weights.items():
         torch.testing.assert_close(value, replayed.weights[name].detach(), atol=1e-6, rtol=0, msg=name)
@@ -160,18 +163,22 @@ def test_learners_probabilities_are_those_that_the_episodes_were_played_with(var
     meeting = _meet(experiment, k)
     seed, split, purpose, iteration = KEY
 
-    def replayed(played: Trajectories, which: str, weights: dict[str, Tensor], state: Tensor | None) -> Tensor:
+    def replayed(played: Trajectories, which: str, weights: dict[str, Tensor], state: Tensor | None = None) -> Tensor:
         episodes = played.arms.shape[1]
         dice = deal_for(environment, (seed, split, f"{purpose}/{which}", iteration), tasks, episodes)
         with torch.no_grad():
-            logits = unroll(module.method, weights, table.experience(played).history, state).policy_logits
+            history = table.experience(played).history
+            if which == "support":
+                logits = unroll_support(module.method, weights, history).policy_logits
+            else:
+                logits = unroll(module.method, weights, history, state).policy_logits
         uniform = dice.principal.view(environment.horizon, TASKS, episodes).transpose(0, 1)
         actions = choose(logits, uniform).transpose(1, 2)
         told = played.targets if environment.changes.announced else played.target[:, None, None]
         return View(environment).intervention(actions, told)
 
     adaptation = _adaptation(meeting)
-    support = replayed(_support(meeting), "support", shared(module.weights(), TASKS), None)
+    support = replayed(_support(meeting), "support", shared(module.weights(), TASKS))
     query = replayed(meeting.query, "query", adaptation.weights, adaptation.state)
     assert torch.equal(support, _support(meeting).interventions.long())
     assert torch.equal(query, meeting.query.interventions.long())

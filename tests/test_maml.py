@@ -22,6 +22,7 @@ from mermaide_ray.learners.maml import (
     sampling_log_p,
     trial_advantages,
     unroll,
+    unroll_support,
 )
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
@@ -384,9 +385,19 @@ def test_carried_state_is_where_the_adapted_core_ends_the_support() -> None:
     support, weights = _experience(method, K, 0), shared(_weights(method), B)
     adaptation = adapt(method, weights, _rates(method), support, create_graph=False)
     assert adaptation.state is not None
-    expected = unroll(method, adaptation.weights, support.history).state
+    expected = unroll_support(method, adaptation.weights, support.history).state
     torch.testing.assert_close(adaptation.state, expected)
-    assert (adaptation.state - unroll(method, weights, support.history).state).abs().max() > 1e-3
+    assert (adaptation.state - unroll_support(method, weights, support.history).state).abs().max() > 1e-3
+
+
+def test_a_query_without_support_starts_afresh_in_every_episode() -> None:
+    """As it was played, whether a state would be carried over or not."""
+    carries, afresh = (_method(meta_learning={"carry_state": carry, "inner_steps": 0}) for carry in (True, False))
+    weights, query = _weights(carries), _experience(carries, E, 1)
+    one, other = (sampling_log_p(method, weights, {}, None, query).query for method in (carries, afresh))
+    torch.testing.assert_close(one, other)
+    losses = [float(meta_loss(method, weights, {}, None, query, 0.0).loss.detach()) for method in (carries, afresh)]
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_first_epoch_of_the_clipped_objective_is_reinforce() -> None:

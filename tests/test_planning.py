@@ -33,23 +33,6 @@ FAMILIES = {
 }
 
 
-class Announcing:
-    """A fixed rule or another as the adapted policy; tells its probabilities."""
-
-    def __init__(self, principal: Principal) -> None:
-        self.principal = principal
-
-    def begin(self, num_episodes: int) -> None:
-        self.principal.begin(num_episodes)
-
-    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
-        self.action = self.principal.intervene(seen, hidden)
-        return self.action
-
-    def probabilities(self) -> Tensor:
-        return torch.nn.functional.one_hot(self.action, 2).float() * 0.5 + 0.25
-
-
 def _game(**environment: Any) -> Experiment:
     return validate(
         {
@@ -110,7 +93,8 @@ def test_with_the_true_means_a_rule_does_what_the_oracle_does_with_the_agents_ow
                 def estimates(self) -> Tensor:
                     return base.where(own.abs() < 1e-20, own)
 
-            return privileged.intervene(seen, Knowing(hidden._agents, hidden.next_arm, hidden.target, hidden.since))
+            knowing = Knowing(hidden._agents, hidden.last_arm, hidden.next_arm, hidden.target, hidden.since)
+            return privileged.intervene(seen, knowing)
 
     expected = play(game, tasks, EPISODES, dice, Informed())
     assert supposed.interventions.any()
@@ -172,7 +156,7 @@ def test_a_policy_is_replaced_where_a_rule_is_clearly_better_and_only_there() ->
     """Intervening for 35 pulls suits the epsilon-greedy agents, not those whose exploration needs it all the time."""
     experiment = _game()
     tasks, game = _tasks(experiment), experiment.environment
-    policy = Announcing(FixedRule(game, 35))
+    policy = FixedRule(game, 35)
     found = _planned(experiment, tasks, policy)
     is_ucb = torch.tensor([name == "ucb" for name in tasks.family_names()])
     assert 0 < is_ucb.sum() < TASKS
@@ -194,7 +178,7 @@ def test_an_agent_that_no_rule_moves_is_left_alone_by_a_rule() -> None:
     """Interventions of a thousandth of a reward are but a cost: never to intervene is clearly better than always to."""
     experiment = _game(delta=0.001)
     tasks = _tasks(experiment)
-    found = _planned(experiment, tasks, Announcing(FixedRule(experiment.environment, 100)))
+    found = _planned(experiment, tasks, FixedRule(experiment.environment, 100))
     assert found.chosen.all()
     assert max(rule.until for rule in found.rules) <= 10
 
@@ -209,17 +193,16 @@ def test_a_plan_depends_on_no_other_task() -> None:
     assert torch.equal(alone.chosen, together.chosen[some])
 
 
-def test_probabilities_are_those_of_who_plays() -> None:
+def test_the_rule_plays_where_it_was_chosen_and_the_policy_elsewhere() -> None:
     experiment = _game()
     game = experiment.environment
     either = Plan((Rule(10), Rule(10)), torch.zeros(2, 10), torch.tensor([False, True])).principal(
-        game, Announcing(FixedRule(game, 0)), 1
+        game, FixedRule(game, 0), 1
     )
     either.begin(2)
     zeros = torch.zeros(2, dtype=torch.int64)
     seen = Seen(0, zeros - 1, zeros - 1, zeros, torch.zeros(2), zeros)
     assert either.intervene(seen, cast("Hidden", None)).tolist() == [0, 1]  # nothing hidden is looked at
-    assert cast("Announcing", either).probabilities().tolist() == [[0.75, 0.25], [0, 1]]
 
 
 def test_scores_with_planning_say_who_played() -> None:

@@ -11,7 +11,7 @@ from conftest import tiny
 
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, choose, project, replay, shared, step
+from mermaide_ray.models.principal import Weights, choose, features, project, replay, shared, step
 from mermaide_ray.models.rl_module import PrincipalModule
 
 
@@ -79,8 +79,9 @@ def test_replay_is_one_step_after_another(world_model: bool) -> None:
     state = torch.randn(tasks, episodes, architecture.hidden_size, generator=rng)
     outputs = replay(architecture, weights, observations, state)
     for t in range(pulls):
-        logits, state, arms = step(architecture, weights, project(weights, observations[:, t]), state)
+        logits, state = step(architecture, weights, project(weights, observations[:, t]), state)
         torch.testing.assert_close(outputs.policy_logits[:, t], logits)
+        arms, _ = features(architecture, weights, state, None, None)
         assert (arms is None) == (not world_model)
         if arms is not None and outputs.arm_logits is not None:
             torch.testing.assert_close(outputs.arm_logits[:, t], arms)

@@ -11,10 +11,11 @@ from conftest import stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment, load_experiment, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.losses import next_arm_nll
 from mermaide_ray.learners.maml import Experience, meta_loss, unroll
@@ -195,6 +196,19 @@ def test_both_ends_of_the_scale_and_rules_see_the_truth() -> None:
         assert torch.equal(*returns), name
     for name in ("first_n", "random", "privileged_gap"):
         assert one.baseline(name).rows.equals(other.baseline(name).rows), name
+
+
+def test_the_oracle_of_points_sees_the_truth() -> None:
+    """Its rules compare the next point with the last, of which the principal may have seen another."""
+    game, ends = {"game": "continuous", "horizon": 20}, []
+    for sight in ({}, {"noise": 0.5, "delay": 1}):
+        experiment = load_experiment(preset="mermaide", overrides={"environment": {**game, "sight": sight}})
+        tasks = AgentDistribution(experiment).tasks("validation", range(4))
+        rules = PrivilegedRules(experiment.environment, [Rule(20, next_arm="away")] * 4, 2)
+        dice = deal_for(experiment.environment, KEY, tasks, 2)
+        ends.append(play(experiment.environment, tasks, 2, dice, rules).interventions)
+    assert ends[0].any()
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from ray.rllib.core.columns import Columns
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.baselines.stock_run import StockPrincipal, train_stock
+from mermaide_ray.cli import main
+from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.principal import choose
@@ -79,7 +81,7 @@ def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network,
     assert 0 < float((expected > 0).float().mean()) < 1
 
 
-def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path) -> None:
+def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = stock_families(world_model={"policy_hidden": 8}, training={"env_steps": 1000}).model_copy(
         update={"seed": 3}
     )
@@ -92,3 +94,8 @@ def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path) -> N
     assert mine["return"].notna().all()
     [frame] = curves_of(source, ("principal/return",))["stock_ppo_lstm"]
     assert frame["throughput/env_steps"].iloc[-1] >= 1000
+    # There is nothing of ours to go on with, and another run would write over it.
+    assert main(["train", "--resume", str(tmp_path / "stock")]) == 2
+    assert "must be one of `mermaide train` to be gone on with" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"--out must be a new or empty folder, got [^ ]*$"):
+        train_stock(experiment, "lstm", tmp_path / "stock")

@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TrainedRun
+import yaml
+from conftest import TrainedRun, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
+from mermaide_ray.errors import RunFault
 from mermaide_ray.experiment import variant
 from mermaide_ray.metrics import METRICS, MOST_SCALARS
+from mermaide_ray.session import Session
 from mermaide_ray.storage import RunDirectory, load_principal
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -243,3 +247,33 @@ def test_resume_refuses_other_settings_and_keeps_what_is_there(
     assert main(["train", "--resume", str(run)]) == 2
     assert "must keep its settings, but `training`" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (run / "principal").iterdir()} == before
+
+
+def test_a_run_goes_on_with_other_runners_to_the_same_numbers(tmp_path: Path, local_ray: None) -> None:
+    """Who does the work may change between its two halves."""
+    told = []
+    for name, runners in (("same", 0), ("other", 1)):
+        run = RunDirectory.create(tmp_path / name, tiny())
+        with run.alone(), Session(run, 0.0) as session:
+            session.iterate()
+        changed = tiny(env_runners={"num_env_runners": runners})
+        run.config.write_text(yaml.safe_dump(changed.to_dict()), encoding="utf-8")
+        with run.alone(), Session(run, 0.0) as session:
+            assert session._algorithm.env_runner_group.num_remote_env_runners() == runners
+            told.append([session.iterate()["principal/return"] for _ in range(3)])
+    assert told[0] == told[1]
+
+
+def test_a_checkpoint_is_not_blamed_for_what_cannot_start(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    with run.alone(), Session(run, 0.0) as session:
+        session.iterate()
+
+    def failing(algorithm: Mermaide, path: str) -> None:
+        raise RunFault("the sampling actors must start, but one did not")
+
+    monkeypatch.setattr(Mermaide, "restore_from_path", failing)
+    with run.alone(), pytest.raises(RunFault, match="the sampling actors must start"):
+        Session(run, 0.0)

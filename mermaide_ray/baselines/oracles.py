@@ -150,9 +150,9 @@ class PrivilegedRules:
         assert space is not None
         target = space.point(hidden.target)
         last, following = (
-            squared_distance(space.point(arm), target) for arm in (seen.last_arm.clamp(min=0), hidden.next_arm)
+            squared_distance(space.point(arm), target) for arm in (hidden.last_arm.clamp(min=0), hidden.next_arm)
         )
-        return (following > last) & (seen.last_arm >= 0) | ~self._away
+        return (following > last) & (hidden.last_arm >= 0) | ~self._away
 
     def _next_is_goal(self, seen: Seen, hidden: Hidden) -> Tensor:
         """Whether the next arm is one that may be a target."""

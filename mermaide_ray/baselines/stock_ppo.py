@@ -46,7 +46,7 @@ def stock_ppo(
         An `AlgorithmConfig`; `.build_algo()` starts it.
     """
     horizon, training = experiment.environment.horizon, experiment.training
-    batch = episodes_per_iteration * horizon
+    share = episodes_per_iteration * horizon // max(experiment.env_runners.num_learners, 1)
     return (
         PPOConfig()
         .environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
@@ -71,8 +71,8 @@ def stock_ppo(
             )
         )
         .training(
-            train_batch_size_per_learner=batch // max(experiment.env_runners.num_learners, 1),
-            minibatch_size=min(1024, batch),
+            train_batch_size_per_learner=share,
+            minibatch_size=min(1024, share),
             num_epochs=4,
             lr=1e-3,
             gamma=training.gamma,

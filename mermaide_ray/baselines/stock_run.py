@@ -31,7 +31,7 @@ from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.figures import RETURN
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.table import render_terminal, summary
-from mermaide_ray.storage import RunDirectory, whole_file
+from mermaide_ray.storage import STOCK, RunDirectory, provenance, refuse_used, whole_file
 from mermaide_ray.trajectory import View, view_of
 
 
@@ -76,16 +76,19 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
         out: New folder; named after method, seed and time if not given.
 
     Raises:
-        InputError: The folder can't be used.
+        InputError: The folder can't be used, or RLlib's agents can't play these.
         RunFault: Ray can't be started, or the folder can't be written.
     """
     torch.set_num_threads(1)
     console = terminal()
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
-    run = RunDirectory.create(out, experiment)
+    config = stock_ppo(experiment, network)
+    if out is not None:
+        refuse_used(out)
+    run = RunDirectory.create(out, experiment, {**provenance(), "trained_by": STOCK})
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     with ray_running([{"CPU": 1.0}] * experiment.env_runners.num_actors, console):
-        algorithm = stock_ppo(experiment, network).build_algo()
+        algorithm = config.build_algo()
         try:
             with run.alone(), run.progress.open("w", encoding="utf-8") as progress:
                 for told in _iterations(algorithm, experiment, console):

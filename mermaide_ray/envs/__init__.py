@@ -19,11 +19,8 @@ class Game:
 ENVS: dict[str, Game] = {
     "incentivized_bandit": Game(
         "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
-        "a principal pays or penalises a bandit learner that it has never met, so that it pulls a target arm",
-    ),
-    "incentivized_points": Game(
-        "mermaide_ray.envs.bandit:IncentivizedBanditEnv",
-        "the same with environment.game = continuous (preset mermaide): the learner chooses points of [0, 1]^d",
+        "a principal pays or penalises a bandit learner that it has never met, so that it pulls a target arm; with "
+        "environment.game = continuous (preset mermaide) the learner chooses points of [0, 1]^d",
     ),
     "stackelberg": Game(
         "mermaide_ray.envs.stackelberg:StackelbergEnv",

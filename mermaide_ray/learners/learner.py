@@ -8,6 +8,7 @@ tasks, and don't synchronise gradients between learners (ray 2.60, rllib/core/le
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class MermaideLearner(TorchLearner):
 
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
     `query_arms`, `query_interventions` [B, E, T] and `target` [B]; what the principal saw (`support_shown`,
-    `query_shown`) where that is a matter of luck, and the target at each pull (`moving` [B, T]) where it moves.
+    `query_shown`) where that is a matter of luck, the target at each pull (`moving` [B, T]) where it moves, and what a
+    model of learners inferred from the support (`support_latents` [B, Z]).
     Learners each get some of the tasks; gradients and the moments of the advantages are averaged over all of them, so
     their number changes nothing but rounding.
     """
@@ -106,9 +108,8 @@ class MermaideLearner(TorchLearner):
         return norm
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
-        rebuild = self.config.support if which == "support" else self.config.experience
-        experience: Experience = rebuild(Trajectories.of_columns(columns, which))
-        return experience
+        experience: Experience = self.config.experience(Trajectories.of_columns(columns, which))
+        return replace(experience, latents=columns.get(f"{which}_latents"))
 
     def _average(self, value: Tensor) -> Tensor:
         """The mean over all learners (each holds as many tasks)."""

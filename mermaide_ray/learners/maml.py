@@ -74,20 +74,26 @@ class Adaptation:
 
 
 def unroll(method: Method, weights: Weights, history: History, initial: Tensor | None = None) -> Outputs:
-    """The networks' outputs over episodes, one after the other if the state is carried, else side by side.
+    """The networks' outputs over episodes that were played side by side.
 
     Args:
         method: The method.
         weights: With task axis.
         history: Episodes [B, T, E].
-        initial: Core state at the start, [B, 1, H] or [B, E, H].
+        initial: Core state at the start, [B, 1, H] or [B, E, H]; zeros if not given.
     """
     observations = history.observations.to(weights["core_bias"].dtype)
+    if initial is not None:
+        initial = initial.expand(observations.shape[0], observations.shape[2], -1)
+    return replay(method.architecture, weights, observations, initial)
+
+
+def unroll_support(method: Method, weights: Weights, history: History) -> Outputs:
+    """The networks' outputs over support episodes [B, T, K]: one after the other where the state is carried over."""
+    if not method.meta.carry_state:
+        return unroll(method, weights, history)
+    observations = history.observations.to(weights["core_bias"].dtype)
     batch, time, episodes, size = observations.shape
-    if initial is not None or not method.meta.carry_state or episodes == 1:
-        if initial is not None:
-            initial = initial.expand(batch, episodes, -1)
-        return replay(method.architecture, weights, observations, initial)
     outputs = replay(method.architecture, weights, observations.transpose(1, 2).reshape(batch, -1, 1, size))
 
     def side_by_side(x: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ def unroll(method: Method, weights: Weights, history: History, initial: Tensor |
 
 
 def advantages_of(method: Method, outputs: Outputs, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Advantages and value targets [B, T, E]: constants, whatever the baseline."""
+    """Advantages and value targets [B, T, E]: constants, whatever the baseline; of a single episode always by value."""
     training = method.training
     values = outputs.values.detach()
     rewards = rewards.to(values.dtype)
@@ -185,7 +191,7 @@ def adapt(
         old_log_p: Log-probabilities of the support actions under the policy that chose them, [B, T, K]; that of
             `weights` if not given.
     """
-    outputs = unroll(method, weights, support.history)
+    outputs = unroll_support(method, weights, support.history)
     advantages, value_targets = advantages_of(method, outputs, support.rewards)
     names = method.adaptable()
     if old_log_p is None:
@@ -194,7 +200,7 @@ def adapt(
     norm = torch.zeros_like(outputs.values[:, 0, 0].detach())
     for inner_step in range(method.meta.inner_steps):
         if inner_step:
-            current = unroll(method, adapted, support.history)
+            current = unroll_support(method, adapted, support.history)
         loss = inner_loss(method, current, support.history, advantages, old_log_p).sum()
         gradients = torch.autograd.grad(
             loss, [adapted[name] for name in names], create_graph=create_graph, retain_graph=True, allow_unused=True
@@ -209,7 +215,7 @@ def adapt(
         adapted[LATENTS] = support.latents
     state = None
     if method.meta.carry_state:
-        state = (unroll(method, adapted, support.history) if names else outputs).state[:, :1]
+        state = (unroll_support(method, adapted, support.history) if names else outputs).state[:, :1]
     return Adaptation(adapted, outputs, advantages, value_targets, state, norm.sqrt())
 
 

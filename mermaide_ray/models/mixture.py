@@ -100,10 +100,6 @@ class MixtureHead:
         below = torch.cat([_below(mixture, points), points.to(raw.dtype).unsqueeze(-2)], dim=-2)
         return (weights * below).sum(-2).clamp(0, 1)
 
-    def nll(self, raw: Tensor, points: Tensor) -> Tensor:
-        """Mean negative log-likelihood (nats per pull), [B], of points [B, T, E, d] under [B, T, E, size]."""
-        return -self.log_density(raw, points).mean((1, 2))
-
     def hits(self, raw: Tensor, points: Tensor) -> Tensor:
         """Whether each point lies within `width` of the likeliest Gaussian's mean, bool [...]."""
         mixture = self.read(raw)

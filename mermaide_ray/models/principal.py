@@ -358,7 +358,7 @@ def step(
     state: Tensor,
     arms: Arms | None = None,
     marks: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """One step, for sampling.
 
     Args:
@@ -370,11 +370,11 @@ def step(
         marks: What `Architecture.memory` keeps of each arm by now, float [B, E, M, A].
 
     Returns:
-        Policy logits [B, E, I], the next state [B, E, H], and the predicted arm's logits [B, E, A] (or None).
+        Policy logits [B, E, I] and the next state [B, E, H].
     """
     state = gru_cell(projected, state, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, state, arms, marks)
-    return policy(architecture, weights, read, arms), state, arm_logits
+    _, read = features(architecture, weights, state, arms, marks)
+    return policy(architecture, weights, read, arms), state
 
 
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:

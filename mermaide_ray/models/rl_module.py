@@ -75,7 +75,7 @@ class PrincipalModule(TorchRLModule):
                 after["marks"] = marks[0]
             inputs, arms = perceive(architecture, weights, observation, marks)
             state = before["core"].unsqueeze(0)
-            logits, state, _ = step(architecture, weights, project(weights, inputs), state, arms, marks)
+            logits, state = step(architecture, weights, project(weights, inputs), state, arms, marks)
         return {
             Columns.ACTIONS: choose(logits[0], uniform).unsqueeze(1),
             Columns.ACTION_DIST_INPUTS: logits[0].unsqueeze(1),

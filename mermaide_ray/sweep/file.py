@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from mermaide_ray.agent_settings import Split
 from mermaide_ray.config_file import merge, one_line, parse_sections, read_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, with_setting
@@ -119,7 +118,9 @@ def label_of(value: Any) -> str:
 class Condition(Section):
     """Where trained principals are scored. Costs no retraining."""
 
-    split: Split = Field("test", description="whose agents (and ranges)")
+    split: Literal["validation", "test"] = Field(
+        "test", description="whose agents (and ranges); each training seed has training agents of its own"
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(SCORED_ELSEWHERE)}"
     )
