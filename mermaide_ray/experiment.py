@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mermaide_ray.agent_settings import Agents, Split, check_families, check_planned, default_families
 from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.registry import near
-from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, sentence
+from mermaide_ray.settings import Layer, Number, Section, Switch, Whole, each_once, sentence
 
 # Sections of the settings that may differ where a trained principal is scored; the others decide how it is trained.
 SCORED_ELSEWHERE = ("environment", "agents", "evaluation")
@@ -142,8 +142,8 @@ class EnvRunners(Section):
 class Evaluation(Section):
     """The K-shot protocol: adapt on K support episodes, score on fresh query episodes."""
 
-    k: tuple[Annotated[Whole, Field(ge=0)], ...] = Field(
-        (0, 1), min_length=1, description="numbers of support episodes"
+    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once)] = Field(
+        (0, 1), description="numbers of support episodes"
     )
     tasks: Whole = Field(100, ge=1, description="agents per split (a finite population is used whole)")
     episodes: Whole = Field(16, ge=1, description="query episodes per task and K")
@@ -155,13 +155,6 @@ class Evaluation(Section):
         "rules on agents imagined from what the support told, and play the best rule where it is clearly better (never "
         "in validation rounds during training)",
     )
-
-    @field_validator("k")
-    @classmethod
-    def _each_once(cls, k: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(k)) < len(k):
-            raise ValueError(f"must name each number once, got {one_line(k)}")
-        return k
 
 
 class Experiment(Section):

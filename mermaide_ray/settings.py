@@ -46,6 +46,13 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuses a list that names something twice, or nothing."""
+    if len(set(values)) < len(values) or not values:
+        raise ValueError(f"must name each value once, at least one, got {one_line(values)}")
+    return values
+
+
 # Pydantic alone takes "5" and true for 5: most likely a mistake, so both are refused. 2e7 is a whole number.
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number)]

@@ -347,7 +347,7 @@ def test_a_baseline_is_the_method_that_its_name_says_with_as_many_episodes(main:
 
 
 def test_k_names_each_number_once() -> None:
-    with pytest.raises(InputError, match=r"each number once, got \[1, 1\]"):
+    with pytest.raises(InputError, match=r"each value once, at least one, got \[1, 1\]"):
         validate({"evaluation": {"k": [1, 1]}})
 
 

@@ -16,7 +16,7 @@ from mermaide_ray.cli import main
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
-from mermaide_ray.stackelberg.evaluation import Evaluation
+from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values
 from mermaide_ray.stackelberg.experiment import run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
@@ -215,6 +215,14 @@ def test_no_commitment_beats_the_equilibrium_and_knowing_the_distribution_is_wor
     # Against many followers the best uninformed commitment does better than a uniform one.
     uniform = commitment_value(torch.full((3,), 1 / 3), leader, follower).mean()
     assert evaluation.uninformed.mean() > uniform.item()
+
+
+def test_the_uninformed_leader_knows_the_distribution_of_the_condition_s_own_followers() -> None:
+    """Against followers without structure, commitments chosen for them bring more than those for the training's."""
+    settings = load_settings(scale="smoke")
+    evaluation = Evaluation(settings, condition="unstructured", num_tasks=200)
+    structured = uninformed_values(settings.game, evaluation.games, "test", evaluation._fine)
+    assert evaluation.uninformed.mean() > structured.mean()
 
 
 def test_training_is_deterministic_and_its_seed_matters() -> None:

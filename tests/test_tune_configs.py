@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mermaide_ray.sweep.adopt import training_of
 from mermaide_ray.sweep.file import SCALES, Scale, load_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -37,3 +38,14 @@ def test_a_sweep_that_chooses_settings_never_sees_test_agents(path: Path) -> Non
     sweep = load_sweep(path)
     if sweep.tune.searcher != "random" or sweep.tune.scheduler != "none" or sweep.tune.samples > 1:
         assert {condition.split for condition in sweep.conditions.values()} <= {"train", "validation"}
+
+
+@pytest.mark.parametrize("name", ["exploration", "stretch", "strangers", "world_model", "world_model_learner"])
+def test_sweeps_that_only_score_find_their_principals(name: str) -> None:
+    """They say that two other sweeps have trained them: with --principals of these, nothing is left to train."""
+
+    def trained(file: str) -> set[str]:
+        plan = Plan(load_sweep(FOLDER / f"{file}.yaml", "laptop"), file)
+        return {training_of(setting.with_seed(seed)) for setting in plan.settings for seed in plan.sweep.seeds}
+
+    assert trained(name) <= trained("methods") | trained("learner_model")

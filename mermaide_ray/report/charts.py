@@ -91,8 +91,8 @@ def performance_profiles(
     return figure
 
 
-def contrast_bars(contrasts: Sequence[Contrast], measure: str, *, note: str = "") -> Figure:
-    """One side against each of the others: difference, and probability of improvement, with 95% intervals."""
+def contrast_bars(name: str, contrasts: Sequence[Contrast], measure: str, *, note: str = "") -> Figure:
+    """One side, by its name, against each of the others: difference, probability of improvement, 95% intervals."""
     conditions = list(dict.fromkeys(contrast.conditions for contrast in contrasts))
     others = list(dict.fromkeys(contrast.other for contrast in contrasts))
     likely = any(contrast.probability is not None for contrast in contrasts)
@@ -103,21 +103,22 @@ def contrast_bars(contrasts: Sequence[Contrast], measure: str, *, note: str = ""
         style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
         chosen = [contrast for contrast in contrasts if contrast.conditions == condition]
         heights = [-others.index(contrast.other) - (index - (len(conditions) - 1) / 2) * spread for contrast in chosen]
-        name = " + ".join(map(str, condition))
-        _across(axes[0][0], name, [contrast.difference for contrast in chosen], heights, style)
+        shown = " + ".join(map(str, condition))
+        _across(axes[0][0], shown, [contrast.difference for contrast in chosen], heights, style)
         if likely:
             found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
-            _across(axes[0][1], name, [interval for interval, _ in found], [at for _, at in found], style)
+            _across(axes[0][1], shown, [interval for interval, _ in found], [at for _, at in found], style)
     axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
     axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
     axes[0][0].set_xlabel(f"difference in {measure_name(measure)}")
-    axes[0][0].set_title("difference")
+    axes[0][0].set_title(f"{shortened(name)} less …")
+    axes[0][0].locator_params(axis="x", nbins=6)
     if likely:
         axes[0][1].axvline(0.5, color="0.3", linewidth=1)
         axes[0][1].set_xlim(-0.02, 1.02)
-        axes[0][1].set_xlabel("probability of doing better")
-        axes[0][1].set_title("probability of improvement")
+        axes[0][1].set_xlabel("probability of improvement")
+        axes[0][1].set_title(f"{shortened(name)} better than …")
     finish(figure)
     handles, names = axes[0][0].get_legend_handles_labels()
     if len(conditions) > 1:

@@ -52,7 +52,7 @@ class Evaluation:
         leader, follower = (payoffs.double().numpy() for payoffs in (self.games.leader, self.games.follower))
         pairs = zip(leader, follower, strict=True)
         self.equilibrium = np.array([strong_stackelberg(*pair).value for pair in pairs])
-        self.uninformed = uninformed_values(settings.game, self.games, split, self._fine)
+        self.uninformed = uninformed_values(game, self.games, split, self._fine)
         # One unit for all tasks: where an uninformed commitment happens to be the best, a ratio per task has none.
         self.span = float((self.equilibrium - self.uninformed).mean())
 

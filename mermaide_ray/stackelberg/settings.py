@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from mermaide_ray.config_file import merge, nested, read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.settings import Layer, Number, Section, Whole, sentence
+from mermaide_ray.settings import Layer, Number, Section, Whole, each_once, sentence
 
 Method = Literal["mermaide", "rl2", "scratch"]
 Scale = Literal["smoke", "laptop", "full"]
@@ -95,8 +95,8 @@ class Training(Section):
 class Evaluation(Section):
     """The protocol: after each of k episodes, the commitment that the principal thinks best is scored."""
 
-    k: tuple[Annotated[Whole, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), min_length=1, description="numbers of adaptation episodes"
+    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once)] = Field(
+        (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), description="numbers of adaptation episodes"
     )
     tasks: Whole = Field(100, ge=1, description="held-out followers per condition")
     trials: Whole = Field(4, ge=1, description="times that each follower is met")
@@ -115,8 +115,8 @@ class Settings(Section):
     scratch: Scratch = Field(default_factory=Scratch)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    response_noises: tuple[Annotated[Number, Field(ge=0, le=1)], ...] = Field(
-        (0.0, 0.2, 0.5), min_length=1, description="values of game.response_noise to compare"
+    response_noises: Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], AfterValidator(each_once)] = Field(
+        (0.0, 0.2, 0.5), description="values of game.response_noise to compare"
     )
     seeds: Whole = Field(5, ge=1, description="training seeds of each learned method and noise")
 

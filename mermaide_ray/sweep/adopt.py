@@ -37,13 +37,13 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
     tune = plan.sweep.tune
     if not plan.sweep.is_planned or tune.scheduler != "none" or tune.stop:
         raise InputError("--principals must stand without a searcher, a scheduler or tune.stop: these end runs early")
-    wanted = {_training(setting.with_seed(seed)) for setting in plan.settings for seed in plan.sweep.seeds}
+    wanted = {training_of(setting.with_seed(seed)) for setting in plan.settings for seed in plan.sweep.seeds}
     sources: dict[str, Path] = {}
     for folder in folders:
         if not (folder / SWEEP_FILE).is_file():
             raise InputError(f"--principals must be the folder of a sweep, which holds {SWEEP_FILE}, got {folder}")
         runs = [path for path in sorted((folder / "runs").glob("*/")) if _is_whole(path)]
-        trained = {_training(load_experiment(path / "config.yaml")): path for path in runs}
+        trained = {training_of(load_experiment(path / "config.yaml")): path for path in runs}
         if not trained.keys() & wanted:
             raise InputError(
                 f"--principals must hold finished runs with the settings of this sweep, got {folder}, "
@@ -66,7 +66,7 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
     left = 0
     for seed in plan.sweep.seeds:
         for setting in plan.settings:
-            run, source = SweepRun(plan, setting, seed, store), sources.get(_training(setting.with_seed(seed)))
+            run, source = SweepRun(plan, setting, seed, store), sources.get(training_of(setting.with_seed(seed)))
             if source is not None and not run.is_done:
                 run.adopt(source)
                 console.print(f"{run.name}: principal of {source}", soft_wrap=True, highlight=False)
@@ -83,7 +83,7 @@ def _is_whole(run: Path) -> bool:
     return bool(status["status"] == DONE and status["env_steps"] == budget_of(load_experiment(run / "config.yaml")))
 
 
-def _training(experiment: Experiment) -> str:
+def training_of(experiment: Experiment) -> str:
     """All that the trained principal depends on: not who did the work, nor where and how often it was scored."""
     return experiment.model_dump_json(exclude={"env_runners", "evaluation"})
 

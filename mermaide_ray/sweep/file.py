@@ -18,7 +18,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, with_setting
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
-from mermaide_ray.settings import Number, Range, Section, Whole, sentence
+from mermaide_ray.settings import Number, Range, Section, Whole, each_once, sentence
 
 Scale = Literal["smoke", "laptop", "full"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -41,12 +41,6 @@ def _seeds(value: Any) -> Any:
     return value
 
 
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values) or not values:
-        raise ValueError(f"must name each value once, at least one, got {one_line(values)}")
-    return values
-
-
 def _label(name: str) -> str:
     if not _LABEL.fullmatch(name):
         raise ValueError(f"must be made of letters, digits and . _ + - (it names folders), got {one_line(name)}")
@@ -55,7 +49,7 @@ def _label(name: str) -> str:
 
 Label = Annotated[str, AfterValidator(_label)]
 Seeds = Annotated[
-    tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds), AfterValidator(_each_once)
+    tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds), AfterValidator(each_once)
 ]
 Scalar = bool | int | float | str
 Alternatives = dict[Label, Any] | tuple[Scalar, ...]
@@ -80,7 +74,7 @@ class Dimension(Section):
             raise ValueError(f"must have exactly one of {kinds}, got {', '.join(given) or 'none'}")
         values = self.grid if self.grid is not None else self.choice
         if values is not None:
-            _each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
+            each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform must be above 0, got {one_line(self.loguniform)}")
         if self.randint is not None and self.randint[0] > self.randint[1]:
@@ -124,7 +118,7 @@ class Condition(Section):
     settings: dict[str, Any] = Field(
         default_factory=dict, description=f"laid over the trial's for scoring only: {', '.join(SCORED_ELSEWHERE)}"
     )
-    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(_each_once)] | None = Field(
+    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once)] | None = Field(
         None, description="as evaluation.k if not given"
     )
 
@@ -175,7 +169,7 @@ class Resources(Section):
     """What a trial takes; env runners and learners that its settings ask for come on top. Changes no result."""
 
     cpus: Number = Field(1, gt=0, description="of the trial's own process, which samples and learns")
-    gpus: Number = Field(0, ge=0, description="likewise")
+    gpus: Number = Field(0, ge=0, description="reserved for that process; the package itself computes on the CPU")
     seeds_per_trial: Whole = Field(
         1, ge=1, description="training seeds of one setting that share a process (all of them under a scheduler)"
     )

@@ -55,7 +55,7 @@ def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
         f"Differences in {measure_name(answer.measure)} (right of the line: {answer.name} is higher), and the "
         "probability that it does better on a random task. Intervals that cross the line leave the order open.",
         f"Error bars of the difference between {answer.name} and each other: {'; '.join(told)}.",
-        contrast_bars(drawn, answer.measure, note=note),
+        contrast_bars(answer.name, drawn, answer.measure, note=note),
     )
 
 
