@@ -126,3 +126,30 @@ def test_what_is_no_report_to_be_is_refused_in_a_sentence(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_study([tmp_path])
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_members_of_a_population_that_end_with_the_same_settings_are_told_apart(tmp_path: Path, is_over: bool) -> None:
+    folder = write_sweep(
+        tmp_path / "sweep", {"mermaide": Effects()}, search={"training.meta_lr": [0.001, 0.01]}, **QUICK
+    )
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-1]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "search": search, "tune": tune}), encoding="utf-8")
+    rows = pd.read_parquet(folder / "rows.parquet")
+    trained = rows["method"] == "mermaide"
+    member = rows["setting.training.meta_lr"].map({0.001: "member=0", 0.01: "member=1"})
+    rows = rows.assign(trial=member.where(trained, ""), **{"setting.training.meta_lr": 0.001}).drop_duplicates()
+    rows.to_parquet(folder / "rows.parquet")
+    if not is_over:
+        (folder / "rows.parquet").unlink()
+        for (name, seed), own in rows[trained.loc[rows.index]].groupby(["trial", "seed"]):
+            run = folder / "runs" / f"{name},seed={seed}"
+            run.mkdir(parents=True)
+            own.drop(columns=["trial", "setting.training.meta_lr"]).to_parquet(run / "rows.parquet")
+            (run / "status.json").write_text(json.dumps({"values": {"training.meta_lr": "0.001"}}), encoding="utf-8")
+    study = read_study([folder])
+    assert study.dimensions == ["member"]
+    assert len(study.cells_of("mermaide", 1, ["test"])) == 2
+    assert set(study.settings["training.meta_lr"]) == {0.001}

@@ -87,15 +87,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """What provenance.json tells; empty where there is none."""
-    provenance = folder / "provenance.json"
-    if not provenance.is_file():
+def read_record(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file that a run or a sweep left (provenance, status); empty where there is no such file."""
+    if not path.is_file():
         return {}
     try:
-        told = json.loads(_text(provenance))
+        told = json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{provenance} must be JSON, got: {error}") from None
+        raise InputError(f"{path} must be JSON, got: {error}") from None
     return told if isinstance(told, dict) else {}
 
 
@@ -107,7 +106,7 @@ def method_name(run_dir: Path) -> str:
 
 def commit_of(run_dir: Path) -> str | None:
     """The commit that a run was made with, as provenance.json tells it."""
-    commit = read_provenance(run_dir).get("commit")
+    commit = read_record(run_dir / "provenance.json").get("commit")
     return str(commit) if commit else None
 
 

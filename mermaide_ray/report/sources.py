@@ -16,7 +16,7 @@ import pandas as pd
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.files import STEPS, read_progress, read_provenance, read_rows, read_settings
+from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.table import SCORE
 
 KEYS = ("method", "seed", "split", "task", "family", "k")
@@ -41,6 +41,8 @@ MEASURES = (
 )
 # Columns of settings that a sweep searched, and of the agents' hyperparameters.
 SETTING, PARAM = "setting.", "param."
+# What a member of a population is called, beside the settings that it ended with.
+MEMBER = "member"
 FAILED, DONE = "failed", "done"
 LABELS = ("method", "split", "condition", "family", "trial")
 
@@ -100,12 +102,12 @@ def _read_run(folder: Path) -> Source:
         if config:
             configs[str(config.get("name", run.name))] = config
     settings = read_settings(folder / "config.yaml")
-    return Source(folder, rows, settings, read_provenance(folder), is_sweep=False, configs=configs)
+    return Source(folder, rows, settings, read_record(folder / "provenance.json"), is_sweep=False, configs=configs)
 
 
 def _read_sweep(folder: Path) -> Source:
     settings = read_settings(folder / "sweep.yaml")
-    rows, notes = _rows(folder / "rows.parquet"), []
+    rows, notes = _rows(folder / "rows.parquet", members=_breeds(settings)), []
     if rows is None:
         parts = [part for run in sorted(folder.glob("runs/*/")) if (part := _rows_of_trial(run, settings)) is not None]
         if not parts:
@@ -118,17 +120,28 @@ def _read_sweep(folder: Path) -> Source:
         )
     trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
     notes += _gaps(settings, rows, trials, folder.name)
-    provenance = read_provenance(folder)
+    provenance = read_record(folder / "provenance.json")
     return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
 
 
-def _rows(path: Path) -> pd.DataFrame | None:
+def _breeds(sweep: Mapping[str, Any]) -> bool:
+    """Whether a sweep's trials are members of a population, of whom several may end with the same settings."""
+    tune = sweep.get("tune")
+    return isinstance(tune, Mapping) and tune.get("scheduler") == "pbt"
+
+
+def _rows(path: Path, members: bool = False) -> pd.DataFrame | None:
+    """The rows in a file; with `members`, whose they are as one more setting."""
+
     def optional(column: str) -> bool:
         return column in MEASURES or column == "condition" or column.startswith((SETTING, PARAM))
 
-    rows = read_rows(path, [*KEYS, SCORE], optional=optional, categorical=True)
+    rows = read_rows(path, [*KEYS, SCORE, *(["trial"] if members else [])], optional=optional, categorical=True)
     if rows is None:
         return None
+    if members:
+        named = rows["trial"].astype(str).str.partition("=")[2]
+        rows = rows.drop(columns="trial").assign(**{SETTING + MEMBER: named.where(named != "")})
     if "condition" not in rows:
         rows = rows.assign(condition=rows["split"])
     # A metric needs no sixteen digits, and in millions of rows they cost.
@@ -150,9 +163,13 @@ def _rows_of_trial(run: Path, sweep: Mapping[str, Any]) -> pd.DataFrame | None:
 
 
 def values_of_run(run: Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """Searched settings of a training run, as its folder's name tells them (`num_arms=20,seed=3`)."""
-    told = dict(part.split("=", 1) for part in run.name.split(",") if "=" in part)
+    """Searched settings of a training run, as its record tells them, or its folder's name (`num_arms=20,seed=3`)."""
+    told = read_record(run / "status.json").get("values")
+    if told is None:
+        told = dict(part.split("=", 1) for part in run.name.split(",") if "=" in part)
     found = {key: told.get(key, told.get(key.rpartition(".")[2])) for key in _search(sweep)}
+    if _breeds(sweep):
+        found[MEMBER] = run.name.partition(",")[0].partition("=")[2]
     return {key: number(value) for key, value in found.items() if value is not None}
 
 
