@@ -74,6 +74,8 @@ class SupposedRules:
         self._until = per_episode([rule.until for rule in rules])
         self._gap = per_episode([rule.gap for rule in rules])
         self._size = per_episode([rule.size for rule in rules])
+        # A third of all rules ask for no lead: then there is no account to keep.
+        self._by_clock = bool(self._gap.isinf().all())
         self._base = base.repeat_interleave(episodes, 0)
         self._effect = torch.tensor(environment.incentives)
 
@@ -84,10 +86,12 @@ class SupposedRules:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        if seen.step:
+        if seen.step and not self._by_clock:
             effect = self._effect[seen.last_action]
             paid = effect[:, 0].where(seen.last_arm == 0, effect[:, 1])
             self._paid = sample_mean_learn(self._paid, {}, torch.tensor(seen.step), seen.last_arm, paid)
+        if self._by_clock:
+            return self._size * (seen.step < self._until)
         ahead = lead(self._base + self._paid["mean"]).squeeze(1)
         return self._size * ((seen.step < self._until) & (ahead < self._gap))
 

@@ -227,12 +227,14 @@ def test_held_out_agents_are_the_same_for_all_training_seeds() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "env_config must have `experiment`"),
+        ({}, "`experiment` must be given, got nothing"),
         ({"experiment": {}, "spilt": "train"}, "did you mean 'split'"),
-        ({"experiment": {}, "split": "dev"}, "`split` must be one of train, validation, test, got 'dev'"),
+        ({"experiment": {}, "split": "dev"}, "`split` must be 'train', 'validation' or 'test', got dev"),
         ({"experiment": {"sed": 1}}, "did you mean 'seed'"),
-        ({"experiment": {}, "tasks": []}, "`tasks` must name at least one task"),
-        ({"experiment": {}, "episodes": 0}, "`episodes` must be >= 1, got 0"),
+        ({"experiment": {}, "tasks": []}, "`tasks` must be at least 1 long"),
+        ({"experiment": {}, "tasks": 5}, "`tasks` must be a list, got 5"),
+        ({"experiment": {}, "episodes": "2"}, "`episodes` must be a whole number, got"),
+        ({"experiment": {}, "episodes": 0}, "`episodes` must be greater than or equal to 1, got 0"),
     ],
 )
 def test_bad_env_config_is_one_sentence(config: dict[str, Any], sentence: str) -> None:

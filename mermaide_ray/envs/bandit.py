@@ -6,72 +6,50 @@ Given the same dice it plays exactly the game of `lockstep.play`, one pull at a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 import torch
+from pydantic import Field
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
-from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.envs.turns import Turns
-from mermaide_ray.errors import InputError
+from mermaide_ray.envs.turns import Schedule, Turns
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Perception, deal_for
 from mermaide_ray.noise import Key
-from mermaide_ray.registry import near
+from mermaide_ray.settings import Switch, Whole
 from mermaide_ray.trajectory import view_of
 
 
-@dataclass(frozen=True)
-class EnvSettings:
-    """What `env_config` may hold: an experiment, and which of its episodes to play.
+class EnvSettings(Schedule):
+    """What `env_config` may hold: an experiment, and which of its episodes to play."""
 
-    Attributes:
-        experiment: The validated experiment (in `env_config`: `Experiment.to_dict()`).
-        split: Whose agents.
-        tasks: Ids of the tasks to play, over and over; None plays an endless stream: one episode of each task 0, 1, …
-        episodes: With `tasks`, episodes of each, one after the other.
-        purpose, iteration: The rest of the dice's key, as in `noise.deal`.
-        seed: The dice's seed; None is the training seed in split `train`, else the seed of the held-out agents.
-        deal_principal_dice: Whether the principal's observation ends with its own uniform draw for the step, for
-            principals that act by dealt dice. Stock algorithms draw their own.
-    """
-
-    experiment: Experiment
-    split: Split = "train"
-    tasks: tuple[int, ...] | None = None
-    episodes: int = 1
-    purpose: str = "stock"
-    iteration: int = 0
-    seed: int | None = None
-    deal_principal_dice: bool = False
+    experiment: Experiment = Field(description="the settings (`Experiment.to_dict()`)")
+    seed: Whole | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="of the dice; none = the training seed in split train, else the held-out agents'",
+    )
+    deal_principal_dice: Switch = Field(
+        False,
+        description="whether the principal's observation ends with its own uniform draw for the step, for principals "
+        "that act by dealt dice; stock algorithms draw their own",
+    )
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> EnvSettings:
-        """Validates an `env_config`."""
-        known = [field.name for field in fields(cls)]
-        for key in config:
-            if key not in known:
-                raise InputError(f"env_config has no key {key!r}{near(str(key), known)}; it has {', '.join(known)}")
-        if "experiment" not in config:
-            raise InputError("env_config must have `experiment` (Experiment.to_dict()), got none")
-        if (split := config.get("split", "train")) not in SPLITS:
-            raise InputError(f"env_config `split` must be one of {', '.join(SPLITS)}, got {split!r}")
-        settings = {**config, "experiment": validate(config["experiment"], where="env_config")}
-        if (tasks := config.get("tasks")) is not None:
-            if not len(tasks):
-                raise InputError("env_config `tasks` must name at least one task (or be left out), got none")
-            settings["tasks"] = tuple(tasks)
-        if (episodes := config.get("episodes", 1)) < 1:
-            raise InputError(f"env_config `episodes` must be >= 1, got {episodes}")
-        return cls(**settings)
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """See base; agents and game are checked against each other, too."""
+        given = dict(config)
+        if isinstance(given.get("experiment"), Mapping):
+            given["experiment"] = validate(given["experiment"], where="env_config")
+        return super().read(given)
 
     def key(self) -> Key:
         """The dice's key."""

@@ -11,39 +11,22 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
-from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.rl_module import PRINCIPAL
-from mermaide_ray.envs.turns import Turns
-from mermaide_ray.errors import InputError
-from mermaide_ray.settings import Section, Whole, sentence
+from mermaide_ray.envs.turns import Schedule, Turns
+from mermaide_ray.settings import Whole
 from mermaide_ray.stackelberg.games import GameDistribution, deal, play_round
 from mermaide_ray.stackelberg.settings import Game
 
 
-class EnvSettings(Section):
+class EnvSettings(Schedule):
     """What `env_config` may hold: a game, and which of its episodes to play."""
 
     game: Game = Field(default_factory=Game, description="the game")
-    split: Split = Field("train", description="whose followers")
-    tasks: tuple[Whole, ...] | None = Field(
-        None, min_length=1, description="tasks to play, over and over; none = one episode of each task 0, 1, ..."
-    )
-    episodes: Whole = Field(1, ge=1, description="with `tasks`, episodes of each, one after the other")
-    purpose: str = Field("stock", description="part of the dice's key, as in noise.generator")
-    iteration: Whole = Field(0, ge=0, description="likewise")
     training_seed: Whole = Field(0, ge=0, lt=2**32, description="seed of training followers and of the luck with them")
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> EnvSettings:
-        """Validates an `env_config`."""
-        try:
-            return cls.model_validate(dict(config))
-        except ValidationError as error:
-            raise InputError(sentence(cls, error, [("env_config", config)])) from None
 
 
 class StackelbergEnv(MultiAgentEnv):

@@ -1,9 +1,39 @@
-"""Who plays which episode, where RLlib shares a schedule out between env runners. Knows no game."""
+"""Which episodes an environment plays, and who plays which where RLlib shares them out. Knows no game."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+
+from mermaide_ray.agent_settings import Split
+from mermaide_ray.errors import InputError
+from mermaide_ray.settings import Section, Whole, sentence
+
+
+class Schedule(Section):
+    """What every game's `env_config` may hold: which of its episodes to play."""
+
+    split: Split = Field("train", description="whose agents, or followers")
+    tasks: tuple[Whole, ...] | None = Field(
+        None, min_length=1, description="tasks to play, over and over; none = one episode of each task 0, 1, ..."
+    )
+    episodes: Whole = Field(1, ge=1, description="with `tasks`, episodes of each, one after the other")
+    purpose: str = Field("stock", description="part of the dice's key, as in `noise.generator`")
+    iteration: Whole = Field(0, ge=0, description="likewise")
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """A validated `env_config`.
+
+        Raises:
+            InputError: With one sentence for the first thing that is wrong.
+        """
+        try:
+            return cls.model_validate(dict(config))
+        except ValidationError as error:
+            raise InputError(sentence(cls, error, [("env_config", config)])) from None
 
 
 class Turns:
