@@ -504,7 +504,7 @@ def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], 
     assert done.groupby("trial")["seed"].nunique().eq(2).all()
     assert (done["setting.training.meta_lr"].between(1e-4, 1e-2)).all()
     if tune.get("scheduler") == "asha":
-        assert set(trials["status"]) == {"done", "stopped"}
+        assert set(trials["status"]) <= {"done", "stopped"}
     rows = sorted_rows(out)
     again = sweep(config, "--out", out)
     assert again == 0
