@@ -228,9 +228,9 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     for result in tuner.fit():
         if result.error is not None:  # its process died more often than allowed
             trial = trial_of(plan, result.config or {}, Path(result.path).name)
-            for run in (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds):
-                if not run.is_over:
-                    run.fail(result.error)
+            for seed in trial.seeds:
+                if not has_ended(read_status(store, trial.setting.run_name(seed))):
+                    SweepRun(plan, trial.setting, seed, store).fail(result.error)
 
 
 def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
