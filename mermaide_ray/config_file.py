@@ -36,11 +36,16 @@ class ConfigLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _ConfigDumper(yaml.SafeDumper):
+    """What `ConfigLoader` reads back: text that it would take for a number goes in quotes."""
+
+
+for _kind in (ConfigLoader, _ConfigDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -84,6 +89,12 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: It is none.
     """
     return yaml.load(text, ConfigLoader)
+
+
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML that `load_yaml` reads back, keys in their order."""
+    text: str = yaml.dump(dict(settings), Dumper=_ConfigDumper, sort_keys=False)
+    return text
 
 
 def parse_override(text: str) -> tuple[str, Any]:

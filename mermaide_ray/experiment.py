@@ -418,8 +418,10 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
 
 
 def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """The settings with one changed, by its dotted key; of a family in the default mixture, the rest stays."""
+    """The settings with one changed, by its dotted key: a mixture whole; of a family in it, that setting alone."""
     path = override_path(dotted)
+    if path == ("agents", "families"):
+        settings = merge(settings, {"agents": {"families": None}})
     if path[:2] == ("agents", "families") and len(path) > 2:
         default = {"agents": {"families": default_families(settings)}}
         settings = merge(default, settings, whole=frozenset({"families"}))

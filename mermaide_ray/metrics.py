@@ -48,6 +48,7 @@ ROW_METRICS = (
     Metric("return", "principal reward per episode", "principal's undiscounted return on query episodes"),
     Metric("success_rate", "share of pulls", "pulls on the target arm in query episodes"),
     Metric("interventions", "per episode", "interventions other than none in query episodes"),
+    Metric("horizon", "pulls", "pulls per episode of this game"),
     Metric("cost", "per episode", "what the interventions cost the principal, before the cost weight alpha"),
     Metric("agent_return", "agent reward per episode", "base means and incentives of the pulls in query episodes"),
     Metric("normalised_score", "1", "(return - never_return) / (oracle_return - never_return): 0 never, 1 oracle"),

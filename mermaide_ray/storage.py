@@ -28,12 +28,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mermaide_ray import __version__
-from mermaide_ray.config_file import merge
+from mermaide_ray.config_file import dump_yaml, merge, read_yaml
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.experiment import Experiment, load_experiment, validate
+from mermaide_ray.experiment import Experiment, validate
 
 PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
@@ -79,7 +77,7 @@ class RunDirectory:
             ) from None
         run = cls(path)
         with whole_file(run.config) as file:
-            file.write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False), encoding="utf-8")
+            file.write_text(dump_yaml(experiment.to_dict()), encoding="utf-8")
         with whole_file(path / "provenance.json") as file:
             file.write_text(json.dumps(origin or provenance(), indent=1), encoding="utf-8")
         return run
@@ -126,7 +124,7 @@ class RunDirectory:
 
     def experiment(self) -> Experiment:
         """The settings that the run was started with."""
-        return load_experiment(self.config)
+        return validate(_completed(read_yaml(self.config)), where=str(self.config))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -281,9 +279,12 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
     if not isinstance(about.get("experiment"), dict):
         raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
-    # What was saved before there were these settings had no model of learners, whatever the default is now.
-    settings = merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, about["experiment"])
-    return validate(settings, where=str(folder / "principal.json")), state
+    return validate(_completed(about["experiment"]), where=str(folder / "principal.json")), state
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were meant: before there were these two, nothing had a model of learners."""
+    return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
 
 
 def versions() -> dict[str, str]:

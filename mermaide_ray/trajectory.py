@@ -1,8 +1,9 @@
 """What a batch of episodes is, and what the principal sees of it.
 
 Shape legend, everywhere: B tasks, E episodes, T pulls, A arms, I interventions, D observation, H hidden; axes in that
-order; N = B * E. Only arms and interventions are stored and shipped (2-4 bytes a pull), and what the principal saw of a
-pull if that is a matter of luck: observations, rewards and costs follow from them and are rebuilt where they are used.
+order; N = B * E. Of episodes only arms and interventions are stored and shipped (2-4 bytes a pull), and what the
+principal saw of a pull if that is a matter of luck: observations, rewards and costs follow from them and are rebuilt
+where they are used.
 """
 
 from __future__ import annotations

@@ -184,3 +184,9 @@ def test_what_shares_no_condition_is_named_and_not_compared(tmp_path: Path) -> N
     found = answer(read_study([ours, theirs]))
     assert {contrast.other for contrast in found.contrasts} == {"first_n", "never", "always"}
     assert found.sentence.endswith("Not compared, since it shares no condition: maml.")
+
+
+def test_values_are_compared_with_the_digits_that_labels_have(tmp_path: Path) -> None:
+    claim = {"compare": "training.meta_lr", "value": 0.0123456, "against": [0.2]}
+    found = answered(tmp_path / "sweep", claim, search={"training.meta_lr": [0.01235, 0.2]})
+    assert len(found.contrasts) == 1

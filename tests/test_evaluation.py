@@ -72,7 +72,6 @@ def test_rows_have_the_columns_that_everybody_reads(held_out: Evaluation, scored
     expected = [
         *KEYS,
         "condition",
-        "horizon",
         *(metric.key for metric in ROW_METRICS),
         "param.epsilon",
         "param.ucb_coefficient",

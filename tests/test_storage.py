@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny
+from conftest import of_mermaide, tiny
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -359,3 +359,11 @@ def test_place_with_a_secret_in_it_is_refused_without_repeating_it(uri: str) -> 
     assert "SECRET" not in str(refused.value)
     refuse_secrets("s3://bucket/x?endpoint_override=host:9000&scheme=http&region=us-east-1")
     refuse_secrets("abfs://container@account.dfs.core.windows.net/x")
+
+
+def test_a_run_from_before_models_of_learners_is_read_as_it_was(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", of_mermaide({}))
+    settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    del settings["world_model"]["kind"], settings["evaluation"]["planning"]
+    run.config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run.experiment() == of_mermaide({})

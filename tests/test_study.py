@@ -107,6 +107,16 @@ def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
     searched = write_sweep(tmp_path / "searched", search={"environment.horizon": [50, 80]}, **QUICK)
     study = read_study([searched])
     assert [study.horizon(cell) for cell in study.cells_of("mermaide", 1, ["test"])] == [50, 80]
+    # Rows from before they told it, beside others that do.
+    for folder in (tmp_path / "set", searched):
+        rows = pd.read_parquet(folder / "rows.parquet").drop(columns="horizon")
+        rows.to_parquet(folder / "rows.parquet")
+    new = write_sweep(tmp_path / "new", {"maml": Effects()}, horizon=30, **QUICK)
+    study = read_study([tmp_path / "set", new])
+    assert study.horizon(study.cells_of("mermaide", 1, ["test"])[0]) == 60  # as `always` intervenes
+    assert study.horizon(study.cells_of("maml", 1, ["test"])[0]) == 30
+    study = read_study([searched])
+    assert [study.horizon(cell) for cell in study.cells_of("mermaide", 1, ["test"])] == [50, 80]
 
 
 @pytest.mark.parametrize(

@@ -202,10 +202,10 @@ def finish(plan: Plan, store: Store, stops: Iterator[int]) -> None:
             while True:
                 run = SweepRun(plan, setting, seed, store)
                 for _ in range(next(stops)):
-                    if run.is_done:
+                    if run.is_scored:
                         break
                     run.advance()
-                if run.is_done:
+                if run.is_scored:
                     break
                 run.close()
 
@@ -366,27 +366,32 @@ def test_a_scheduler_hears_of_every_milestone_of_what_has_ended(tmp_path: Path) 
     run.close()
     trial = next(trial for trial in plan.trials if trial.setting == stopped)
     tuning._stop(plan, store, trial, {**last, "env_steps": 720, "failed": None})
-    assert assemble(plan, store).count("stopped") == 1
+    outcome = assemble(plan, store)
+    assert outcome.count("stopped") == 1
+    assert (outcome.trials["cpu_s"] > 0).all()
     # Nothing is left to do, so nobody is asked again ...
     assert unfinished(plan, store) == []
     # ... but where another trial is not done yet, the scheduler compares it with these.
     again = SweepRun(plan, ended, 0, store)
-    assert (again.is_done, again.is_over) == (True, False)
+    assert (again.is_scored, again.is_over) == (True, False)
     assert told_by(again) == first
     again = SweepRun(plan, stopped, 0, store)
-    assert (again.is_done, [steps for steps, _ in told_by(again)]) == (False, [240, 480, 720])
+    assert (again.is_scored, [steps for steps, _ in told_by(again)]) == (False, [240, 480, 720])
     assert store.names(f"runs/{again.name}/checkpoints") != []
 
 
-def test_what_failed_stays_failed_where_its_trial_is_stopped(tmp_path: Path) -> None:
+def test_a_trial_that_is_stopped_for_a_failure_is_left_to_be_tried_again(tmp_path: Path) -> None:
     plan, store = held(write_sweep(tmp_path, tune=HALVING, answer=None), tmp_path / "out")
     trial = plan.trials[0]
     one, other = (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds)
     one.advance()
     one.close()
     other.fail(ValueError("no luck"))
-    tuning._stop(plan, store, trial, {"env_steps": 240, "validation/score_k1": WORST})
-    assert [status_of(store, run) for run in (one, other)] == ["stopped", "failed"]
+    other.save_to(tmp_path / "nothing")  # as Tune does after every result
+    told = {"env_steps": 240, "validation/score_k1": WORST, "failed": "ValueError: no luck"}
+    tuning._stop(plan, store, trial, told)
+    assert [status_of(store, run) for run in (one, other)] == ["unfinished", "failed"]
+    assert trial in unfinished(plan, store)
 
 
 def status_of(store: Store, run: SweepRun) -> Any:
@@ -423,6 +428,9 @@ def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, mon
     plan, store = held(config, tmp_path / "out")
     told_by(SweepRun(plan, plan.settings[0], 0, store))
     assert tuning._spent(plan, store) == 1920
+    # One seed of a trial that goes on is told of again.
+    both = plan_from(write_sweep(tmp_path, "both.yaml", seeds=2, tune={"env_steps": 2000}))
+    assert tuning._spent(both, store) == 0
     assert not tuning._Budget(2000, 1920).stop_all()
     spent = tuning._Budget(2000, 1920)
     assert [spent("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]

@@ -158,6 +158,18 @@ def test_scales_take_the_place_of_what_is_none(tmp_path: Path) -> None:
     assert sweep.seeds == (0, 1)
 
 
+@pytest.mark.parametrize("label", ["1e3", "12", "yes", "null", "0x1f"])
+def test_labels_that_look_like_something_else_are_read_back_as_text(label: str, tmp_path: Path) -> None:
+    sweep = sweep_from(tmp_path, f"{{question: q, search: {{environment: {{grid: {{'{label}': {{num_arms: 2}}}}}}}}}}")
+    assert read_sweep(dump_sweep(sweep), "sweep.yaml") == sweep
+
+
+def test_a_set_mixture_is_whole(tmp_path: Path) -> None:
+    text = "{question: q, settings: {agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}}}}}}"
+    sweep = sweep_from(tmp_path, text, overrides={"agents.families": {"exp3": {"train": {}}}})
+    assert list(sweep.settings["agents"]["families"]) == ["exp3"]
+
+
 def test_a_resolved_sweep_reads_back_as_it_was(tmp_path: Path) -> None:
     text = """
 question: q

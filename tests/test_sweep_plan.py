@@ -186,6 +186,13 @@ def test_a_drawn_value_stays_within_its_range_however_its_label_is_rounded() -> 
     assert plan.drawn_value("world_model.hidden_size", "3") == 3
 
 
+def test_a_population_has_as_many_members_as_asked_for() -> None:
+    search = {"training.minibatches": {"choice": [2, 4]}}
+    plan = plan_of(search=search, tune={"scheduler": "pbt", "samples": 8})
+    assert (plan.num_trials, plan.num_runs) == (8, 8)
+    assert plan.env_steps == 8 * budget_of(plan.settings[0].experiment)
+
+
 def test_time_is_estimated_by_what_is_trained() -> None:
     plan = plan_of(methods=["mermaide", "mermaide_learner"], seeds=2)
     quick, slow, *_ = (trial.cpu_seconds for trial in plan.trials)

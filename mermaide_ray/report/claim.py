@@ -13,6 +13,7 @@ from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.sources import number
 from mermaide_ray.report.study import Study, short, shown
 from mermaide_ray.report.table import SCORE, is_privileged, label
+from mermaide_ray.sweep.file import label_of
 
 METHOD, K, CONDITION = "method", "k", "condition"
 # Where conditions are what is compared, a side has cells of its own condition only.
@@ -108,7 +109,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     else:
 
         def side(name: Any) -> Side:
-            chosen = [str(s) for s, at in study.settings[compare].items() if at == number(name)]
+            wanted = number(label_of(name))  # as rows have it, with a label's digits
+            chosen = [str(s) for s, at in study.settings[compare].items() if at == wanted]
             return Side(
                 f"{short(compare)} = {shown(number(name))}",
                 {c: study.cells_of(method, k, [c], chosen) for c in conditions},

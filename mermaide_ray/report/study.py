@@ -95,9 +95,18 @@ class Study:
         return bool((own & (self.rows["setting"] == setting)).any() if setting else own.any())
 
     def horizon(self, cell: Cell) -> float:
-        """Pulls per episode in a cell's game; for rows that do not tell it, the default."""
-        told = self.cells.matrix(cell, "horizon").to_numpy() if "horizon" in self.cells.measures else np.array([np.nan])
-        return float(told.flat[0]) if np.isfinite(told.flat[0]) else float(Environment().horizon)
+        """Pulls per episode in a cell's game; of older rows as searched, as `always` intervenes, or the default."""
+        if "horizon" in self.cells.measures:
+            told = self.cells.matrix(cell, "horizon").to_numpy()
+            if (finite := told[np.isfinite(told)]).size:
+                return float(finite[0])
+        searched = self.settings.get("environment.horizon")
+        if searched is not None and isinstance(searched.get(cell.setting), float):
+            return float(searched[cell.setting])
+        always = self.cells.find("always", cell.setting, cell.condition, 0)
+        if always is not None:
+            return float(self.cells.matrix(always, "interventions").to_numpy().mean())
+        return float(Environment().horizon)
 
     def cells_of(
         self, method: str, k: int, conditions: Sequence[str], settings: Sequence[str] | None = None

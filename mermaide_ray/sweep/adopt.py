@@ -12,7 +12,8 @@ from rich.console import Console
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, load_experiment
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.storage import RunDirectory
 from mermaide_ray.sweep.file import SWEEP_FILE
 from mermaide_ray.sweep.plan import Plan, budget_of
 from mermaide_ray.sweep.results import DONE, STATUS
@@ -42,8 +43,7 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
     for folder in folders:
         if not (folder / SWEEP_FILE).is_file():
             raise InputError(f"--principals must be the folder of a sweep, which holds {SWEEP_FILE}, got {folder}")
-        runs = [path for path in sorted((folder / "runs").glob("*/")) if _is_whole(path)]
-        trained = {training_of(load_experiment(path / "config.yaml")): path for path in runs}
+        trained = dict(_trained(folder / "runs"))
         if not trained.keys() & wanted:
             raise InputError(
                 f"--principals must hold finished runs with the settings of this sweep, got {folder}, "
@@ -67,20 +67,22 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
     for seed in plan.sweep.seeds:
         for setting in plan.settings:
             run, source = SweepRun(plan, setting, seed, store), sources.get(training_of(setting.with_seed(seed)))
-            if source is not None and not run.is_done:
+            if source is not None and not run.is_scored:
                 run.adopt(source)
                 console.print(f"{run.name}: principal of {source}", soft_wrap=True, highlight=False)
-            left += not run.is_done
+            left += not run.is_scored
     if left:
         console.print(f"{left} of {plan.num_runs} runs have none there, and are trained", highlight=False)
 
 
-def _is_whole(run: Path) -> bool:
-    """Whether a run was trained to the end of its budget."""
-    if not (run / STATUS).is_file():
-        return False
-    status = json.loads((run / STATUS).read_text(encoding="utf-8"))
-    return bool(status["status"] == DONE and status["env_steps"] == budget_of(load_experiment(run / "config.yaml")))
+def _trained(runs: Path) -> Iterator[tuple[str, Path]]:
+    """Those trained to the end of their budget, by what their principal depends on."""
+    for run in sorted(path.parent for path in runs.glob(f"*/{STATUS}")):
+        status = json.loads((run / STATUS).read_text(encoding="utf-8"))
+        if status["status"] == DONE:
+            experiment = RunDirectory(run).experiment()
+            if status["env_steps"] == budget_of(experiment):
+                yield training_of(experiment), run
 
 
 def training_of(experiment: Experiment) -> str:
@@ -91,15 +93,15 @@ def training_of(experiment: Experiment) -> str:
 def _nearest(trained: Mapping[str, Path], wanted: set[str]) -> str:
     """Where the run that comes nearest to what is wanted differs from it."""
 
-    def differences(there: str, here: str) -> list[str]:
-        found, asked = dict(_flat(json.loads(there))), dict(_flat(json.loads(here)))
+    def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         return [
             f"{key} is {one_line(found.get(key))} there and {one_line(asked.get(key))} here"
             for key in dict.fromkeys([*asked, *found])
             if found.get(key) != asked.get(key)
         ]
 
-    told = min((differences(there, here) for there in trained for here in wanted), key=len)
+    theirs, mine = ([dict(_flat(json.loads(text))) for text in texts] for texts in (trained, wanted))
+    told = min((differences(found, asked) for found in theirs for asked in mine), key=len)
     return f"{told[0]}{f' (and {len(told) - 1} more differ)' if len(told) > 1 else ''}"
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from mermaide_ray.config_file import merge, one_line, parse_sections, read_yaml
+from mermaide_ray.config_file import dump_yaml, merge, one_line, parse_sections, read_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, with_setting
 from mermaide_ray.metrics import ROW_METRICS
@@ -159,7 +158,9 @@ class Tuning(Section):
     stop: dict[str, Number] = Field(
         default_factory=dict, description="metric: value at which a run is good enough and is scored at once"
     )
-    env_steps: Whole | None = Field(None, ge=1, description="budget of the whole sweep; running trials then stop")
+    env_steps: Whole | None = Field(
+        None, ge=1, description="budget of the whole sweep (of a population: of each attempt); running trials then stop"
+    )
     max_failures: Whole = Field(3, ge=0, description="times that a trial whose process died is started again")
     asha: Asha = Field(default_factory=Asha)
     pbt: Pbt = Field(default_factory=Pbt)
@@ -313,7 +314,7 @@ def read_sweep(text: str, where: str) -> Sweep:
 
 def dump_sweep(sweep: Sweep) -> str:
     """The resolved sweep as YAML, nothing inherited and no scales."""
-    return yaml.safe_dump(sweep.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    return dump_yaml(sweep.model_dump(mode="json", exclude_unset=True))
 
 
 def validate_sweep(settings: Mapping[str, Any], where: str) -> Sweep:

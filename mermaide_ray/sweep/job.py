@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,11 +82,10 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
         from mermaide_ray.sweep.adopt import trained_in
 
         sources = trained_in(principals, plan)
-    _begin(store, sweep)
-    from mermaide_ray.storage import one_process
     from mermaide_ray.sweep.results import unfinished
 
-    with one_process(store.path) if store.is_folder else nullcontext():
+    with _alone(store):
+        _begin(store, sweep)
         console.print(f"results in {root}", soft_wrap=True, highlight=False)
         if principals:
             from mermaide_ray.sweep.adopt import adopt
@@ -137,12 +136,29 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
         raise RunFault(f"the sweep must yield {expected} rows, got {outcome.num_rows} ({store.uri('rows.parquet')})")
 
 
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Keeps other processes from the folder, which is made if need be. Nothing keeps them from a bucket."""
+    if not store.is_folder:
+        yield
+        return
+    from mermaide_ray.storage import one_process
+
+    if store.read(SWEEP_FILE) is None:
+        if store.path.exists() and (not store.path.is_dir() or any(store.path.iterdir())):
+            raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
+        try:
+            store.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFault(f"--out must be a folder that can be made, got {store.root} ({error.strerror})") from None
+    with one_process(store.path):
+        yield
+
+
 def _begin(store: Store, sweep: Sweep) -> None:
     """Writes the sweep, or makes sure that the one already there is the same."""
     known = store.read(SWEEP_FILE)
     if known is None:
-        if store.is_folder and store.path.exists() and (not store.path.is_dir() or any(store.path.iterdir())):
-            raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
         from mermaide_ray.storage import provenance
 
         # The sweep first: a folder without it is nobody's.

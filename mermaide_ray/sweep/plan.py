@@ -158,8 +158,6 @@ class Plan:
         base = load_preset(preset, where) if preset else {}
         settings = merge(base, sweep.settings, whole=frozenset({"families"}))
         for key, label in values.items():
-            if key == "agents.families":  # a mixture is replaced whole
-                settings = merge(settings, {"agents": {"families": None}})
             settings = with_setting(settings, key, self.drawn_value(key, label))
         if K_KEY in sweep.search:
             ks = list((sweep.search[K_KEY].alternatives or {}).values())
@@ -213,26 +211,31 @@ class Plan:
         return max(s.experiment.env_runners.num_actors for s in self.settings or [self._some_setting()])
 
     @property
+    def _is_listed(self) -> bool:
+        """Whether each trial is known beforehand: a population's settings are Tune's to draw, as Optuna's are."""
+        return self.sweep.is_planned and self.sweep.tune.scheduler != "pbt"
+
+    @property
     def num_trials(self) -> int:
         """Processes that train one or several runs each."""
-        return len(self.trials) if self.sweep.is_planned else self.sweep.tune.samples
+        return len(self.trials) if self._is_listed else self.sweep.tune.samples
 
     @property
     def num_runs(self) -> int:
         """Training runs: settings x seeds."""
-        count = len(self.choices) if self.sweep.is_planned else self.sweep.tune.samples
+        count = len(self.choices) if self._is_listed else self.sweep.tune.samples
         return count * len(self.sweep.seeds)
 
     @property
     def env_steps(self) -> int:
         """Environment steps of all runs, if none is stopped early."""
-        if not self.sweep.is_planned:
+        if not self._is_listed:
             return self.num_runs * budget_of(self._some_setting().experiment)
         return sum(trial.env_steps for trial in self.trials)
 
     def cpu_seconds(self) -> float:
         """A rough estimate of the time of training, all runs together."""
-        if not self.sweep.is_planned:
+        if not self._is_listed:
             return self.num_runs * cpu_seconds_of(self._some_setting().experiment)
         return sum(trial.cpu_seconds for trial in self.trials)
 

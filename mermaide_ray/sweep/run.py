@@ -79,7 +79,7 @@ class SweepRun:
         self._clock = {"wall_s": 0.0, "cpu_s": 0.0}
         status = read_status(store, self.name)
         self._outcome: Told | None = status["metrics"] if status and has_ended(status) else None
-        self.is_done = status is not None and status["status"] == DONE
+        self.is_scored = status is not None and status["status"] == DONE
         """Whether its rows are in the store."""
         if self._outcome is not None and plan.sweep.tune.scheduler == "asha":
             # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
@@ -157,6 +157,7 @@ class SweepRun:
         Args:
             told: Its metrics at its last milestone.
         """
+        self._clock |= json.loads(self._store.read(f"{self._folder}/{CLOCK}") or b"{}")
         self._write_status(STOPPED, told, None)
 
     def close(self) -> None:
@@ -165,8 +166,8 @@ class SweepRun:
         self._held.close()
 
     def save_to(self, folder: Path) -> None:
-        """Copies what the run would go on from; nothing of a finished one, which has no checkpoints."""
-        if self.is_done:
+        """Copies what the run would go on from; nothing of one that is scored or has failed."""
+        if self.is_scored or self.error is not None:
             return
         run = self._open().run
         latest = run.latest_checkpoint()
@@ -177,9 +178,9 @@ class SweepRun:
     def load_from(self, folder: Path) -> None:
         """Goes on from a copy that `save_to` made of any run of the same architecture, with this run's settings.
 
-        A finished run keeps what it has: Tune may remember less of it than the store.
+        A run that is scored keeps what it has: Tune may remember less of it than the store.
         """
-        if self.is_done or not folder.is_dir():
+        if self.is_scored or not folder.is_dir():
             return
         self.close()
         local = self._store.open_run(self._folder)
@@ -188,7 +189,7 @@ class SweepRun:
         for checkpoint in folder.glob("iteration_*"):
             shutil.copytree(checkpoint, run.checkpoints / checkpoint.name)
         shutil.copy(folder / run.progress.name, run.progress)
-        self._store.keep_run(self._folder, local)
+        self._store.keep_run(self._folder, local, told=(run.progress.name,))
         self._store.close_run(local)
 
     def _open(self) -> Session:
@@ -206,9 +207,9 @@ class SweepRun:
             shutil.rmtree(local, ignore_errors=True)  # what a kill left before the first file was whole
             run = RunDirectory.create(local, self._experiment, self._origin())
         self._hold(run)
-        self._write_status(UNFINISHED, {}, None)
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
+        self._write_status(UNFINISHED, {}, None)
         self._session = self._held.enter_context(
             Session(
                 run,
@@ -246,7 +247,7 @@ class SweepRun:
             local = self._session.run.path
             with whole_file(local / CLOCK) as file:
                 file.write_text(json.dumps(self._clock), encoding="utf-8")
-            self._store.keep_run(self._folder, local)
+            self._store.keep_run(self._folder, local, told=(CLOCK, self._session.run.progress.name))
 
     @contextmanager
     def _clocked(self) -> Iterator[None]:
@@ -293,7 +294,7 @@ class SweepRun:
         self._store.drop_kept(self._folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.delete(f"failures/{self.name}.txt")
-        self._outcome, self.is_done = outcome, True
+        self._outcome, self.is_scored = outcome, True
         self.close()
 
     def _score(self, run: RunDirectory) -> Results:

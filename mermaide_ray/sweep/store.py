@@ -10,6 +10,7 @@ import io
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,22 @@ class Store:
                 archive.extractall(scratch, filter="data")
         return scratch
 
-    def keep_run(self, folder: str, local: Path) -> None:
-        """Keeps a run that is under way. A folder needs nothing: it is worked in."""
+    def keep_run(self, folder: str, local: Path, told: Sequence[str]) -> None:
+        """Keeps a run that is under way. A folder needs nothing: it is worked in.
+
+        Args:
+            folder: The run's.
+            local: Where it is worked in.
+            told: Files that others read before it is finished.
+        """
         if self.is_folder:
             return
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(local, arcname=".")
         self.write(f"{folder}/{_UNDER_WAY}", packed.getvalue())
+        for name in told:
+            self.write(f"{folder}/{name}", (local / name).read_bytes())
 
     def finish_run(self, folder: str, local: Path, without: Path) -> None:
         """Makes the files of a finished run the store's, but for those in one of its folders."""

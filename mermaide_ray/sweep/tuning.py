@@ -150,7 +150,12 @@ class _Watch(tune.Callback):
 
 
 def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any]) -> None:
-    """Puts on record that a scheduler, or the sweep's budget, has ended a trial early."""
+    """Puts on record that a scheduler, or the sweep's budget, has ended a trial early.
+
+    Not where one of its runs has failed: that is why it did badly, and it is tried again, with the others.
+    """
+    if told.get("failed"):
+        return
     # Per run, as if each had had its share: what Tune was told is of the trial as a whole.
     metrics = {key: value for key, value in told.items() if isinstance(value, float) and "/" in key}
     metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
@@ -226,8 +231,10 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     if tuner is None:
         return
     for result in tuner.fit():
+        trial = trial_of(plan, result.config or {}, Path(result.path).name)
+        if result.error is None and result.metrics and not result.metrics.get(OVER):  # when the budget was spent
+            _stop(plan, store, trial, result.metrics)
         if result.error is not None:  # its process died more often than allowed
-            trial = trial_of(plan, result.config or {}, Path(result.path).name)
             for seed in trial.seeds:
                 if not has_ended(read_status(store, trial.setting.run_name(seed))):
                     SweepRun(plan, trial.setting, seed, store).fail(result.error)
@@ -270,10 +277,13 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
 
 def _spent(plan: Plan, store: Store) -> int:
     """Environment steps of runs that have ended, and that no trial will tell of again."""
-    if plan.sweep.tune.scheduler != "none" and plan.sweep.is_planned:
-        return 0
-    statuses = [read_status(store, name) for name in store.names("runs")]
-    return sum(int(status["env_steps"]) for status in statuses if status and has_ended(status))
+    found = {name: status for name in store.names("runs") if (status := read_status(store, name))}
+    if plan.sweep.is_planned:
+        again = {trial.setting.run_name(seed) for trial in unfinished(plan, store) for seed in trial.seeds}
+    else:
+        open_ones = {status["trial"] for status in found.values() if not has_ended(status)}
+        again = {name for name, status in found.items() if status["trial"] in open_ones}
+    return sum(int(it["env_steps"]) for name, it in found.items() if has_ended(it) and name not in again)
 
 
 def _root(store: Store) -> str:
@@ -342,8 +352,8 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
         trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}
         for trial, found in values.items()
     }
-    # Seeded by what is known: a sampler that starts over would draw the same again.
-    dice = generator(tuning.seed, "train", "sweep/optuna", 0, len(known))
+    # Seeded by how many there are: a sampler that starts over would draw the same again.
+    dice = generator(tuning.seed, "train", "sweep/optuna", 0, len(values))
     search = OptunaSearch(
         {"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
         metric=metric,
