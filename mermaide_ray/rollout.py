@@ -26,8 +26,6 @@ from mermaide_ray.models.rl_module import PrincipalModule
 if TYPE_CHECKING:
     from mermaide_ray.algorithm import MermaideConfig
 
-SUPPORT_LATENTS = "support_latents"
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -132,7 +130,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
             columns |= meeting.support.columns("support")
         if meeting.adaptation is not None and LATENTS in meeting.adaptation.weights:
             # Shipped, not inferred anew: it takes long, and its last bit may decide where the search ends.
-            columns[SUPPORT_LATENTS] = meeting.adaptation.weights[LATENTS]
+            columns[f"support_{LATENTS}"] = meeting.adaptation.weights[LATENTS]
         return {name: column[back].numpy() for name, column in columns.items()}
 
     def get_spaces(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mermaide_ray.errors import RunFault
 from mermaide_ray.learners.maml import Experience, OldLogP, meta_loss, sampling_log_p
+from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.trajectory import Trajectories
 
@@ -109,7 +110,7 @@ class MermaideLearner(TorchLearner):
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
         experience: Experience = self.config.experience(Trajectories.of_columns(columns, which))
-        return replace(experience, latents=columns.get(f"{which}_latents"))
+        return replace(experience, latents=columns.get(f"{which}_{LATENTS}"))
 
     def _average(self, value: Tensor) -> Tensor:
         """The mean over all learners (each holds as many tasks)."""
