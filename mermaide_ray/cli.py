@@ -140,7 +140,12 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="sweep's or run's; several are compared")
-    report.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: report, in DIR)")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for it; default: report in DIR, of several report_with_… in the first",
+    )
     report.set_defaults(call=_report)
 
     stackelberg = commands.add_parser(
