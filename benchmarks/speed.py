@@ -25,8 +25,7 @@ import torch
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.config_file import merge
-from mermaide_ray.experiment import Experiment, load_preset, validate
+from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
@@ -63,7 +62,7 @@ def step_flops(experiment: Experiment) -> int:
 
 def of_mermaide(settings: dict[str, Any]) -> Experiment:
     """The settings laid over preset mermaide, which the figures before there was another default are of."""
-    return validate(merge(load_preset("mermaide"), settings))
+    return validate(overlaid(load_preset("mermaide"), settings))
 
 
 def sampling() -> None:

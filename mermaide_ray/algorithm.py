@@ -42,7 +42,7 @@ from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.evaluation import Contender, Evaluation
-from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.experiment import Experiment, overlaid, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
 from mermaide_ray.learners.maml import Experience
@@ -61,8 +61,6 @@ _NOT_RLLIBS = {
     "train_batch_size_per_learner": ".meta_learning(meta_batch_size=…)",
 }
 """RLlib settings that this algorithm would not heed, and what to set instead."""
-# As in a file: a mixture is one setting.
-_REPLACED_WHOLE = frozenset({"families"})
 FLAT = "mermaide"
 """Key of the flat metrics in a training result."""
 # How long to wait for an answer of the learners at a time; and for Ray to find one gone, once another says that the
@@ -165,11 +163,11 @@ class MermaideConfig(AlgorithmConfig):
         theirs = inspect.signature(getattr(AlgorithmConfig, section)).parameters
         mine = {key: value for key, value in given.items() if key in own or key not in theirs}
         if mine:
-            self.settings = merge(self.settings, {section: mine}, whole=_REPLACED_WHOLE)
+            self.settings = overlaid(self.settings, {section: mine})
         return {key: value for key, value in given.items() if key not in mine}
 
     def _take_all(self, section: str, given: Mapping[str, Any]) -> MermaideConfig:
-        self.settings = merge(self.settings, {section: dict(given)}, whole=_REPLACED_WHOLE)
+        self.settings = overlaid(self.settings, {section: dict(given)})
         return self
 
     def validate(self) -> None:

@@ -334,8 +334,8 @@ def load_experiment(
     base = preset if preset is not None else named
     where = str(config) if preset is None else "--preset"
     layers = [(f"preset {base}", load_preset(base, where) if base is not None else {}), (str(config), given)]
-    # A file's `agents.families` replaces the mixture whole; an override changes one setting of it.
-    settings = merge(layers[0][1], given, whole=frozenset({"families"}))
+    # An override, other than a file, may change one setting of a mixture.
+    settings = overlaid(layers[0][1], given)
     for dotted, value in (overrides or {}).items():
         layers.append((f"--set {dotted}", nested(override_path(dotted), value)))
         settings = with_setting(settings, dotted, value)
@@ -356,7 +356,7 @@ def variant(experiment: Experiment, preset: str, where: str = "--preset") -> Exp
         where: Who named it, for error messages.
     """
     layers = [("the experiment", experiment.to_dict()), (f"preset {preset}", load_preset(preset, where))]
-    settings = merge(layers[0][1], layers[1][1], whole=frozenset({"families"}))
+    settings = overlaid(layers[0][1], layers[1][1])
     mine, theirs = experiment.meta_learning, settings["meta_learning"]
     # Support episodes are of use only to a method that adapts or remembers.
     support = max(1, mine.adaptation_episodes) if theirs["adaptation_episodes"] else 0
@@ -417,6 +417,11 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
             )
 
 
+def overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them, key by key; `agents.families`, being one mixture, is replaced whole."""
+    return merge(settings, given, whole=frozenset({"families"}))
+
+
 def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """The settings with one changed, by its dotted key: a mixture whole; of a family in it, that setting alone."""
     path = override_path(dotted)
@@ -424,7 +429,7 @@ def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[s
         settings = merge(settings, {"agents": {"families": None}})
     if path[:2] == ("agents", "families") and len(path) > 2:
         default = {"agents": {"families": default_families(settings)}}
-        settings = merge(default, settings, whole=frozenset({"families"}))
+        settings = overlaid(default, settings)
     return merge(settings, nested(path, value))
 
 

@@ -161,10 +161,10 @@ def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
             return algorithm
         try:
             algorithm.restore_from_path(str((latest / "rllib").absolute()))
-        except (RayActorError, RunFault):
-            raise  # no fault of the checkpoint
         except Exception as error:
             algorithm.stop()
+            if isinstance(error, RayActorError | RunFault):
+                raise  # no fault of the checkpoint
             raise InputError(
                 f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
                 "delete it to go on from the one before"

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mermaide_ray.agents import FAMILIES
-from mermaide_ray.config_file import explained_yaml, merge
-from mermaide_ray.experiment import Experiment, load_preset, validate
+from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
 
 torch.set_num_threads(1)
 
@@ -56,7 +56,7 @@ def stock_families(**sections: Any) -> Experiment:
 
 def of_mermaide(settings: Mapping[str, Any], where: str = "tests") -> Experiment:
     """The settings laid over preset mermaide, which plays every game."""
-    return validate(merge(load_preset("mermaide"), settings, whole=frozenset({"families"})), where)
+    return validate(overlaid(load_preset("mermaide"), settings), where)
 
 
 def all_families(names: Iterable[str] = FAMILIES, /, **sections: Any) -> Experiment:

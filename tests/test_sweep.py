@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from conftest import SECRET, tiny
 from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
+from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -28,47 +27,15 @@ from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal, one_process
-from mermaide_ray.sweep import tuning
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.sweep.results import assemble, read_status, unfinished
+from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST, SweepTrial
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
-FEW = ["never", "oracle"]
-
-
-def write_sweep(folder: Path, name: str = "tiny.yaml", **sections: Any) -> Path:
-    """A sweep over two costs and two seeds, whose runs take a second; `sections` are laid over it."""
-    settings = tiny().to_dict()
-    del settings["name"], settings["seed"]
-    sweep = {
-        "question": "Does a higher cost make the principal intervene less?",
-        "settings": settings,
-        "search": {"environment.cost_weight": {"grid": [0.1, 1.0]}},
-        "seeds": 2,
-        "baselines": FEW,
-        "resources": {"seeds_per_trial": 2},
-        "answer": {"compare": "environment.cost_weight", "measure": "interventions", "better": "lower"},
-    }
-    path = folder / name
-    path.write_text(yaml.safe_dump(sweep | sections), encoding="utf-8")
-    return path
-
-
-def sweep(*arguments: object) -> int:
-    """The command without its report, which takes longer than these sweeps."""
-    return main(["sweep", "--no-report", *map(str, arguments)])
-
-
-def sorted_rows(folder: Path | str, name: str = "rows") -> pd.DataFrame:
-    keys = ["trial", "method", "seed", "condition", "k", "task"]
-    rows = pd.read_parquet(f"{folder}/{name}.parquet")
-    return rows.sort_values(keys, ignore_index=True)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +148,7 @@ def test_another_sweep_is_refused_the_folder(swept: Path, tmp_path: Path, capsys
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert sweep(write_sweep(tmp_path), "--out", tmp_path / "full") == 2
-    assert "--out must be a new or empty folder or that of the same sweep" in capsys.readouterr().err
+    assert "which is no sweep's" in capsys.readouterr().err
 
 
 def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> None:
@@ -189,10 +156,6 @@ def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> 
     rows = sorted_rows(swept)
     assert sweep(config, "--out", swept) == 0
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
-
-
-def plan_from(config: Path, **arguments: Any) -> Plan:
-    return Plan(load_sweep(config, **arguments), str(config))
 
 
 def finish(plan: Plan, store: Store, stops: Iterator[int]) -> None:
@@ -338,127 +301,6 @@ def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:
     assert outcome.num_rows > 0
 
 
-HALVING = {"scheduler": "asha", "asha": {"grace": 0.2}}
-
-
-def held(config: Path, folder: Path) -> tuple[Plan, Store]:
-    """A sweep's plan, and its folder as `mermaide sweep` begins it."""
-    store = Store(str(folder))
-    store.write("sweep.yaml", dump_sweep(load_sweep(config)).encode())
-    return plan_from(config), store
-
-
-def told_by(run: SweepRun) -> list[tuple[int, float]]:
-    told = []
-    while not run.is_over:
-        score = run.advance()["validation/score_k1"]
-        told.append((run.env_steps, score))
-    return told
-
-
-def test_a_scheduler_hears_of_every_milestone_of_what_has_ended(tmp_path: Path) -> None:
-    plan, store = held(write_sweep(tmp_path, seeds=1, tune=HALVING, answer=None), tmp_path / "out")
-    ended, stopped = plan.settings
-    first = told_by(SweepRun(plan, ended, 0, store))
-    assert [steps for steps, _ in first] == [240 * part for part in range(1, 9)]
-    run = SweepRun(plan, stopped, 0, store)
-    last = [run.advance() for _ in range(3)][-1]
-    run.close()
-    trial = next(trial for trial in plan.trials if trial.setting == stopped)
-    tuning._stop(plan, store, trial, {**last, "env_steps": 720, "failed": None})
-    outcome = assemble(plan, store)
-    assert outcome.count("stopped") == 1
-    assert (outcome.trials["cpu_s"] > 0).all()
-    # Nothing is left to do, so nobody is asked again ...
-    assert unfinished(plan, store) == []
-    # ... but where another trial is not done yet, the scheduler compares it with these.
-    again = SweepRun(plan, ended, 0, store)
-    assert (again.is_scored, again.is_over) == (True, False)
-    assert told_by(again) == first
-    again = SweepRun(plan, stopped, 0, store)
-    assert (again.is_scored, [steps for steps, _ in told_by(again)]) == (False, [240, 480, 720])
-    assert store.names(f"runs/{again.name}/checkpoints") != []
-
-
-def test_a_trial_that_is_stopped_for_a_failure_is_left_to_be_tried_again(tmp_path: Path) -> None:
-    plan, store = held(write_sweep(tmp_path, tune=HALVING, answer=None), tmp_path / "out")
-    trial = plan.trials[0]
-    one, other = (SweepRun(plan, trial.setting, seed, store) for seed in trial.seeds)
-    one.advance()
-    one.close()
-    other.fail(ValueError("no luck"))
-    other.save_to(tmp_path / "nothing")  # as Tune does after every result
-    told = {"env_steps": 240, "validation/score_k1": WORST, "failed": "ValueError: no luck"}
-    tuning._stop(plan, store, trial, told)
-    assert [status_of(store, run) for run in (one, other)] == ["unfinished", "failed"]
-    assert trial in unfinished(plan, store)
-
-
-def status_of(store: Store, run: SweepRun) -> Any:
-    status = read_status(store, run.name)
-    return status and status["status"]
-
-
-def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
-    search = {
-        "training.meta_lr": {"loguniform": [1e-4, 1e-2]},
-        "meta_learning.meta_batch_size": {"choice": [4, 8]},
-        "world_model.hidden_size": {"randint": [4, 8]},
-    }
-    config = write_sweep(tmp_path, search=search, seeds=2, tune={"searcher": "optuna", "samples": 5}, answer=None)
-    plan, store = held(config, tmp_path / "out")
-    for place, status in enumerate(("done", "stopped", "failed", "unfinished")):
-        values = {"training.meta_lr": f"0.00{place + 1}", "meta_learning.meta_batch_size": "4"}
-        values |= {"world_model.hidden_size": str(4 + place)}
-        setting = plan.setting(values)
-        for seed in plan.sweep.seeds:
-            SweepRun(plan, setting, seed, store)._write_status(status, {"validation/score_k1": 0.5}, None)
-    found, left = tuning._optuna(plan, store)
-    assert left == 3
-    tried = [trial.params["drawn/world_model.hidden_size"] for trial in found._ot_study.trials if trial.params]
-    assert tried == [4, 5]
-    # What failed, or was under way, is tried again before anything new.
-    asked = [found.suggest(name)["drawn"] for name in ("a", "b")]
-    assert [one["world_model.hidden_size"] for one in asked] == [6, 7]
-    assert [one["meta_learning.meta_batch_size"] for one in asked] == ["4", "4"]
-
-
-def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
-    plan, store = held(config, tmp_path / "out")
-    told_by(SweepRun(plan, plan.settings[0], 0, store))
-    assert tuning._spent(plan, store) == 1920
-    # One seed of a trial that goes on is told of again.
-    both = plan_from(write_sweep(tmp_path, "both.yaml", seeds=2, tune={"env_steps": 2000}))
-    assert tuning._spent(both, store) == 0
-    assert not tuning._Budget(2000, 1920).stop_all()
-    spent = tuning._Budget(2000, 1920)
-    assert [spent("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]
-    monkeypatch.setattr(tuning, "_spent", lambda plan, store: 2000)
-    monkeypatch.setattr(tuning, "_fresh", lambda *given: pytest.fail("trained beyond the budget"))
-    tuning.fit(plan, store, None)  # type: ignore[arg-type]
-
-
-def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> None:
-    """Tune may not have heard that it is finished, and restore it from where it was before."""
-    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
-    tune = {"scheduler": "pbt", "samples": 2}
-    plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
-    run = SweepRun(plan, plan.settings[0], 0, store, changed=True)
-    run.advance()
-    run.save_to(tmp_path / "kept")
-    told_by(run)
-    again = SweepRun(plan, plan.settings[0], 0, store, changed=True)
-    again.load_from(tmp_path / "kept")
-    assert status_of(store, again) == "done"
-    assert store.read(f"runs/{again.name}/rows.parquet")
-    # A finished member has nothing to copy from.
-    again.save_to(tmp_path / "nothing")
-    other = SweepRun(plan, plan.settings[1], 0, store, changed=True)
-    other.load_from(tmp_path / "nothing")
-    assert other.advance()["throughput/env_steps"] == 240
-
-
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
     run = SweepRun(plan, plan.settings[0], 0, store)
@@ -475,64 +317,6 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path, capsys: pytest.Cap
         assert sweep(tmp_path / "tiny.yaml", "--out", tmp_path / "out") == 2
     assert "must be worked in by one process at a time, and one does already" in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tune", "search"),
-    [
-        (
-            {"searcher": "optuna", "samples": 3},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "meta_learning.meta_batch_size": {"choice": [4, 8]}},
-        ),
-        (
-            {"searcher": "optuna", "samples": 5, "scheduler": "asha", "asha": {"grace": 0.2, "reduction_factor": 2}},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
-        ),
-        (
-            {"scheduler": "asha", "samples": 6, "asha": {"grace": 0.2, "reduction_factor": 2}},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
-        ),
-        (
-            {"scheduler": "pbt", "samples": 4, "pbt": {"interval": 0.25, "quantile": 0.25}},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"uniform": [0, 0.1]}},
-        ),
-    ],
-)
-def test_searchers_and_schedulers(tune: dict[str, Any], search: dict[str, Any], tmp_path: Path) -> None:
-    config = write_sweep(tmp_path, search=search, tune=tune, answer=None)
-    out = tmp_path / "out"
-    assert sweep(config, "--out", out) == 0
-    trials = pd.read_parquet(out / "trials.parquet")
-    done = trials[trials["status"] == "done"]
-    assert trials["trial"].nunique() == tune["samples"]
-    assert 1 <= done["trial"].nunique() <= tune["samples"]
-    if tune.get("scheduler") != "asha":
-        assert len(done) == len(trials)
-    assert done.groupby("trial")["seed"].nunique().eq(2).all()
-    assert (done["setting.training.meta_lr"].between(1e-4, 1e-2)).all()
-    if tune.get("scheduler") == "asha":
-        assert set(trials["status"]) <= {"done", "stopped"}
-    rows = sorted_rows(out)
-    again = sweep(config, "--out", out)
-    assert again == 0
-    pd.testing.assert_frame_equal(sorted_rows(out), rows)
-    pd.testing.assert_frame_equal(pd.read_parquet(out / "trials.parquet"), trials)
-
-
-def test_population_s_record_that_others_may_have_written_is_not_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is a pickle of Tune's."""
-    store, record = Store(str(tmp_path)), tmp_path / tuning.TUNE_FOLDER
-    record.mkdir()
-    monkeypatch.setattr(tuning.tune.Tuner, "can_restore", lambda path: True)
-    monkeypatch.setattr(tuning.tune.Tuner, "restore", lambda *given, **options: "restored")
-    record.chmod(0o777)
-    with pytest.raises(InputError, match=r"holds pickles.* must be yours alone to write, but everybody may write to"):
-        tuning._restored(store, None)
-    record.chmod(0o755)
-    assert tuning._restored(store, None) == "restored"
 
 
 @pytest.mark.slow

@@ -142,11 +142,10 @@ def _alone(store: Store) -> Iterator[None]:
     if not store.is_folder:
         yield
         return
-    from mermaide_ray.storage import one_process
+    from mermaide_ray.storage import one_process, refuse_used
 
     if store.read(SWEEP_FILE) is None:
-        if store.path.exists() and (not store.path.is_dir() or any(store.path.iterdir())):
-            raise InputError(f"--out must be a new or empty folder or that of the same sweep, got {store.root}")
+        refuse_used(store.path, ", which is no sweep's")
         try:
             store.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

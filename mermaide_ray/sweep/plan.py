@@ -21,6 +21,7 @@ from mermaide_ray.experiment import (
     Experiment,
     check_game,
     load_preset,
+    overlaid,
     override_path,
     validate,
     variant,
@@ -156,7 +157,7 @@ class Plan:
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
         preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
-        settings = merge(base, sweep.settings, whole=frozenset({"families"}))
+        settings = overlaid(base, sweep.settings)
         for key, label in values.items():
             settings = with_setting(settings, key, self.drawn_value(key, label))
         if K_KEY in sweep.search:
@@ -196,7 +197,7 @@ class Plan:
     def scored_in(self, setting: Setting) -> Iterator[tuple[str, Experiment, tuple[int, ...]]]:
         """Each condition of a setting: its name, the settings to score in, the numbers of support episodes."""
         for name, condition in self.sweep.conditions.items():
-            settings = merge(setting.experiment.to_dict(), condition.settings, whole=frozenset({"families"}))
+            settings = overlaid(setting.experiment.to_dict(), condition.settings)
             experiment = validate(settings, f"{self._where}, condition {name}")
             yield name, experiment, condition.k or experiment.evaluation.k
 

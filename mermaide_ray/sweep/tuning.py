@@ -85,13 +85,14 @@ class SweepTrial(tune.Trainable):
         metric, env_steps = self._plan.metric, sum(run.env_steps for run in self._runs)
         failures = [run.error for run in self._runs if run.error is not None]
         shared = [key for key in told[0] if all(key in part for part in told)] if told else []
+        over = all(run.is_over or run.error is not None for run in self._runs)
         return {
             **{key: float(np.mean([part[key] for part in told])) for key in shared},
             metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
             SPENT: min(1.0, env_steps / self._trial.env_steps),
-            "done": (over := all(run.is_over or run.error is not None for run in self._runs)),
+            "done": over,
             OVER: over,
         }
 
