@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One thread per process: torch's default of one per core slows small networks down up to five times.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test test-slow test-cluster test-nodes test-hosts sbom lint format format-check types bench clean
+.PHONY: train test test-slow test-cluster test-nodes test-hosts test-gpu sbom lint format format-check types bench clean
 .DEFAULT_GOAL := test
 
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
@@ -31,6 +31,9 @@ test-nodes: $(READY) ## several nodes of one machine; NODES="-k name …"
 
 test-hosts: $(READY) ## three machines in namespaces of this one: root, ssh, rsync; HOSTS="-k name …"
 	$(BIN)/python -m pytest -m "cluster and not gpu" tests/cluster -rs $(HOSTS)
+
+test-gpu: $(READY) ## learning on a GPU; skipped where there is none
+	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 sbom: ## software bill of materials of the pinned set, as sbom.json
 	$(PYTHON) -m venv .venv-tools

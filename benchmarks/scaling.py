@@ -1,12 +1,13 @@
 """How an iteration scales from one node to a thousand: measured bytes and times, then a simulation, then a check of it.
 
-    python -m benchmarks.scaling [measure] [check] [straggle]        (all, if none is named)
+    python -m benchmarks.scaling [measure] [check] [clock] [straggle]        (all, if none is named)
 
 Measured here: what one task costs a sampling actor and the learner, what a message costs the driver, and how many bytes
 cross the network. Assumed: nodes with RUNNERS sampling actors each, BANDWIDTH and LATENCY between them. Weak scaling:
 TASKS tasks per node, so that the meta-batch grows with the cluster; with one learner, with one learner per node, and
 with as many actors and learners as are fastest. The check compares CPU seconds, which other work on the machine changes
-little; `straggle` slows one of several actors down tenfold.
+little; `clock` is by the clock, for an idle machine with a core for each process; `straggle` slows one of several
+actors down tenfold.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ TASKS = 48
 BANDWIDTH = 10e9 / 8
 LATENCY = 5e-4
 ROUNDS = 5
+_CLOCK_ROUNDS = 3
+# (tasks, actors, learners, GPUs per learner) of `clock`.
+_CLOCKED = (
+    *((TASKS, actors, 1, 0) for actors in (0, 1, 4, 14)),
+    *((TASKS, 4, learners, 0) for learners in (2, 8)),
+    *((10 * TASKS, actors, learners, 0) for actors, learners in ((1, 1), (14, 1), (7, 8))),
+    *((count * TASKS, 14, 1, 1) for count in (1, 10, 40, 100, 200)),
+)
 
 
 @dataclass(frozen=True)
@@ -135,11 +144,11 @@ def measured() -> Costs:
     weights = len(pickle.dumps(runner.module.get_state(), protocol=5))
 
     updates = {}
-    for count in (12, TASKS):
+    for count in (TASKS, 4 * TASKS):
         algorithm = MermaideConfig.of(_experiment(count)).build_algo()
         updates[count] = _median(algorithm.train) - sample[0] - count * sample[1]
         algorithm.stop()
-    update = _line(12, updates[12], TASKS, updates[TASKS])
+    update = _line(TASKS, updates[TASKS], 4 * TASKS, updates[4 * TASKS])
 
     # What the driver spends on an actor: send a call with its share, take back an answer of its size.
     @ray.remote(num_cpus=0)
@@ -216,6 +225,42 @@ def check(costs: Costs) -> None:
     ray.shutdown()
 
 
+def clock(costs: Costs) -> None:
+    """Prints seconds per iteration by the clock, as far as there are cores and a GPU, beside what is predicted."""
+    import ray
+
+    from mermaide_ray.algorithm import MermaideConfig, flat_metrics
+
+    cores = os.cpu_count() or 1
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    print(f"\nby the clock, on {cores} cores (load {os.getloadavg()[0]:.1f}): seconds per iteration")
+    heads = ("tasks", "actors", "learners", "sampling", "update", "whole", "predicted", "k env steps/s")
+    print("".join(f"{head:>{len(head) + 3}}" for head in heads))
+    for tasks, runners, learners, gpus in _CLOCKED:
+        remote = learners if learners > 1 else 0
+        if 1 + runners + remote > cores or (gpus and not torch.cuda.is_available()):
+            continue
+        workers = {"num_env_runners": runners, "num_learners": remote, "num_gpus_per_learner": gpus}
+        algorithm = MermaideConfig.of(_experiment(tasks, env_runners=workers)).build_algo()
+        algorithm.train()
+        told: dict[str, list[float]] = {"sample_s": [], "update_s": [], "whole": []}
+        for _ in range(_CLOCK_ROUNDS):
+            started = time.perf_counter()
+            result = flat_metrics(algorithm.train())
+            told["whole"].append(time.perf_counter() - started)
+            for key in ("sample_s", "update_s"):
+                told[key].append(result[f"throughput/{key}"])
+        rate = algorithm.experiment.env_steps_per_iteration / statistics.median(told["whole"]) / 1e3
+        algorithm.stop()
+        sample, update, whole = map(statistics.median, told.values())
+        expected = sum(predicted(costs, 1, max(1, runners), tasks, learners, remote=False).values())
+        print(
+            f"{tasks:8d}{runners:9d}{'GPU' if gpus else learners:>11}{sample:9.3f} s{update:7.3f} s{whole:6.3f} s"
+            f"{'-' if gpus else f'{expected:.3f} s':>12}{rate:16.0f}"
+        )
+    ray.shutdown()
+
+
 def straggle(costs: Costs) -> None:
     """Prints what one of three actors that is ten times slower costs: redistributed as shipped, and waited for."""
     import ray
@@ -267,7 +312,7 @@ def main(names: Sequence[str]) -> None:
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sections = {"measure": measure, "check": check, "straggle": straggle}
+    sections = {"measure": measure, "check": check, "clock": clock, "straggle": straggle}
     costs = measured()
     for name in names or sections:
         sections[name](costs)

@@ -1,6 +1,8 @@
 """How fast it is, in CPU seconds of one process with one thread, and as ratios within this run.
 
-    python -m benchmarks.speed [sampling] [meta] [planning] [memory]        (all, if none is named)
+    python -m benchmarks.speed [sampling] [meta] [planning] [memory] [gpu]        (all, if none is named)
+
+`gpu` is by the clock, and skipped where Torch finds none.
 
 Rounds are interleaved and the median is quoted: the machine's speed drifts. What counts is the ratio.
 """
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +32,7 @@ from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
 from mermaide_ray.kshot import Table
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
+from mermaide_ray.models.principal import LATENTS
 
 ROUNDS = 5
 
@@ -190,6 +194,59 @@ def planning() -> None:
         print(f"  {name:32s} {milliseconds:8.1f}   {ratio:5.2f} x the first")
 
 
+def gpu() -> None:
+    """The meta-gradient, second order, on a GPU and on a core beside it: 1 support, 4 query episodes of 100 pulls."""
+    if not torch.cuda.is_available():
+        print("\ngpu: skipped, since Torch finds no GPU here")
+        return
+    print(f"\nmeta-gradient by the clock, seconds: one core, {torch.cuda.get_device_name()}")
+    for preset, hidden, tasks in (
+        ("mermaide", 48, 48),
+        ("mermaide", 48, 480),
+        ("mermaide", 48, 1920),
+        ("mermaide_learner", 48, 480),
+        ("mermaide", 256, 48),
+        ("mermaide", 256, 480),
+    ):
+        settings = {
+            "meta_learning": {"meta_batch_size": tasks},
+            "world_model": {"hidden_size": hidden, "policy_hidden": hidden},
+        }
+        experiment = validate(overlaid(load_preset(preset), settings))
+        core, device = (_meta_gradient_seconds(experiment, place) for place in ("cpu", "cuda"))
+        print(f"  {preset:16s} H = {hidden:3d} {tasks:5d} tasks   {core:8.3f} {device:8.3f}   {core / device:5.1f} x")
+
+
+def _meta_gradient_seconds(experiment: Experiment, device: str) -> float:
+    method, table = Method.of(experiment), Table(experiment.environment, Method.of(experiment))
+    weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
+    rates = {name: torch.tensor(0.1) for name in method.adaptable()}
+    # Few agents are met, and stand for many: the gradient's time doesn't depend on what they did.
+    met, tasks = 24, experiment.meta_learning.meta_batch_size
+    meeting = table.meet(
+        AgentDistribution(experiment).tasks("train", range(met)), weights, rates, 1, 4, (0, "train", "bench", 0)
+    )
+    assert meeting.support is not None
+    assert meeting.adaptation is not None
+    inferred = None if method.architecture.learner is None else meeting.adaptation.weights[LATENTS]
+    support, query = (
+        replace(table.experience(part), latents=latents).to(device).tasks(torch.arange(tasks, device=device) % met)
+        for part, latents in ((meeting.support, inferred), (meeting.query, None))
+    )
+    weights = {name: value.to(device).requires_grad_() for name, value in weights.items()}
+    rates = {name: rate.to(device) for name, rate in rates.items()}
+
+    def run() -> float:
+        started = time.perf_counter()
+        meta_loss(method, weights, rates, support, query, 0.01).loss.backward()  # type: ignore[no-untyped-call]
+        # Waits for the device.
+        float(next(iter(weights.values())).grad.sum())  # type: ignore[union-attr]
+        return time.perf_counter() - started
+
+    run()
+    return statistics.median(run() for _ in range(3))
+
+
 def memory() -> None:
     """Peak memory of a process that samples 4,096 episodes of 200 pulls with 100 arms."""
     done = subprocess.run(
@@ -214,7 +271,7 @@ def main(names: list[str]) -> None:
     """Runs the named sections, or all."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sections = {"sampling": sampling, "meta": meta, "planning": planning, "memory": memory}
+    sections = {"sampling": sampling, "meta": meta, "planning": planning, "memory": memory, "gpu": gpu}
     for name in names or sections:
         {**sections, "_sample_large": _sample_large}[name]()
 

@@ -36,6 +36,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.config_file import merge
 from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
@@ -104,7 +105,11 @@ class MermaideConfig(AlgorithmConfig):
         config.settings = experiment.to_dict()
         runners = experiment.env_runners
         config.env_runners(num_env_runners=runners.num_env_runners)
-        config.learners(num_learners=runners.num_learners)
+        config.learners(
+            num_learners=runners.num_learners,
+            num_cpus_per_learner=1,
+            num_gpus_per_learner=runners.num_gpus_per_learner,
+        )
         config.max_num_env_runner_restarts = runners.restarts
         return config
 
@@ -118,6 +123,7 @@ class MermaideConfig(AlgorithmConfig):
         workers = {
             "num_env_runners": self.num_env_runners,
             "num_learners": self.num_learners,
+            "num_gpus_per_learner": self.num_gpus_per_learner,
             "restarts": self.max_num_env_runner_restarts,
         }
         settings = merge(self.settings, {"env_runners": workers})
@@ -228,6 +234,7 @@ class Mermaide(Algorithm):
     def setup(self, config: Any) -> None:
         """See base."""
         torch.set_num_threads(1)
+        check_own_gpu(config.experiment.env_runners)
         self.meta_iteration = 0
         self._validation: Evaluation | None = None
         self._dispatch: Dispatch | None = None

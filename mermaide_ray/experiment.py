@@ -127,16 +127,33 @@ class Training(Section):
 
 
 class EnvRunners(Section):
-    """Who does the work: never changes a result."""
+    """Who does the work: changes no result but by rounding, where learners are several or on a GPU."""
 
     num_env_runners: Whole = Field(0, ge=0, description="sampling actors; 0 samples in the driver")
     num_learners: Whole = Field(0, ge=0, description="learner actors; 0 learns in the driver")
+    num_gpus_per_learner: Number = Field(
+        0, ge=0, le=1, description="1 (or a share of one, with a single learner) learns on a GPU; sampling never does"
+    )
     restarts: Whole = Field(3, ge=0, description="times a crashed sampling actor is started again")
 
+    @model_validator(mode="after")
+    def _learners_share_no_gpu(self) -> EnvRunners:
+        if self.num_learners > 1 and self.num_gpus_per_learner not in (0, 1):
+            raise ValueError(
+                f"num_gpus_per_learner must be 0 or 1 where learners are several, got {self.num_gpus_per_learner}"
+            )
+        return self
+
     @property
-    def num_actors(self) -> int:
-        """Processes beside the driver."""
-        return self.num_env_runners + self.num_learners
+    def actors(self) -> list[dict[str, float]]:
+        """What each process beside the driver takes, by Ray's names."""
+        learner = {"CPU": 1.0} | ({"GPU": self.num_gpus_per_learner} if self.num_gpus_per_learner else {})
+        return [{"CPU": 1.0}] * self.num_env_runners + [learner] * self.num_learners
+
+    @property
+    def driver_gpus(self) -> float:
+        """GPUs of the driver, which learns itself where there are no learner actors."""
+        return 0 if self.num_learners else self.num_gpus_per_learner
 
 
 class Evaluation(Section):

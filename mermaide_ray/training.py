@@ -62,6 +62,9 @@ def train(
             if not (run.baselines / name).is_dir():
                 raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
     else:
+        from mermaide_ray.cluster.resources import check_own_gpu
+
+        check_own_gpu(experiment.env_runners)
         others = {name: _beside(experiment, name) for name in baselines or ()}
         _check_names([experiment.name, *(other.name for other in others.values())])
         run = RunDirectory.create(out, experiment)
@@ -166,8 +169,7 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
     from mermaide_ray.session import Session, checkpoint_seconds
 
     checkpoint_every = checkpoint_seconds()
-    actors = [{"CPU": 1.0}] * run.experiment().env_runners.num_actors
-    with ray_running(actors, console), Session(run, checkpoint_every) as session:
+    with ray_running(run.experiment().env_runners.actors, console), Session(run, checkpoint_every) as session:
         total = session.total * session.experiment.env_steps_per_iteration
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:

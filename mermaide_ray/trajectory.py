@@ -282,7 +282,12 @@ class History:
     actions: Tensor
     seen: Tensor | None = None
 
-    def tasks(self, wanted: slice) -> History:
+    def to(self, device: torch.device | str) -> History:
+        """The same on another device."""
+        seen = None if self.seen is None else self.seen.to(device)
+        return History(self.observations.to(device), self.labels.to(device), self.actions.to(device), seen)
+
+    def tasks(self, wanted: slice | Tensor) -> History:
         """Of some of the tasks."""
         seen = None if self.seen is None else self.seen[wanted]
         return History(self.observations[wanted], self.labels[wanted], self.actions[wanted], seen)

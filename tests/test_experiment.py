@@ -126,6 +126,9 @@ REFUSED = {
         "got 'ucb' twice: ucb and mermaide_ray.agents.ucb:FAMILY"
     ),
     "env_runners: {num_learners: 5}": "`meta_learning.meta_batch_size` must be a multiple of env_runners.num_learners",
+    "env_runners: {num_learners: 2, num_gpus_per_learner: 0.5}": (
+        "num_gpus_per_learner must be 0 or 1 where learners are several, got 0.5"
+    ),
     "preset: papr": "`preset` must be one of maml, mermaide,",
     "preset: [paper]": "`preset` must be one of maml, mermaide,",
     "- training": "the config must be a mapping of sections, got a list",

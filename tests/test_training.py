@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import TrainedRun, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -193,6 +194,18 @@ def test_folder_that_is_in_use_is_refused(
     assert expected in captured.err
     assert captured.err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in trained_run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", ["train", "stock-ppo"])
+def test_a_learner_is_refused_a_gpu_that_is_not_there(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu = ["--set", "env_runners.num_gpus_per_learner=1"]
+    assert main([command, *gpu, "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "env_runners.num_gpus_per_learner must be 0 where Torch finds no GPU, got 1" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_baseline_that_changes_the_game_is_refused_before_anything_is_written(

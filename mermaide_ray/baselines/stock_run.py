@@ -23,6 +23,7 @@ from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
+from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
@@ -83,11 +84,12 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
     console = terminal()
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
     config = stock_ppo(experiment, network)
+    check_own_gpu(experiment.env_runners)
     if out is not None:
         refuse_used(out)
     run = RunDirectory.create(out, experiment, {**provenance(), "trained_by": STOCK})
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
-    with ray_running([{"CPU": 1.0}] * experiment.env_runners.num_actors, console):
+    with ray_running(experiment.env_runners.actors, console):
         algorithm = config.build_algo()
         try:
             with run.alone(), run.progress.open("w", encoding="utf-8") as progress:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
+import torch
 from rich.console import Console
 
 from mermaide_ray.cluster.nodes import Node, nodes
 from mermaide_ray.config_file import load_yaml
 from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.experiment import EnvRunners
 from mermaide_ray.progress import LOG_EVERY, clock
 
 Bundle = Mapping[str, float]
@@ -33,6 +35,19 @@ def fits(bundles: Sequence[Bundle], on: Sequence[Node]) -> bool:
         for key, need in bundle.items():
             room[key] = room.get(key, 0) - need
     return True
+
+
+def check_own_gpu(env_runners: EnvRunners) -> None:
+    """Refuses this process a learner on a GPU that it does not have; what actors need is awaited instead.
+
+    Raises:
+        InputError: Torch finds no GPU.
+    """
+    if env_runners.driver_gpus and not torch.cuda.is_available():
+        raise InputError(
+            "env_runners.num_gpus_per_learner must be 0 where Torch finds no GPU, "
+            f"got {env_runners.driver_gpus:g} (on a cluster, env_runners.num_learners = 1 learns where there is one)"
+        )
 
 
 def await_resources(

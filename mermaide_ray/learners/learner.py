@@ -45,7 +45,13 @@ class MermaideLearner(TorchLearner):
         self._weights_seq_no += 1
         # Only what was put in: rllib adds columns of its own to some batches.
         columns = {key: torch.from_numpy(value) for key, value in batch.policy_batches[PRINCIPAL].items()}
-        told = self._meta_update(columns, float((timesteps or {}).get("progress", 0.0)))
+        try:
+            told = self._meta_update(columns, float((timesteps or {}).get("progress", 0.0)))
+        except torch.OutOfMemoryError as error:
+            raise RunFault(
+                f"a learner's GPU must hold its share of the meta-batch, got: {str(error).splitlines()[0]} (lower "
+                "meta_learning.meta_batch_size, or raise env_runners.num_learners)"
+            ) from None
         for key, value in told.items():
             self.metrics.log_value((PRINCIPAL, key), value, window=1)
         return self.metrics.reduce()
@@ -110,7 +116,7 @@ class MermaideLearner(TorchLearner):
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
         experience: Experience = self.config.experience(Trajectories.of_columns(columns, which))
-        return replace(experience, latents=columns.get(f"{which}_{LATENTS}"))
+        return replace(experience, latents=columns.get(f"{which}_{LATENTS}")).to(self._device)
 
     def _average(self, value: Tensor) -> Tensor:
         """The mean over all learners (each holds as many tasks)."""

@@ -47,7 +47,12 @@ class Experience:
     rewards: Tensor
     latents: Tensor | None = None
 
-    def tasks(self, wanted: slice) -> Experience:
+    def to(self, device: torch.device | str) -> Experience:
+        """The same on another device."""
+        latents = None if self.latents is None else self.latents.to(device)
+        return Experience(self.history.to(device), self.rewards.to(device), latents)
+
+    def tasks(self, wanted: slice | Tensor) -> Experience:
         """Of some of the tasks."""
         latents = None if self.latents is None else self.latents[wanted]
         return Experience(self.history.tasks(wanted), self.rewards[wanted], latents)

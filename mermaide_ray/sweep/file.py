@@ -170,7 +170,11 @@ class Resources(Section):
     """What a trial takes; env runners and learners that its settings ask for come on top. Changes no result."""
 
     cpus: Number = Field(1, gt=0, description="of the trial's own process, which samples and learns")
-    gpus: Number = Field(0, ge=0, description="reserved for that process; the package itself computes on the CPU")
+    gpus: Number = Field(
+        0,
+        ge=0,
+        description="reserved for that process, beside what its learner takes (env_runners.num_gpus_per_learner)",
+    )
     seeds_per_trial: Whole = Field(
         1, ge=1, description="training seeds of one setting that share a process (all of them under a scheduler)"
     )

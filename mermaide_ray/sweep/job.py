@@ -48,7 +48,7 @@ def dry_run(sweep: Sweep, where: str) -> None:
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
-    places = (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + plan.num_workers)
+    places = (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + len(plan.env_runners.actors))
     at_once = max(1, min(places, plan.num_trials))
     rows = plan.num_rows()
     told = "as the search goes" if rows is None else rows

@@ -18,6 +18,7 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
+    EnvRunners,
     Experiment,
     check_game,
     load_preset,
@@ -207,9 +208,10 @@ class Plan:
         return self.sweep.tune.metric or validation_key(max(self._some_setting().experiment.evaluation.k))
 
     @property
-    def num_workers(self) -> int:
-        """Env runners and learners of the trial that has most."""
-        return max(s.experiment.env_runners.num_actors for s in self.settings or [self._some_setting()])
+    def env_runners(self) -> EnvRunners:
+        """Of the trial that has most actors."""
+        runners = [setting.experiment.env_runners for setting in self.settings or [self._some_setting()]]
+        return max(runners, key=lambda one: len(one.actors))
 
     @property
     def _is_listed(self) -> bool:

@@ -386,10 +386,11 @@ def _domain(dimension: Dimension) -> Any:
 
 def bundles(plan: Plan) -> list[dict[str, float]]:
     """What a trial needs at the same time: its own process, and beside it its runners and learners."""
-    own: dict[str, float] = {"CPU": plan.sweep.resources.cpus}
-    if plan.sweep.resources.gpus:
-        own["GPU"] = plan.sweep.resources.gpus
-    return [own, *({"CPU": 1.0} for _ in range(plan.num_workers))]
+    resources, env_runners = plan.sweep.resources, plan.env_runners
+    own: dict[str, float] = {"CPU": resources.cpus}
+    if gpus := resources.gpus + env_runners.driver_gpus:
+        own["GPU"] = gpus
+    return [own, *env_runners.actors]
 
 
 def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
