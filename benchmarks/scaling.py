@@ -17,6 +17,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
+import math
 import pickle
 import statistics
 import sys
@@ -53,6 +54,7 @@ class Costs:
     Attributes:
         sample_fixed, sample_task: Seconds of a sampling actor per call and per task.
         update_fixed, update_task: Seconds of a learner per meta-step and per task.
+        gpu_fixed, gpu_task: Likewise of one on a GPU, by the clock; NaN where there is none.
         message: Seconds of the driver per sampling actor and iteration.
         task_bytes: Bytes of a task's trajectories, as they are shipped.
         sample_bytes: Bytes around them, per sampling actor.
@@ -63,6 +65,8 @@ class Costs:
     sample_task: float
     update_fixed: float
     update_task: float
+    gpu_fixed: float
+    gpu_task: float
     message: float
     task_bytes: float
     sample_bytes: float
@@ -70,7 +74,7 @@ class Costs:
 
 
 def predicted(
-    costs: Costs, nodes: int, runners: int, tasks: int, learners: int = 1, remote: bool = True
+    costs: Costs, nodes: int, runners: int, tasks: int, learners: int = 1, gpu: bool = False, remote: bool = True
 ) -> dict[str, float]:
     """Seconds of each part of an iteration.
 
@@ -80,6 +84,7 @@ def predicted(
         runners: Sampling actors, all nodes together, each with a CPU of its own.
         tasks: Tasks of the meta-batch.
         learners: Learner actors, each with a share of the tasks.
+        gpu: Whether each has a GPU.
         remote: Whether data crosses a network.
     """
     share, wire = -(-tasks // runners), float(remote)
@@ -88,9 +93,10 @@ def predicted(
     to_learners = data if learners > 1 else 0.0
     # A ring: each learner passes its gradient on, twice, in pieces.
     ring = 2 * costs.weight_bytes / BANDWIDTH + 2 * (learners - 1) * LATENCY if learners > 1 else 0.0
+    fixed, per_task = (costs.gpu_fixed, costs.gpu_task) if gpu else (costs.update_fixed, costs.update_task)
     return {
         "sampling": costs.sample_fixed + share * costs.sample_task,
-        "update": costs.update_fixed + tasks / learners * costs.update_task + ring,
+        "update": fixed + tasks / learners * per_task + ring,
         "driver": runners * costs.message,
         "network": wire * ((nodes * costs.weight_bytes + data + to_learners) / BANDWIDTH + 4 * LATENCY),
     }
@@ -150,6 +156,8 @@ def measured() -> Costs:
         algorithm.stop()
     update = _line(TASKS, updates[TASKS], 4 * TASKS, updates[4 * TASKS])
 
+    gpu = _gpu_update() if torch.cuda.is_available() else (math.nan, math.nan)
+
     # What the driver spends on an actor: send a call with its share, take back an answer of its size.
     @ray.remote(num_cpus=0)
     class Echo:
@@ -160,7 +168,21 @@ def measured() -> Costs:
     calls = lambda: ray.get([actor.answer.remote([1, 2, 3, 4], payload) for actor in actors for _ in range(8)])  # noqa: E731
     message = _median(calls) / (len(actors) * 8)
     ray.shutdown()
-    return Costs(*sample, *update, message, task_bytes, small - 4 * task_bytes, weights)
+    return Costs(*sample, *update, *gpu, message, task_bytes, small - 4 * task_bytes, weights)
+
+
+def _gpu_update() -> tuple[float, float]:
+    """(fixed, per task) seconds of a learner on a GPU."""
+    from mermaide_ray.algorithm import MermaideConfig, flat_metrics
+
+    few, many = 10 * TASKS, 40 * TASKS
+    seconds = {}
+    for count in (few, many):
+        algorithm = MermaideConfig.of(_experiment(count, env_runners={"num_gpus_per_learner": 1})).build_algo()
+        told = [flat_metrics(algorithm.train())["throughput/update_s"] for _ in range(1 + _CLOCK_ROUNDS)]
+        seconds[count] = statistics.median(told[1:])
+        algorithm.stop()
+    return _line(few, seconds[few], many, seconds[many])
 
 
 def measure(costs: Costs) -> None:
@@ -180,13 +202,18 @@ def measure(costs: Costs) -> None:
         f"\npredicted, {TASKS} tasks a node, {BANDWIDTH * 8 / 1e9:.0f} Gbit/s, {LATENCY * 1e3} ms; "
         f"{RUNNERS} actors a node but for the last column"
     )
-    heads = ("one learner", "a learner per node", "fastest numbers of actors, learners")
+    heads = ["one learner", "a learner per node", "fastest numbers of actors, learners"]
+    if has_gpu := not math.isnan(costs.gpu_fixed):
+        heads.insert(1, "one learner on a GPU")
     print(f"{'nodes':>6} {'tasks':>6}" + "".join(f"   {head:>36}" for head in heads))
     for nodes in NODES:
         per_node, best = fastest(costs, nodes)
         cells = []
-        for actors, learners in ((RUNNERS, 1), (RUNNERS, nodes), (per_node, best)):
-            parts = predicted(costs, nodes, nodes * actors, nodes * TASKS, learners)
+        choices = [(RUNNERS, 1, False), (RUNNERS, nodes, False), (per_node, best, False)]
+        if has_gpu:
+            choices.insert(1, (RUNNERS, 1, True))
+        for actors, learners, gpu in choices:
+            parts = predicted(costs, nodes, nodes * actors, nodes * TASKS, learners, gpu)
             total, worst = sum(parts.values()), max(parts, key=parts.__getitem__)
             rate = nodes * TASKS * steps / total
             cells.append(f"{total:7.2f} s {rate / 1e6:6.2f} M/s  {worst} {parts[worst] / total:.0%}")
@@ -253,10 +280,10 @@ def clock(costs: Costs) -> None:
         rate = algorithm.experiment.env_steps_per_iteration / statistics.median(told["whole"]) / 1e3
         algorithm.stop()
         sample, update, whole = map(statistics.median, told.values())
-        expected = sum(predicted(costs, 1, max(1, runners), tasks, learners, remote=False).values())
+        expected = sum(predicted(costs, 1, max(1, runners), tasks, learners, gpus > 0, remote=False).values())
         print(
             f"{tasks:8d}{runners:9d}{'GPU' if gpus else learners:>11}{sample:9.3f} s{update:7.3f} s{whole:6.3f} s"
-            f"{'-' if gpus else f'{expected:.3f} s':>12}{rate:16.0f}"
+            f"{expected:10.3f} s{rate:16.0f}"
         )
     ray.shutdown()
 
