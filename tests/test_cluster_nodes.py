@@ -46,6 +46,8 @@ def test_bundles_fit_where_each_finds_room_on_one_node(needs: list[int], on: lis
 def test_gpus_are_room_of_their_own() -> None:
     assert fits([{"CPU": 1, "GPU": 1}, {"CPU": 1}], [worker(1), worker(1, gpus=1)])
     assert not fits([{"CPU": 1, "GPU": 1}], [worker(8)])
+    # Who needs no GPU leaves the node that has one to who does.
+    assert fits([{"CPU": 4}, {"CPU": 1, "GPU": 1}], [worker(4, gpus=1), worker(4)])
 
 
 @pytest.fixture
@@ -150,6 +152,17 @@ def test_most_that_a_cluster_can_become_is_read_from_the_file_that_made_it(
     (tmp_path / "bootstrap.yaml").write_text(json.dumps(made_by))
     most = resources._most([HEAD, worker(2)])
     assert expected == (most if most is None else [node.resources.get("CPU", 0) for node in most])
+
+
+def test_nodes_whose_torch_cannot_use_their_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [worker(4), Node("b (2)", {"CPU": 4, "GPU": 1})]
+    can = {there[0].name: False, "b (2)": True}
+    monkeypatch.setattr(agreement, "nodes", lambda: there)
+    monkeypatch.setattr(agreement, "on_every_node", lambda question: list(can.items()))
+    agreement.check_gpus()
+    can["b (2)"] = False
+    with pytest.raises(RunFault, match=r"every node with a GPU must have PyTorch with CUDA, but b \(2\) has not"):
+        agreement.check_gpus()
 
 
 def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,23 @@ def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monke
     assert (outcome.count("done"), outcome.count("failed"), outcome.count("unfinished")) == (1, 1, 2)
 
 
+def test_runs_of_a_trial_take_turns_with_their_actors(tmp_path: Path) -> None:
+    """Tune gives a trial room for those of one run: those of two would wait for each other for ever."""
+    settings = tiny(env_runners={"num_env_runners": 1}, evaluation={"every": 0.5}).to_dict()
+    del settings["name"], settings["seed"]
+    config = write_sweep(tmp_path, settings=settings, search={}, answer=None)
+    held(config, tmp_path / "out")
+    trial = SweepTrial(
+        {"root": str(tmp_path / "out"), "path": [], "trial": {"values": {}, "method": None, "seeds": [0, 1]}}
+    )
+    told = []
+    while not told or not told[-1]["done"]:
+        told.append(trial.step())
+        assert [run._session for run in trial._runs] == [None, None]
+    assert [part["throughput/env_steps"] for part in told] == [960, 1920]
+    assert (tmp_path / "out" / "runs" / "seed=1" / "rows.parquet").is_file()
+
+
 def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,34 @@ def test_seeds_share_trials_as_resources_say_and_under_a_scheduler_all_do() -> N
     assert [len(trial.seeds) for trial in judged.trials] == [5, 5]
 
 
+GPU = {"CPU": 1, "GPU": 1}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, [{"CPU": 1}]),
+        ({"resources": {"gpus": 0.5}}, [{"CPU": 1, "GPU": 0.5}]),
+        (
+            {"settings": {"env_runners": {"num_env_runners": 1, "num_gpus_per_learner": 0.25}}},
+            [{"CPU": 1, "GPU": 0.25}, {"CPU": 1}],
+        ),
+        ({"settings": {"env_runners": {"num_learners": 2, "num_gpus_per_learner": 1}}}, [{"CPU": 1}, GPU, GPU]),
+        # Whatever a trial's settings are.
+        ({"search": {"env_runners.num_gpus_per_learner": {"grid": [0, 1]}}}, [GPU]),
+        # Its runs take turns, each with actors of its own.
+        (
+            {"settings": {"env_runners": {"num_learners": 1}}, "seeds": 4, "resources": {"seeds_per_trial": 2}},
+            [{"CPU": 1}] * 2,
+        ),
+    ],
+)
+def test_a_trial_is_given_what_its_runs_need_in_turn(
+    sections: dict[str, Any], expected: list[dict[str, float]]
+) -> None:
+    assert plan_of(**sections).bundles == expected
+
+
 def test_a_condition_may_change_agents_and_game_but_not_what_the_networks_are_made_for() -> None:
     plan = plan_of(conditions={"dear": {"split": "test", "settings": {"environment": {"cost_weight": 2}}, "k": [3]}})
     ((name, experiment, ks),) = plan.scored_in(plan.settings[0])

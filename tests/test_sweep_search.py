@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import tiny
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
@@ -181,21 +180,3 @@ def test_population_s_record_that_others_may_have_written_is_not_loaded(
         tuning._restored(store, None)
     record.chmod(0o755)
     assert tuning._restored(store, None) == "restored"
-
-
-@pytest.mark.parametrize(
-    ("runners", "expected"),
-    [
-        ({}, [{"CPU": 1}]),
-        ({"num_env_runners": 1, "num_gpus_per_learner": 0.5}, [{"CPU": 1, "GPU": 0.5}, {"CPU": 1}]),
-        ({"num_learners": 2, "num_gpus_per_learner": 1}, [{"CPU": 1}, *[{"CPU": 1, "GPU": 1}] * 2]),
-    ],
-)
-def test_a_trial_takes_what_its_actors_and_a_learner_on_a_gpu_need(
-    runners: dict[str, float], expected: list[dict[str, float]], tmp_path: Path
-) -> None:
-    settings = tiny(env_runners=runners).to_dict()
-    del settings["name"], settings["seed"]
-    assert tuning.bundles(plan_from(write_sweep(tmp_path, settings=settings))) == expected
-    reserved = plan_from(write_sweep(tmp_path, settings=settings, resources={"gpus": 1}))
-    assert tuning.bundles(reserved)[0]["GPU"] == 1 + expected[0].get("GPU", 0)

@@ -46,6 +46,27 @@ def check_versions() -> None:
             )
 
 
+def check_gpus() -> None:
+    """Makes sure that Torch can use the GPUs of every node that has some.
+
+    Raises:
+        RunFault: A node has GPUs, and a Torch without CUDA.
+    """
+
+    def can_use_them() -> bool:
+        import torch
+
+        return bool(torch.backends.cuda.is_built())  # type: ignore[no-untyped-call]
+
+    with_gpus = {node.name for node in nodes() if node.resources.get("GPU")}
+    for node, answer in on_every_node(can_use_them):
+        if node in with_gpus and answer is not True:
+            raise RunFault(
+                f"every node with a GPU must have PyTorch with CUDA, but {node} has not: install PyPI's own, without "
+                "--extra-index-url (setup_commands of the cluster's file)"
+            )
+
+
 def check_storage(root: str) -> None:
     """Makes sure that every node writes to the same place, and sees what others wrote there.
 

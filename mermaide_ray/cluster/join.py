@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from mermaide_ray.cluster.agreement import check_storage, check_versions
+from mermaide_ray.cluster.agreement import check_gpus, check_storage, check_versions
 from mermaide_ray.cluster.resources import Bundle, await_resources
 from mermaide_ray.errors import RunFault
 
@@ -31,7 +31,8 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
 
     Raises:
         InputError: The cluster can never run the job, or its nodes share no such storage.
-        RunFault: Ray can't be reached or started, nodes run other code, or machines do not come in time.
+        RunFault: Ray can't be reached or started, nodes run other code or can't use their GPUs, or machines do not
+            come in time.
     """
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -55,6 +56,8 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
     before = signal.signal(signal.SIGTERM, _interrupt) if on_main_thread else None
     try:
         await_resources(bundles, console, grows=joins)
+        if any("GPU" in bundle for bundle in bundles):
+            check_gpus()
         if joins:
             check_versions()
             if storage is not None:

@@ -26,9 +26,9 @@ WAIT_SECONDS = 600.0
 
 
 def fits(bundles: Sequence[Bundle], on: Sequence[Node]) -> bool:
-    """Whether all bundles find room at the same time, each on one node (largest first, on the first with room)."""
+    """Whether all bundles find room at the same time, each on one node: those with GPUs first, then the largest."""
     free = [dict(node.resources) for node in on]
-    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.values(), reverse=True), reverse=True):
+    for bundle in sorted(bundles, key=lambda bundle: (bundle.get("GPU", 0), bundle.get("CPU", 0)), reverse=True):
         room = next((place for place in free if all(place.get(key, 0) >= need for key, need in bundle.items())), None)
         if room is None:
             return False
@@ -46,7 +46,8 @@ def check_own_gpu(env_runners: EnvRunners) -> None:
     if env_runners.driver_gpus and not torch.cuda.is_available():
         raise InputError(
             "env_runners.num_gpus_per_learner must be 0 where Torch finds no GPU, "
-            f"got {env_runners.driver_gpus:g} (on a cluster, env_runners.num_learners = 1 learns where there is one)"
+            f"got {env_runners.driver_gpus:g} (--set, or config.yaml of a run that is resumed; on a cluster, with "
+            "env_runners.num_learners = 1 a node that has one learns)"
         )
 
 

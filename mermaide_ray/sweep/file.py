@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from mermaide_ray.config_file import dump_yaml, merge, one_line, parse_sections, read_yaml
 from mermaide_ray.errors import InputError
@@ -173,11 +173,18 @@ class Resources(Section):
     gpus: Number = Field(
         0,
         ge=0,
-        description="reserved for that process, beside what its learner takes (env_runners.num_gpus_per_learner)",
+        description="of that process; at the least what its learner takes (env_runners.num_gpus_per_learner)",
     )
     seeds_per_trial: Whole = Field(
         1, ge=1, description="training seeds of one setting that share a process (all of them under a scheduler)"
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _several_are_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != round(gpus):
+            raise ValueError(f"must be a whole number where it is more than 1, got {gpus:g}")
+        return gpus
 
 
 class Answer(Section):

@@ -48,7 +48,7 @@ def dry_run(sweep: Sweep, where: str) -> None:
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
-    places = (os.cpu_count() or 1) // max(1, round(sweep.resources.cpus) + len(plan.env_runners.actors))
+    places = (os.cpu_count() or 1) // max(1, round(sum(bundle["CPU"] for bundle in plan.bundles)))
     at_once = max(1, min(places, plan.num_trials))
     rows = plan.num_rows()
     told = "as the search goes" if rows is None else rows
@@ -99,10 +99,10 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
 def _train(plan: Plan, store: Store, console: Console) -> None:
     from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.sweep.panel import Panel
-    from mermaide_ray.sweep.tuning import bundles, fit
+    from mermaide_ray.sweep.tuning import fit
 
     with (
-        ray_running(bundles(plan), console, storage=store.root),
+        ray_running(plan.bundles, console, storage=store.root),
         Panel(console, plan.sweep.name, plan.num_trials, plan.env_steps, plan.metric) as panel,
     ):
         fit(plan, store, panel)

@@ -208,10 +208,14 @@ class Plan:
         return self.sweep.tune.metric or validation_key(max(self._some_setting().experiment.evaluation.k))
 
     @property
-    def env_runners(self) -> EnvRunners:
-        """Of the trial that has most actors."""
+    def bundles(self) -> list[dict[str, float]]:
+        """What any trial needs at the same time: its own process, and beside it the actors of one run."""
         runners = [setting.experiment.env_runners for setting in self.settings or [self._some_setting()]]
-        return max(runners, key=lambda one: len(one.actors))
+        most = {key: max(getattr(one, key) for one in runners) for key in EnvRunners.model_fields}
+        own: dict[str, float] = {"CPU": self.sweep.resources.cpus}
+        if gpus := max(self.sweep.resources.gpus, *(one.driver_gpus for one in runners)):
+            own["GPU"] = gpus
+        return [own, *EnvRunners.model_construct(**most).actors]
 
     @property
     def _is_listed(self) -> bool:

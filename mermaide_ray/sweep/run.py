@@ -222,7 +222,9 @@ class SweepRun:
         )
         session = self._session
         if not self._changed:  # else they are another run's
-            self._told_before = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
+            milestones = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
+            # All in a new process; in one that only let go of the run, what it has not told yet.
+            self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
         return session
 
     def _origin(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class SweepTrial(tune.Trainable):
                 continue
             try:
                 told.append(run.advance())
+                self._rest(run)
             except WorkersLost:
                 raise  # as a trial whose own process died: started again from its checkpoint, elsewhere perhaps
             except Exception as error:
@@ -96,10 +97,16 @@ class SweepTrial(tune.Trainable):
             OVER: over,
         }
 
+    def _rest(self, run: SweepRun) -> None:
+        """Ends the actors of a run whose turn is over, where others wait for theirs: there is room for one run's."""
+        if len(self._runs) > 1 and self._trial.setting.experiment.env_runners.actors:
+            run.close()
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For population based training: what another member may go on from."""
         for run in self._runs:
             run.save_to(Path(checkpoint_dir) / str(run.seed))
+            self._rest(run)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Goes on from another member's weights with settings of its own."""
@@ -221,7 +228,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
         verbose=0,
     )
     tuner = None
-    trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(bundles(plan)))
+    trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(plan.bundles))
     if tuning.scheduler == "pbt":
         tuner = _restored(store, trainable)
         if tuner is None:
@@ -382,15 +389,6 @@ def _domain(dimension: Dimension) -> Any:
         return tune.loguniform(*dimension.loguniform)
     assert dimension.uniform is not None
     return tune.uniform(*dimension.uniform)
-
-
-def bundles(plan: Plan) -> list[dict[str, float]]:
-    """What a trial needs at the same time: its own process, and beside it its runners and learners."""
-    resources, env_runners = plan.sweep.resources, plan.env_runners
-    own: dict[str, float] = {"CPU": resources.cpus}
-    if gpus := resources.gpus + env_runners.driver_gpus:
-        own["GPU"] = gpus
-    return [own, *env_runners.actors]
 
 
 def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
