@@ -176,7 +176,10 @@ class Resources(Section):
         description="of that process; at the least what its learner takes (env_runners.num_gpus_per_learner)",
     )
     seeds_per_trial: Whole = Field(
-        1, ge=1, description="training seeds of one setting that share a process (all of them under a scheduler)"
+        1,
+        ge=1,
+        description="training seeds of one setting that share a process (all of them under a scheduler) and take turns "
+        "in it, each with actors of its own",
     )
 
     @field_validator("gpus")
