@@ -194,7 +194,9 @@ def test_without_a_rate_adaptation_changes_no_row(held_out: Evaluation) -> None:
     zero, one = (rows[rows["k"] == k] for k in (0, 1))
     _same(_without(zero, "k", "support_return"), _without(one, "k", "support_return"))
     for measure in ("nll", "accuracy", "ece"):
-        assert (rows[f"wm_{measure}_before"] == rows[f"wm_{measure}_after"]).all()
+        # Weights that tasks share go through another product than each task's own: on some processors they round apart.
+        before, after = rows[f"wm_{measure}_before"], rows[f"wm_{measure}_after"]
+        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6, err_msg=measure)
 
 
 def test_before_is_before_and_after_is_after(scored: Results) -> None:
