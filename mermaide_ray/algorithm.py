@@ -105,11 +105,7 @@ class MermaideConfig(AlgorithmConfig):
         config.settings = experiment.to_dict()
         runners = experiment.env_runners
         config.env_runners(num_env_runners=runners.num_env_runners)
-        config.learners(
-            num_learners=runners.num_learners,
-            num_cpus_per_learner=1,
-            num_gpus_per_learner=runners.num_gpus_per_learner,
-        )
+        config.learners(**runners.learners)
         config.max_num_env_runner_restarts = runners.restarts
         return config
 

@@ -145,6 +145,15 @@ class EnvRunners(Section):
         return self
 
     @property
+    def learners(self) -> dict[str, float]:
+        """As RLlib's `AlgorithmConfig.learners` takes them. One on a GPU has a CPU, too: RLlib would give it none."""
+        return {
+            "num_learners": self.num_learners,
+            "num_cpus_per_learner": 1,
+            "num_gpus_per_learner": self.num_gpus_per_learner,
+        }
+
+    @property
     def actors(self) -> list[dict[str, float]]:
         """What each process beside the driver takes, by Ray's names."""
         learner = {"CPU": 1.0} | ({"GPU": self.num_gpus_per_learner} if self.num_gpus_per_learner else {})

@@ -56,11 +56,7 @@ def stock_ppo(
             # An episode is one agent met: cut ones would meet the same agent without a memory of it.
             batch_mode="complete_episodes",
         )
-        .learners(
-            num_learners=experiment.env_runners.num_learners,
-            num_cpus_per_learner=1,
-            num_gpus_per_learner=experiment.env_runners.num_gpus_per_learner,
-        )
+        .learners(**experiment.env_runners.learners)
         .multi_agent(
             policies={PRINCIPAL, *agent_modules(experiment)},
             policy_mapping_fn=policy_mapping,
