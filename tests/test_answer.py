@@ -12,7 +12,7 @@ from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
-from mermaide_ray.report.score_tables import best_settings
+from mermaide_ray.report.score_tables import best_settings, ranked_on
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
 
@@ -78,6 +78,15 @@ def test_the_opposite_claim_is_contradicted(tmp_path: Path) -> None:
     assert {one.conditions for one in found.by_condition} == {("validation",), ("test",)}
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_training_seeds_give_no_verdict(seeds: int, tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2", "always"], "conditions": ["test"]}
+    found = answered(tmp_path / "sweep", claim, seeds=seeds)
+    assert found.contrasts[0].difference.low > 0
+    assert found.verdict == UNDECIDED
+    assert found.sentence.endswith("With fewer than 3 training seeds there is no verdict.")
+
+
 def test_equal_methods_leave_it_undecided(tmp_path: Path) -> None:
     methods = {"mermaide": Effects(noise_sd=0.1), "rl2": Effects(noise_sd=0.1, model_margin=None)}
     claim = {"compare": "method", "value": "mermaide", "against": ["rl2"]}
@@ -113,8 +122,9 @@ def test_values_of_a_setting_are_paired_only_where_the_game_is_the_same(tmp_path
         assert found.contrasts[0].difference.value == pytest.approx(0.1, abs=0.02)
     assert same.contrasts[0].probability is not None
     assert other.contrasts[0].probability is None
+    # Rules of another game are no rivals to pair with, but the agents are the same: hardly wider.
     width = [found.contrasts[0].difference.high - found.contrasts[0].difference.low for found in (same, other)]
-    assert width[0] < width[1] / 2
+    assert width[0] < width[1] < 3 * width[0]
 
 
 def test_a_claim_that_names_no_side_is_about_the_largest_k_or_the_first_value(tmp_path: Path) -> None:
@@ -175,6 +185,16 @@ def test_conditions_that_are_scored_at_other_k_meet_at_the_largest_that_they_sha
     # Each condition's tables show its own largest K, and settings are ranked where they are scored.
     assert [study.largest("mermaide", condition) for condition in ("validation", "test")] == [[1], [3]]
     assert best_settings(study) == [""]
+
+
+def test_test_agents_choose_no_setting(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    options: dict[str, Any] = {"search": {key: [0.001, 0.01]}, "methods": {"mermaide": Effects(per_setting={key: 0.1})}}
+    ranked = read_study([write_sweep(tmp_path / "ranked", **options, **FAR)])
+    unranked = read_study([write_sweep(tmp_path / "unranked", conditions=["test", "far"], **options, **FAR)])
+    assert best_settings(ranked)[0].endswith("0.01")
+    assert best_settings(unranked)[0].endswith("0.001")
+    assert (ranked_on(ranked), ranked_on(unranked)) == ("validation", None)
 
 
 def test_what_shares_no_condition_is_named_and_not_compared(tmp_path: Path) -> None:

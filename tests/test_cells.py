@@ -15,6 +15,7 @@ def rows(*cells: tuple[str, str, str, int, dict[int, list[float]]], never: float
             "method": method,
             "setting": setting,
             "condition": condition,
+            "split": "test",
             "family": "ucb" if task % 2 else "exp3",
             "k": k,
             "seed": seed,
@@ -64,6 +65,27 @@ def test_settings_are_averaged_seed_by_seed_and_conditions_stand_side_by_side() 
     # Only seed 0 was scored in both conditions.
     beside = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "a", "far", 0)])
     assert (list(beside.index), beside.shape) == ([0], (1, 4))
+    # Both conditions are of the same split: each agent is there twice.
+    assert sorted(cells.agents(beside.columns)) == ["test 0", "test 0", "test 1", "test 1"]
+
+
+def test_a_task_without_a_score_in_one_setting_counts_in_none() -> None:
+    for seeds in ((0, 0), (0, 1)):  # in common, and not
+        cells = Cells(rows(("m", "a", "t", 0, {seeds[0]: [1, 1, 1]}), ("m", "b", "t", 0, {seeds[1]: [0, 0, np.nan]})))
+        pooled = cells.pooled([Cell("m", "a", "t", 0), Cell("m", "b", "t", 0)])
+        assert pooled.to_numpy().mean() == 0.5
+        assert len(cells.agents(pooled.columns)) == 2
+
+
+def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() -> None:
+    """16 episodes, an intervention at 0.3: every fourth return lies where the third digit is rounded up or down."""
+    grid = 10 + np.arange(40) * 0.1 / 16
+    beside = grid.astype(np.float32) + np.float32(1.5e-5) * (-1) ** np.arange(40)
+    frames = [
+        rows((method, "", "test", 0, {0: [0.5] * 40})).sort_values("task").assign(never_return=returns)
+        for method, returns in (("a", grid), ("b", beside))
+    ]
+    assert Cells(pd.concat(frames)).same_tasks([Cell("a", "", "test", 0)], [Cell("b", "", "test", 0)])
 
 
 def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:

@@ -103,6 +103,64 @@ def test_negative_control_scores_taken_as_independent_runs_cover_far_less() -> N
     assert coverage(interval, 300) < 0.6
 
 
+def met_again(trial: int, seeds: int, agents: int, conditions: int, alike: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with true mean 0 of agents that are met in several conditions, and which agent each task is of."""
+    rng = np.random.default_rng([12, trial])
+    own = rng.normal(size=(1, agents, conditions))
+    task = np.sqrt(alike) * rng.normal(size=(1, agents, 1)) + np.sqrt(1 - alike) * own
+    scores = task + 0.2 * rng.normal(size=(seeds, agents, conditions))
+    return scores.reshape(seeds, -1), np.repeat(np.arange(agents), conditions)
+
+
+def test_an_agent_that_is_met_in_several_conditions_is_drawn_as_one() -> None:
+    """Control: drawn as several, the same intervals cover far too little."""
+    covered = {True: 0, False: 0}
+    for trial in range(200):
+        scores, agents = met_again(trial, seeds=10, agents=40, conditions=5, alike=0.85)
+        for as_one in covered:
+            found = bootstrap_interval(scores, seed=trial, agents=agents if as_one else None, trim=0, resamples=300)
+            covered[as_one] += found.low <= 0 <= found.high
+    assert covered[True] >= 0.9 * 200
+    assert covered[False] <= 0.75 * 200
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.25])
+def test_agents_with_other_numbers_of_tasks_are_resampled_whole(trim: float) -> None:
+    scores, agents = np.round(crossed(3, seeds=3, tasks=7), 1), np.array([4, 4, 9, 1, 1, 1, 4])
+    rng = np.random.default_rng(5)
+    drawn_seeds, drawn_agents = rng.integers(3, size=(40, 3)), rng.integers(3, size=(40, 3))
+    of_agent = [np.flatnonzero(agents == label) for label in (4, 9, 1)]  # in the order met
+    estimates = [
+        stats.trim_mean(scores[seeds][:, np.concatenate([of_agent[agent] for agent in whole])], trim, axis=None)
+        for seeds, whole in zip(drawn_seeds, drawn_agents, strict=True)
+    ]
+    found = bootstrap_interval(scores, seed=5, agents=agents, trim=trim, resamples=40)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(estimates, [0.025, 0.975])))
+    with pytest.raises(ValueError, match="each of 7 tasks is of, got 2"):
+        bootstrap_interval(scores, seed=0, agents=[1, 2])
+
+
+def test_probability_of_improvement_draws_whole_agents() -> None:
+    x, agents = met_again(0, seeds=6, agents=20, conditions=5, alike=1.0)
+    y = x + 0.5 * met_again(1, seeds=6, agents=20, conditions=5, alike=1.0)[0]
+    one, several = (probability_of_improvement(x, y, seed=0, agents=which) for which in (agents, None))
+    assert one.value == several.value
+    assert one.high - one.low > 1.5 * (several.high - several.low)
+
+
+def test_agents_that_both_sides_met_are_drawn_for_both_at_once() -> None:
+    """The same agents with other training seeds: nearly as sharp as pairs. Agents of only one side change nothing."""
+    x, y = crossed(7, seeds=8, tasks=60, seed_effect=0.1, task_effect=5), np.zeros((3, 60))
+    y += x.mean(axis=0) - 0.5
+    tasks = np.arange(60)
+    alone = unpaired_difference(x, y, seed=0, trim=0)
+    shared = unpaired_difference(x, y[:, ::-1], seed=0, trim=0, agents=(tasks, tasks[::-1]))
+    assert alone.low < 0 < 0.2 < shared.low < 0.5 < shared.high < 0.8 < alone.high
+    more = np.concatenate([y, np.full((3, 20), y.mean())], axis=1)
+    partly = unpaired_difference(x, more, seed=0, trim=0, agents=(tasks, np.arange(80)))
+    assert shared.high - shared.low < partly.high - partly.low < alone.high - alone.low
+
+
 def test_probability_of_improvement_by_hand() -> None:
     # Task 0: pairs (1 > 0), (1 < 2), (3 > 0), (3 > 2) = 3/4. Task 1: all ties = 1/2. Mean 5/8.
     found = probability_of_improvement([[1, 5], [3, 5]], [[0, 5], [2, 5]], seed=0)

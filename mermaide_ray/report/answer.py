@@ -23,6 +23,9 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
 # More names than this are a count.
 MOST_CONDITIONS = 3
+# Two equal methods that were trained with one seed each would be told apart "for sure" in half of all studies, with two
+# seeds in a third, with three in a tenth (a twentieth is what 95% promise).
+FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Contrast:
         probability: That this one is better on a random task; None where their tasks differ.
         seeds, tasks: What this side's figure rests on.
         better: Whether the claimed side is better for sure (True), worse for sure (False), or neither (None).
+        too_few: Whether nothing is for sure because a trained side has too few training seeds.
     """
 
     other: str
@@ -48,6 +52,7 @@ class Contrast:
     seeds: int
     tasks: int
     better: bool | None
+    too_few: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,9 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
     """Whether a claim to be better than all others holds, and the contrast that keeps it from holding, if any.
 
     Supported: better for sure than each of the others, and worse for sure in no condition. Contradicted: worse for sure
-    than one of them. All else is undecided. "For sure": the 95% interval of the difference excludes 0. That each of
-    several intervals must do so needs no correction for their number (an intersection-union test).
+    than one of them. All else is undecided. "For sure": the 95% interval of the difference excludes 0, and rests on
+    `FEWEST_SEEDS` training seeds of each side that was trained. That each of several intervals must do so needs no
+    correction for their number (an intersection-union test).
     """
     worse = next((contrast for contrast in contrasts if contrast.better is False), None)
     if worse is not None:
@@ -131,26 +137,28 @@ def _contrast(
     x, y = cells.pooled(mine, measure), cells.pooled(theirs, measure)
     if not (x.size and y.size):
         raise InputError(f"{one.name} and {other.name} must have `{measure}` in {', '.join(conditions)}, got none")
-    probability = None
+    probability, pairs = None, False
     if cells.same_tasks(mine, theirs):
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
         x, y = x[tasks], y[tasks]
         if min(len(x), len(y)) > 1 and len(seeds):
             x, y = x.loc[seeds], y.loc[seeds]
-        if min(len(x), len(y)) == 1 or len(seeds):
-            difference = paired_difference(*paired(x, y), seed=seed, trim=trim)
-        else:
-            difference = unpaired_difference(x, y, seed=seed, trim=trim)
         signed = (x, y) if sign > 0 else (y, x)
-        probability = probability_of_improvement(*signed, seed=seed, resamples=1000)
+        probability = probability_of_improvement(*signed, seed=seed, agents=cells.agents(tasks), resamples=1000)
+        pairs = min(len(x), len(y)) == 1 or len(seeds) > 0
+    agents = cells.agents(x.columns), cells.agents(y.columns)
+    if pairs:
+        difference = paired_difference(*paired(x, y), seed=seed, agents=agents[0], trim=trim)
     else:
-        difference = unpaired_difference(x, y, seed=seed, trim=trim)
+        difference = unpaired_difference(x, y, seed=seed, agents=agents, trim=trim)
     level, other_level = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
     assert level is not None
     assert other_level is not None
     better = sign * difference.value > 0
-    sure = difference.low > 0 or difference.high < 0
+    too_few = any(
+        len(matrix) < FEWEST_SEEDS and study.is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
+    )
     return Contrast(
         other=other.name,
         conditions=tuple(shared),
@@ -160,7 +168,8 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        better=better if sure else None,
+        better=better if _excludes_zero(difference) and not too_few else None,
+        too_few=too_few,
     )
 
 
@@ -207,6 +216,10 @@ def named_conditions(conditions: Sequence[str], last: str = ", ") -> str:
     return last.join(filter(None, (", ".join(conditions[:-1]), *conditions[-1:])))
 
 
+def _excludes_zero(difference: Interval) -> bool:
+    return difference.low > 0 or difference.high < 0
+
+
 def _span(interval: Interval) -> str:
     return f"{interval.low:+.3f} to {interval.high:+.3f}"
 
@@ -228,13 +241,15 @@ def _sentence(
         f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
         f"({_where(decisive.conditions, k)}{only}), {abs(difference.value):.3f} {way} {decisive.other}{among} "
         f"(95% interval of the difference {_span(difference)}; {_basis(decisive)})."
+        + f" With fewer than {FEWEST_SEEDS} training seeds there is no verdict."
+        * decisive.too_few
     )
 
 
 def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
     difference = closest.difference
     way = "above" if difference.value >= 0 else "below"
-    sure = "" if closest.better is not None else ", which includes 0: the difference may be chance"
+    sure = "" if _excludes_zero(difference) else ", which includes 0: the difference may be chance"
     return (
         f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} ({_where(closest.conditions, k)}), "
         f"{abs(difference.value):.3f} {way} {closest.other}, the best unprivileged other method (95% interval of the "

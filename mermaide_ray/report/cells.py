@@ -16,8 +16,9 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
 from mermaide_ray.report.table import SCORE
 
-# Two directories that ran the same game on other machines may differ in the last digits of a float32.
-DIGITS = 3
+# Two directories that ran the same game on other machines may differ in the last digits of a float32. Returns lie on a
+# grid (hits and costs over episodes) that meets the ties of rounding again and again; a little beside it, it does not.
+DIGITS, BESIDE = 3, 6e-5
 
 
 class Cell(NamedTuple):
@@ -36,7 +37,7 @@ class Cells:
     setting plays, which the returns of the two bounds identify.
 
     Args:
-        rows: Columns method, setting, condition, k, seed, family, task, and measures.
+        rows: Columns method, setting, condition, split, k, seed, family, task, and measures.
         resamples: Bootstrap resamples of `interval`.
         seed: Seed of the bootstrap.
 
@@ -84,6 +85,8 @@ class Cells:
         self._matrices: dict[Hashable, pd.DataFrame] = {}
         self._intervals: dict[Hashable, Interval] = {}
         self._families, self._ids = categories["family"], int(task.max()) + 1
+        first = rows.drop_duplicates("condition").set_index("condition")["split"]
+        self._splits = {name: str(first[name]) for name in categories["condition"]}
         self.left_out: dict[str, None] = {}
         self._games: dict[tuple[str, str], bytes] = {}
         self._played: dict[tuple[str, str, int, bytes], Cell] = {}
@@ -118,6 +121,15 @@ class Cells:
     def families(self, tasks: Iterable[Any]) -> list[str]:
         """The family of each column of a matrix."""
         return [self._families[task // self._ids % len(self._families)] for task in tasks]
+
+    def agents(self, tasks: Iterable[Any]) -> list[str]:
+        """The agent of each column of a matrix, by split and task id: conditions of a split have theirs in common."""
+        splits, per_condition = list(self._splits.values()), self._ids * len(self._families)
+        return [f"{splits[task // per_condition]} {task % self._ids}" for task in tasks]
+
+    def split(self, condition: str) -> str:
+        """The split that a condition takes its agents from."""
+        return self._splits[condition]
 
     def seeds(self, cell: Cell) -> list[int]:
         """Training seeds of a cell."""
@@ -155,9 +167,10 @@ class Cells:
     def pooled(self, cells: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """Values [S, T] of one method over several settings and conditions.
 
-        Tasks of several conditions stand side by side. Over settings a task's values are averaged, seed by seed, so
-        that each setting weighs the same and the same agent is not counted as several. Only seeds that have all of it
-        count; where settings have no seed in common, each training run is a seed of its own.
+        Tasks of several conditions stand side by side (`agents` tells which are of the same agent). Over settings a
+        task's values are averaged, seed by seed, so that each setting weighs the same; tasks that have no value in one
+        of them are left out. Only seeds that have all of it count; where settings have no seed in common, each training
+        run is a seed of its own.
         """
         parts: dict[str, list[pd.DataFrame]] = {}
         for cell in dict.fromkeys(cells):
@@ -177,7 +190,11 @@ class Cells:
             if not matrix.size:
                 return None
             self._intervals[key] = bootstrap_interval(
-                matrix.to_numpy(), seed=self._seed, trim=trim, resamples=self._resamples
+                matrix.to_numpy(),
+                seed=self._seed,
+                agents=self.agents(matrix.columns),
+                trim=trim,
+                resamples=self._resamples,
             )
         return self._intervals[key]
 
@@ -204,21 +221,19 @@ class Cells:
         for bound in ("never_return", "oracle_return"):
             if bound in self._rows:
                 # Adding zero makes -0 a 0.
-                found.append((self._column(bound)[first].round(DIGITS) + 0).tobytes())
+                found.append(((self._column(bound)[first] + BESIDE).round(DIGITS) + 0).tobytes())
         return b"".join(found)
 
 
 def _over_settings(matrices: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if len(matrices) == 1:
         return matrices[0]
-    stacked = pd.concat(matrices)
+    # A mean over other settings for some tasks than for others would compare nothing.
+    stacked = pd.concat(matrices).dropna(axis="columns")
     settings_of = stacked.index.value_counts()
     whole = settings_of[settings_of == len(matrices)].index
     if len(whole):
-        return stacked[stacked.index.isin(whole)].groupby(level=0).mean().dropna(axis="index")
-    every = stacked.dropna(axis="index")
-    return (
-        every.set_axis(pd.RangeIndex(len(every)), axis="index")
-        if settings_of.max() == 1
-        else every.groupby(level=0).mean()
-    )
+        return stacked[stacked.index.isin(whole)].groupby(level=0).mean()
+    if settings_of.max() == 1:
+        return stacked.set_axis(pd.RangeIndex(len(stacked)), axis="index")
+    return stacked.groupby(level=0).mean()

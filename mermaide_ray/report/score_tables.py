@@ -121,14 +121,20 @@ def condition_title(condition: str) -> str:
 
 
 def best_settings(study: Study) -> list[str]:
-    """Settings of the main method by its score, best first, on a condition that is no test as far as there is one."""
-    condition = next(iter([name for name in study.conditions if name == "validation"] or study.conditions))
+    """Settings of the main method by its score on validation agents, best first; in their order if none were met."""
+    condition = ranked_on(study)
     means = {}
     for setting in map(str, study.settings.index):
-        matrix = study.cells.pooled(study.at_largest(study.main, condition, [setting]))
+        matrix = study.cells.pooled(study.at_largest(study.main, condition or study.conditions[0], [setting]))
         if matrix.size:
             means[setting] = float(matrix.to_numpy().mean())
-    return sorted(means, key=lambda setting: -means[setting])
+    return list(means) if condition is None else sorted(means, key=lambda setting: -means[setting])
+
+
+def ranked_on(study: Study) -> str | None:
+    """The condition that may choose a setting: one of validation agents, `validation` first; None without any."""
+    found = [name for name in study.conditions if study.cells.split(name) == "validation"]
+    return "validation" if "validation" in found else next(iter(found), None)
 
 
 def _of_condition(study: Study, condition: str) -> Table:
@@ -221,15 +227,14 @@ def _best_settings(study: Study) -> Table:
         values = [shown(study.settings.loc[setting, key]) for key in study.dimensions]
         figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
         rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
-    chosen = "validation" if "validation" in study.conditions else study.conditions[0]
-    caption = (
-        f"{label(study.main)}, largest K ({_largest(study)}); normalised score [95%], in the order of the score on "
-        f"{chosen}."
-    )
+    chosen = ranked_on(study)
+    order = "not ranked: no validation agents were met" if chosen is None else f"in the order of the score on {chosen}"
+    caption = f"{label(study.main)}, largest K ({_largest(study)}); normalised score [95%], {order}."
     if len(ranked) > most:
-        caption += f" The best {most} of {len(ranked)} settings; rows.parquet holds all."
+        caption += f" The first {most} of {len(ranked)} settings; rows.parquet holds all."
     head = (*map(short, study.dimensions), *study.conditions, "seeds × tasks")
-    return Table("settings", "Settings, best first", head, tuple(rows), text=len(study.dimensions), caption=caption)
+    title = "Settings" if chosen is None else "Settings, best first"
+    return Table("settings", title, head, tuple(rows), text=len(study.dimensions), caption=caption)
 
 
 def _largest(study: Study) -> str:

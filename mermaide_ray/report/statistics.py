@@ -1,8 +1,9 @@
 """What may be claimed from scores: aggregates with intervals, probability of improvement, paired differences.
 
 Scores are float [S, T]: S training seeds x T tasks, the same tasks in the same order for every seed and every method. A
-deterministic rule has one seed, S = 1. Definitions follow [1], written from the paper; the resampling differs, see
-`bootstrap_interval`.
+deterministic rule has one seed, S = 1. One agent may be met in several conditions, which makes several tasks of it:
+`agents`, [T], tells which agent each task is of, and it is agents that are drawn. Definitions follow [1], written from
+the paper; the resampling differs, see `bootstrap_interval`.
 
 [1] Agarwal, Schwarzer, Castro, Courville, Bellemare: Deep Reinforcement Learning at the Edge of the Statistical
 Precipice, NeurIPS 2021, arXiv 2108.13264.
@@ -92,15 +93,22 @@ def interquartile_mean(scores: ArrayLike) -> float:
 
 
 def bootstrap_interval(
-    scores: ArrayLike, *, seed: int, trim: float = QUARTILE, resamples: int = RESAMPLES, level: float = LEVEL
+    scores: ArrayLike,
+    *,
+    seed: int,
+    agents: ArrayLike | None = None,
+    trim: float = QUARTILE,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval:
     """Aggregate of scores [S, T] with a percentile bootstrap interval, stratified over training seeds and tasks.
 
     A resample draws S training seeds and T tasks with replacement, independently, and takes every score at their
     crossings [2]. The tasks are the same for all seeds, so a hard task is hard for all of them: drawing other tasks for
     each seed (or drawing the S * T scores one by one) would count one task S times, and its intervals are far too
-    narrow. Differs from [1], which holds the tasks fixed; here they are a sample of the agents that there are. With
-    S = 1 only tasks are drawn, and the interval says nothing about other training seeds.
+    narrow. Likewise an agent is drawn with all tasks that are of it. Differs from [1], which holds the tasks fixed;
+    here they are a sample of the agents that there are. With S = 1 only agents are drawn, and the interval says nothing
+    about other training seeds.
 
     Measured on Gaussian scores with seed, task and residual effects of one size, T = 50, 1,000 trials: a 95% interval
     covers 69%, 80%, 87%, 92%, 95% for S = 2, 3, 5, 10, 20. Resampling score by score covers a third, whatever S is.
@@ -108,6 +116,7 @@ def bootstrap_interval(
     Args:
         scores: float [S, T].
         seed: Seed of the resampling.
+        agents: [T], a label of the agent that each task is of; each of its own if not given.
         trim: Share cut off at each end: 0.25 is the interquartile mean, 0 the mean.
         resamples: Number of resamples.
         level: Coverage aimed at.
@@ -115,22 +124,30 @@ def bootstrap_interval(
     matrix = _checked(scores)
     value = trimmed_mean(matrix, trim)
     estimate = _trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix)
-    draws = _resample(np.random.default_rng(seed), resamples, matrix.shape, matrix.size)
-    return _interval(value, [estimate(seeds, tasks) for seeds, tasks in draws], level)
+    count, agent_of = _numbered(agents, matrix.shape[1])
+    draws = _resample(np.random.default_rng(seed), resamples, (len(matrix), count), matrix.size)
+    return _interval(value, [estimate(seeds, drawn[:, agent_of]) for seeds, drawn in draws], level)
 
 
 def probability_of_improvement(
-    one: ArrayLike, other: ArrayLike, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    seed: int,
+    agents: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval:
     """P(X > Y) + P(X = Y) / 2 for a random task and a random run of each method, with a bootstrap interval.
 
     Source: [1], section 4.3 (mean over tasks of the Mann-Whitney statistic over pairs of runs). The resample draws the
-    seeds of either method, and the tasks, which both share.
+    seeds of either method, and the agents, which both share.
 
     Args:
         one: float [S, T], scores X.
         other: float [S', T], scores Y on the same tasks.
         seed: Seed of the resampling.
+        agents: [T], see `bootstrap_interval`.
         resamples: Number of resamples.
         level: Coverage aimed at.
     """
@@ -151,12 +168,14 @@ def probability_of_improvement(
         wins = np.take_along_axis(drawn_below, below[None], axis=1)
         wins += np.take_along_axis(drawn_below, up_to[None], axis=1)
         per_task: Array = np.einsum("rst,rs->rt", wins, x_seeds)
-        return np.asarray((per_task * drawn).sum(axis=1) / (2 * len(x) * len(y) * tasks))
+        return np.asarray((per_task * drawn).sum(axis=1) / (2 * len(x) * len(y) * drawn.sum(axis=1)))
 
     ones = [np.ones((1, size)) for size in (len(x), len(y), tasks)]
     largest = (max(len(x), len(y)) + 1) * tasks
-    draws = _resample(np.random.default_rng(seed), resamples, (len(x), len(y), tasks), largest)
-    return _interval(float(estimate(*ones)[0]), [estimate(*drawn) for drawn in draws], level)
+    count, agent_of = _numbered(agents, tasks)
+    draws = _resample(np.random.default_rng(seed), resamples, (len(x), len(y), count), largest)
+    estimates = [estimate(x_seeds, y_seeds, drawn[:, agent_of]) for x_seeds, y_seeds, drawn in draws]
+    return _interval(float(estimate(*ones)[0]), estimates, level)
 
 
 def paired_difference(
@@ -164,6 +183,7 @@ def paired_difference(
     other: ArrayLike,
     *,
     seed: int,
+    agents: ArrayLike | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -177,6 +197,7 @@ def paired_difference(
         one: float [S, T] or [1, T], scores X; `paired` brings both into one order.
         other: float [S, T] or [1, T], scores Y.
         seed: Seed of the resampling.
+        agents: [T], see `bootstrap_interval`.
         trim: Share of the differences cut off at each end.
         resamples: Number of resamples.
         level: Coverage aimed at.
@@ -184,7 +205,7 @@ def paired_difference(
     x, y = _checked(one), _checked(other)
     if x.shape[1] != y.shape[1] or (len(x) != len(y) and min(len(x), len(y)) > 1):
         raise ValueError(f"paired scores must be [S, T] or [1, T] with the same S and T, got {x.shape} and {y.shape}")
-    return bootstrap_interval(x - y, seed=seed, trim=trim, resamples=resamples, level=level)
+    return bootstrap_interval(x - y, seed=seed, agents=agents, trim=trim, resamples=resamples, level=level)
 
 
 def unpaired_difference(
@@ -192,24 +213,38 @@ def unpaired_difference(
     other: ArrayLike,
     *,
     seed: int,
+    agents: tuple[ArrayLike, ArrayLike] | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """Aggregate of X minus aggregate of Y, for scores on different tasks; seeds and tasks of either are drawn alone.
+    """Aggregate of X minus aggregate of Y, for scores that can't be paired one by one, with a bootstrap interval.
+
+    The seeds of either side are drawn alone, and so are agents that only one side met; those that both met (in another
+    game, or with other training seeds) are drawn for both at once, since an easy one is easy for both.
 
     Args:
         one: float [S, T], scores X.
         other: float [S', T'], scores Y.
         seed: Seed of the resampling.
+        agents: [T] and [T'], labels of the agents that the tasks are of; no two the same if not given.
         trim: Share cut off at each end, of X and of Y.
         resamples: Number of resamples.
         level: Coverage aimed at.
     """
     x, y = _checked(one), _checked(other)
     of_x, of_y = (_trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix) for matrix in (x, y))
-    draws = _resample(np.random.default_rng(seed), resamples, (*x.shape, *y.shape), max(x.size, y.size))
-    estimates = [of_x(seeds, tasks) - of_y(others, drawn) for seeds, tasks, others, drawn in draws]
+    labels = agents or (np.arange(x.shape[1]), np.arange(y.shape[1]) + x.shape[1])
+    agent_of, known = pd.factorize(np.concatenate(labels))
+    agent_of_x, agent_of_y = np.split(agent_of, [x.shape[1]])
+    met_by_x, met_by_y = (np.isin(np.arange(len(known)), of_side) for of_side in (agent_of_x, agent_of_y))
+    parts = [np.flatnonzero(part) for part in (met_by_x & met_by_y, met_by_x & ~met_by_y, ~met_by_x & met_by_y)]
+    back = np.argsort(np.concatenate(parts))
+    sizes = (len(x), len(y), *map(len, parts))
+    estimates = []
+    for x_seeds, y_seeds, *drawn in _resample(np.random.default_rng(seed), resamples, sizes, max(x.size, y.size)):
+        agents_drawn = np.concatenate(drawn, axis=1)[:, back]
+        estimates.append(of_x(x_seeds, agents_drawn[:, agent_of_x]) - of_y(y_seeds, agents_drawn[:, agent_of_y]))
     return _interval(trimmed_mean(x, trim) - trimmed_mean(y, trim), estimates, level)
 
 
@@ -247,7 +282,8 @@ def _mean_estimate(matrix: Array) -> Estimate:
 
     def estimate(seeds: Array, tasks: Array) -> Array:
         total: Array = np.einsum("rt,rt->r", seeds @ matrix, tasks)
-        return total / matrix.size
+        # As many tasks as drawn: agents may have different numbers of them.
+        return np.asarray(total / (len(matrix) * tasks.sum(axis=1)))
 
     return estimate
 
@@ -257,15 +293,16 @@ def _trimmed_estimate(matrix: Array, trim: float) -> Estimate:
     order = np.argsort(matrix, axis=None, kind="stable")
     ordered = matrix.ravel()[order]
     seed_of, task_of = np.divmod(order, matrix.shape[1])
-    cut = int(trim * matrix.size)
-    first, last = cut, matrix.size - cut
 
     def estimate(seeds: Array, tasks: Array) -> Array:
         # [R, S * T]: rank that the drawn copies of each score reach, clipped to the ranks that are kept.
         ranks = np.take(seeds, seed_of, axis=1)
         ranks *= np.take(tasks, task_of, axis=1)
         np.cumsum(ranks, axis=1, out=ranks)
-        np.clip(ranks, first, last, out=ranks)
+        # Agents may have different numbers of tasks, so resamples may be of different size.
+        first = np.floor(trim * ranks[:, -1])
+        last = ranks[:, -1] - first
+        np.clip(ranks, first[:, None], last[:, None], out=ranks)
         # Sum of score * (copies kept), by parts: the copies kept are the steps of `ranks`.
         kept: Array = last * ordered[-1] - first * ordered[0] - ranks[:, :-1] @ np.diff(ordered)
         return kept / (last - first)
@@ -287,8 +324,20 @@ def _resample(
 
 def _times_drawn(rng: np.random.Generator, count: int, n: int) -> Array:
     """Float [count, n]: how often each of n came up in n draws. Several times faster than `rng.multinomial`."""
+    if not n:
+        return np.zeros((count, 0))
     drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
     return np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+
+
+def _numbered(agents: ArrayLike | None, tasks: int) -> tuple[int, NDArray[np.int64]]:
+    """How many agents there are, and the number of each task's, int64 [T]."""
+    if agents is None:
+        return tasks, np.arange(tasks)
+    number, known = pd.factorize(np.asarray(agents))
+    if len(number) != tasks:
+        raise ValueError(f"`agents` must tell which agent each of {tasks} tasks is of, got {len(number)}")
+    return len(known), number
 
 
 def _interval(value: float, estimates: list[Array], level: float) -> Interval:

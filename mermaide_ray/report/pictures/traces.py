@@ -16,7 +16,7 @@ from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
-from mermaide_ray.report.score_tables import best_settings
+from mermaide_ray.report.score_tables import best_settings, ranked_on
 from mermaide_ray.report.sources import SETTING, Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
 from mermaide_ray.report.table import label
@@ -116,11 +116,12 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
 def _of_main(
     study: Study, file: str, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]
 ) -> tuple[pd.DataFrame, str] | None:
-    """Rows of a file that belong to the main method, in its best setting if there are several, and words for it.
+    """Rows of a file that belong to the main method, in its best (or first) setting if there are several, and words.
 
     The file may hold tens of millions of rows: only what is drawn is read.
     """
     best = next(iter(best_settings(study)), "") if len(study.settings) > 1 else ""
+    which = "the best setting" if ranked_on(study) else "the first setting"
     setting: dict[str, Any] = dict(study.settings.loc[best]) if best else {}
     frames = []
     for number, source in enumerate(study.sources):
@@ -137,7 +138,7 @@ def _of_main(
         frames += [frame for frame in found if frame is not None]
     if not frames:
         return None
-    return pd.concat(frames, ignore_index=True), f" ({best}, the best setting)" if best else ""
+    return pd.concat(frames, ignore_index=True), f" ({best}, {which})" if best else ""
 
 
 def _read(path: Path, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]) -> pd.DataFrame | None:
