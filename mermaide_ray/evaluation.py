@@ -264,6 +264,7 @@ class Evaluation:
                 "planned": np.nan,
                 **{f"wm_{key}_{when}": np.nan for when in ("before", "after") for key in ("nll", "accuracy", "ece")},
                 **self._floors(played.arms.transpose(1, 2).long()),
+                "exploration": _exploration(tasks),
                 **{f"param.{name}": value.numpy() for name, value in tasks.params.items()},
             }
         )
@@ -287,8 +288,6 @@ class Evaluation:
     def _profiles(self, origin: dict[str, Any], k: int, chunk: slice, played: Trajectories) -> pd.DataFrame:
         """Per task and step, the shares of episodes with an intervention and with the target pulled."""
         tasks, horizon = self._some(chunk), played.arms.shape[2]
-        names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
-        exploration = [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
         successes = self._incentives.successes_of(played).float().mean(1)
         return pd.DataFrame(
             {
@@ -296,7 +295,7 @@ class Evaluation:
                 "k": k,
                 "family": np.repeat(tasks.family_names(), horizon),
                 "task": np.repeat(list(tasks.ids), horizon),
-                "exploration": np.repeat(exploration, horizon),
+                "exploration": np.repeat(_exploration(tasks), horizon),
                 "step": np.tile(np.arange(horizon), len(tasks)),
                 "intervention_rate": (played.interventions > 0).float().mean(1).flatten().numpy(),
                 "target_rate": successes.flatten().numpy(),
@@ -394,6 +393,12 @@ def _frequency(labels: Tensor, num_arms: int) -> dict[str, Any]:
         counts.scatter_add_(-1, index, torch.ones_like(index, dtype=counts.dtype))
     pulls = labels.shape[1]
     return {"wm_nll_frequency": (loss / pulls).numpy(), "wm_accuracy_frequency": (hits / pulls).numpy()}
+
+
+def _exploration(tasks: Tasks) -> list[float]:
+    """What figures sort agents by: the first hyperparameter that a family declares, [B]; NaN where it has none."""
+    names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
+    return [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
 
 
 def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -257,6 +257,7 @@ class _Writer:
                 "wm_nll_after": np.nan,
                 "wm_nll_uniform": np.log(10),
                 "wm_nll_frequency": frequency,
+                "exploration": exploration,
                 **{f"param.{FAMILIES[f][0]}": np.where(self.family == f, exploration, np.nan) for f in FAMILIES},
             }
         ).assign(**model)

@@ -12,6 +12,7 @@ from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
+from mermaide_ray.report.document import write_report
 from mermaide_ray.report.score_tables import best_settings, ranked_on
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
@@ -85,6 +86,61 @@ def test_one_or_two_training_seeds_give_no_verdict(seeds: int, tmp_path: Path) -
     assert found.contrasts[0].difference.low > 0
     assert found.verdict == UNDECIDED
     assert found.sentence.endswith("With fewer than 3 training seeds there is no verdict.")
+
+
+def test_a_training_that_failed_is_not_replaced_by_that_of_another_setting(tmp_path: Path) -> None:
+    """Where one side lacks a setting, only the settings that both have are compared."""
+    key = "training.meta_lr"
+    methods = {"mermaide": Effects(per_setting={key: -0.3}), "rl2": Effects(score=0.85, model_margin=None)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "k": 0}
+    folder = write_sweep(tmp_path / "sweep", methods, {key: [0.001, 0.01]}, answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[(rows["method"] != "rl2") | (rows[f"setting.{key}"] == 0.001)].to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    assert study.cells_of("rl2", 0, ["test"], ["meta_lr=0.01"]) == []
+    found = answer(study)
+    assert found.verdict == SUPPORTED
+    assert found.contrasts[0].difference.value == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_rival_is_met_at_the_largest_k_that_it_has_and_that_k_is_named(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "conditions": ["test"]}
+    folder = write_sweep(tmp_path / "sweep", ks=(0, 1, 5), answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[(rows["method"] != "rl2") | (rows["k"] < 5)].to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder]))
+    assert "(test, K = 5)" in found.sentence
+    assert found.contrasts[0].other == "rl2 at K = 1"
+
+
+def test_a_claim_about_a_run_that_failed_is_not_judged(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    folder = write_sweep(tmp_path / "sweep", search={key: [0.001, 0.01]}, answer={"compare": key, "value": 0.01}, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[rows[f"setting.{key}"] != 0.01].to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder]))
+    assert found.verdict is None
+    assert found.sentence.startswith(f"Not judged, since no run with {key} = 0.01 is finished. mermaide reaches")
+
+
+def test_rivals_without_the_measure_are_named_and_not_compared(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "measure": "wm_nll_after", "better": "lower"}
+    methods = {"mermaide": Effects(), "maml": Effects(model_margin=0.2), "rl2": Effects(model_margin=None)}
+    found = answered(tmp_path / "sweep", claim, methods=methods)
+    assert [contrast.other for contrast in found.contrasts] == ["maml"]
+    assert found.verdict == SUPPORTED
+    assert "has no world-model loss after adaptation to compare: rl2, " in found.sentence
+
+
+def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(tmp_path: Path) -> None:
+    for claim in (None, {"compare": "method", "value": "mermaide"}):
+        folder = write_sweep(tmp_path / f"sweep{claim is None}", answer=claim, **FAR)
+        rows = pd.read_parquet(folder / "rows.parquet").assign(normalised_score=float("nan"))
+        rows.to_parquet(folder / "rows.parquet")
+        found = answer(read_study([folder]))
+        assert found.verdict is None
+        assert "on none of these agents does the oracle gain anything" in found.sentence
+        assert write_report([folder]).html.is_file()
 
 
 def test_equal_methods_leave_it_undecided(tmp_path: Path) -> None:

@@ -77,6 +77,22 @@ def test_a_task_without_a_score_in_one_setting_counts_in_none() -> None:
         assert len(cells.agents(pooled.columns)) == 2
 
 
+def test_methods_of_one_condition_that_played_other_games_are_found() -> None:
+    ours, theirs = rows(("m", "", "test", 0, {0: [0.5, 0.6]})), rows(("o", "", "test", 0, {0: [0.5, 0.6]}), never=12.0)
+    found = list(Cells(pd.concat([ours, theirs])).mixed_games())
+    assert [(one.method, other.method) for one, other in found] == [("m", "o")]
+    # Fewer of the same tasks are the same game.
+    fewer = rows(("o", "", "test", 0, {0: [0.5]}))
+    assert not list(Cells(pd.concat([ours, fewer])).mixed_games())
+
+
+def test_tasks_without_a_value_are_told_beside_the_others() -> None:
+    cells = Cells(rows(("m", "", "test", 0, {0: [0.1, np.nan, 0.2], 1: [0.3, np.nan, 0.1]})))
+    cell = Cell("m", "", "test", 0)
+    assert cells.basis([cell]) == (2, "2 of 3")
+    assert cells.basis([cell], "never_return") == (2, "3")
+
+
 def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() -> None:
     """16 episodes, an intervention at 0.3: every fourth return lies where the third digit is rounded up or down."""
     grid = 10 + np.arange(40) * 0.1 / 16
@@ -115,6 +131,9 @@ def test_a_rule_is_found_by_the_game_that_it_played() -> None:
     for setting, expected in (("arms=2, lr=1", "arms=2"), ("arms=2, lr=2", "arms=2"), ("arms=5, lr=1", "arms=5")):
         assert cells.find("first_n", setting, "test", 0) == Cell("first_n", expected, "test", 0)
     assert cells.find("first_n", "arms=2, lr=1", "far", 0) is None
+    assert not list(cells.mixed_games())
+    # The same game, but another training.
+    assert cells.find("m", "arms=2, lr=3", "test", 0) is None
     one, two = Cell("m", "arms=2, lr=1", "test", 0), Cell("m", "arms=5, lr=1", "test", 0)
     assert cells.same_tasks([one], [Cell("m", "arms=2, lr=2", "test", 0)])
     assert not cells.same_tasks([one], [two])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from sweep_folders import METHODS, Effects, write_sweep
 
@@ -64,5 +65,16 @@ def test_seeds_disagree_within_one_setting_among_others(tmp_path: Path) -> None:
     assert "(the widest of 2 among 2 settings)" in found[0].text
 
 
+def test_folders_of_other_games_are_found(tmp_path: Path) -> None:
+    folders = [write_sweep(tmp_path / name, {name: Effects()}, curves=False, profiles=False) for name in ("one", "two")]
+    assert diagnose(read_study(folders)) == []
+    rows = pd.read_parquet(folders[1] / "rows.parquet")
+    rows.assign(never_return=rows["never_return"] + 5).to_parquet(folders[1] / "rows.parquet")
+    found = diagnose(read_study(folders))
+    assert {(finding.check, finding.severity) for finding in found} == {("mixed_games", SERIOUS)}
+    assert "one played another game than two" in found[0].text
+
+
 def test_each_check_is_planted_somewhere() -> None:
-    assert CHECKS.keys() == {check for check, *_ in PLANTED.values()} | {"failed_trials", "few_seeds"}
+    planted = {check for check, *_ in PLANTED.values()}
+    assert CHECKS.keys() == planted | {"failed_trials", "few_seeds", "mixed_games"}

@@ -73,6 +73,7 @@ def test_rows_have_the_columns_that_everybody_reads(held_out: Evaluation, scored
         *KEYS,
         "condition",
         *(metric.key for metric in ROW_METRICS),
+        "exploration",
         "param.epsilon",
         "param.ucb_coefficient",
     ]
@@ -87,6 +88,7 @@ def test_rows_have_the_columns_that_everybody_reads(held_out: Evaluation, scored
     assert (rows["param.epsilon"].isna() == ucb).all()
     assert (rows["param.ucb_coefficient"].isna() == ~ucb).all()
     assert 0 < ucb.sum() < len(rows)
+    assert (rows["exploration"] == rows["param.epsilon"].fillna(rows["param.ucb_coefficient"])).all()
 
 
 def test_rows_agree_with_themselves(scored: Results, held_out: Evaluation) -> None:

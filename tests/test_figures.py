@@ -19,11 +19,13 @@ from mermaide_ray.report.figures import (
     calibration_error,
     intervention_heatmap,
     kshot_curve,
+    kshot_panels,
     learning_curves,
     of_points,
     write_figures,
 )
 from mermaide_ray.report.files import read_progress
+from mermaide_ray.report.statistics import Interval
 
 ALL = ["learning_curves", "kshot_curve", "intervention_heatmap", "calibration"]
 
@@ -137,6 +139,8 @@ def test_the_k_shot_curve_shows_interquartile_means_and_rules_as_lines_across() 
     assert "below: never 0.00" in test.get_xlabel()
     assert test.get_ylim() == validation.get_ylim()
     assert validation.get_ylabel()
+    # What is below one panel is below all: they share the axis.
+    assert "below: never" in validation.get_xlabel()
     assert overlaps(figure) == []
 
 
@@ -145,6 +149,13 @@ def test_the_k_shot_curve_leaves_out_tasks_without_a_score() -> None:
     hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 0))
     assert kshot_curve(hopeless).axes[0].containers
     assert kshot_curve(rows[rows["k"] == 0]).axes[0].containers
+
+
+def test_a_method_that_adapts_is_no_line_across_where_it_is_scored_at_one_k() -> None:
+    level = Interval(0.5, 0.4, 0.6)
+    scores = {"test": {"m": {0: level, 1: Interval(0.7, 0.6, 0.8)}}, "noisier": {"m": {1: level}, "never": {0: level}}}
+    _, noisier = kshot_panels(scores, ["m", "never"]).axes
+    assert [container.get_label() for container in noisier.containers] == ["m"]
 
 
 def test_colours_of_methods_differ_and_privileged_ones_are_none_of_the_palette() -> None:

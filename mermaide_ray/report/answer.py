@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.cells import Cell
-from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, conditions_of, measure_of, sides_of
+from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
 from mermaide_ray.report.statistics import (
     QUARTILE,
     Interval,
@@ -82,7 +83,16 @@ def answer(study: Study, *, seed: int = 0) -> Answer:
     Raises:
         InputError: The section names what is not in the rows.
     """
-    claim = study.claim
+    if study.claim is None:
+        return _answer(study, None, seed)
+    try:
+        return _answer(study, study.claim, seed)
+    except Unjudged as missing:
+        found = _answer(study, None, seed)
+        return replace(found, sentence=f"Not judged, since {missing}. {found.sentence}")
+
+
+def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
     neutral = claim is None
     if claim is None:
         held_out = [name for name in study.conditions if name == "test"] or study.conditions
@@ -93,15 +103,19 @@ def answer(study: Study, *, seed: int = 0) -> Answer:
     others = [other for other in every if any(one.cells[name] and other.cells[name] for name in conditions)]
     elsewhere = [other.name for other in every if other not in others]
     besides = f" Not compared, since it shares no condition: {', '.join(elsewhere)}." if elsewhere else ""
-    contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in others]
+    measured = [other for other in others if _measured(study, one, other, conditions, measure)]
+    if measured and len(measured) < len(others):
+        lacking = ", ".join(other.name for other in others if other not in measured)
+        besides += f" Not compared, since it has no {measure_name(measure)} to compare: {lacking}."
+    contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in measured]
     if not contrasts:
         return Answer(_alone(study, one, conditions, measure, k) + besides, None, one.name, measure, (), ())
     contrasts.sort(key=lambda contrast: sign * contrast.difference.value)
     single = [
         _contrast(study, one, other, [condition], measure, sign, seed)
         for condition in (conditions if len(conditions) > 1 else [])
-        for other in others
-        if one.cells[condition] and other.cells[condition]
+        for other in measured
+        if _measured(study, one, other, [condition], measure)
     ]
     if neutral:
         told = _neutral(contrasts[0], one, measure, k) + besides
@@ -131,12 +145,15 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
 def _contrast(
     study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int, seed: int
 ) -> Contrast:
-    shared = [condition for condition in conditions if one.cells[condition] and other.cells[condition]]
+    cells, shared = study.cells, _measured(study, one, other, conditions, measure)
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
-    cells, trim = study.cells, QUARTILE if measure == SCORE else 0.0
+    trim = QUARTILE if measure == SCORE else 0.0
     x, y = cells.pooled(mine, measure), cells.pooled(theirs, measure)
     if not (x.size and y.size):
-        raise InputError(f"{one.name} and {other.name} must have `{measure}` in {', '.join(conditions)}, got none")
+        raise InputError(
+            f"{one.name} and {other.name} must each have a training seed with `{measure}` in all of "
+            f"{', '.join(shared)}, got none (`answer.conditions`)"
+        )
     probability, pairs = None, False
     if cells.same_tasks(mine, theirs):
         tasks = x.columns.intersection(y.columns)
@@ -171,6 +188,12 @@ def _contrast(
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
+
+
+def _measured(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str) -> list[str]:
+    """The conditions in which both sides have the measure."""
+    sides = (one, other)
+    return [name for name in conditions if all(study.cells.pooled(side.cells[name], measure).size for side in sides)]
 
 
 def _in_common(study: Study, mine: list[Cell], theirs: list[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -259,8 +282,13 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
+    if interval is None and measure == SCORE:
+        return (
+            f"No score for {one.name} ({_where(conditions, k)}): on none of these agents does the oracle gain anything "
+            "by intervening. They do not respond to incentives, or not for what these cost."
+        )
     if interval is None:
-        return f"{one.name} has no {measure_name(measure)} in {' and '.join(conditions)}: nothing can be said."
+        return f"{one.name} has no {measure_name(measure)} ({_where(conditions, k)}): nothing can be said."
     return (
         f"{one.name} reaches a {measure_name(measure)} of {interval.value:.3f} ({_where(conditions, k)}; 95% interval "
         f"{interval.low:.3f} to {interval.high:.3f}); there is nothing yet to compare it with."

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
 from mermaide_ray.report.table import SCORE
@@ -19,6 +20,11 @@ from mermaide_ray.report.table import SCORE
 # Two directories that ran the same game on other machines may differ in the last digits of a float32. Returns lie on a
 # grid (hits and costs over episodes) that meets the ties of rounding again and again; a little beside it, it does not.
 DIGITS, BESIDE = 3, 6e-5
+
+
+def is_trained(method: str) -> bool:
+    """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
+    return method not in BASELINES and ":" not in method
 
 
 class Cell(NamedTuple):
@@ -111,10 +117,12 @@ class Cells:
         return sorted(self._ks.get((method, condition), ()))
 
     def find(self, method: str, setting: str, condition: str, k: int) -> Cell | None:
-        """The method's cell in this setting, or the one where it played the same game."""
+        """The method's cell in this setting; of a rule or an oracle, else the one where it played the same game."""
         cell = Cell(method, setting, condition, k)
         if cell in self._slices:
             return cell
+        if is_trained(method):
+            return None  # the same game, but another training
         game = self._games.get((setting, condition))
         return None if game is None else self._played.get((method, condition, k, game))
 
@@ -181,6 +189,22 @@ class Cells:
         if not conditions:
             return pd.DataFrame()
         return pd.concat(conditions, axis="columns").dropna(axis="index").sort_index(axis="columns")
+
+    def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, str]:
+        """Training seeds behind a figure, and its tasks: `100`, or `96 of 100` where some have no value."""
+        seeds, tasks = self.pooled(cells, measure).shape
+        met = len({task for cell in cells for task in np.unique(self._tasks[self._slices[cell]])})
+        return seeds, f"{tasks}" if tasks == met else f"{tasks} of {met}"
+
+    def mixed_games(self) -> Iterator[tuple[Cell, Cell]]:
+        """Cells of one setting and condition, which stand side by side, in which the same tasks were other games."""
+        firsts: dict[tuple[str, str], Cell] = {}
+        for cell in sorted(self._slices, key=lambda cell: not is_trained(cell.method)):
+            first = firsts.setdefault((cell.setting, cell.condition), cell)
+            if "never_return" in self._rows and self._game(first) != self._game(cell):
+                one, other = (self.matrix(side, "never_return").mean() for side in (first, cell))
+                if ((one - other).abs() > 10**-DIGITS).any():
+                    yield first, cell
 
     def interval(self, cells: Sequence[Cell], measure: str, trim: float) -> Interval | None:
         """Trimmed mean with its 95% interval over the seeds and tasks of `pooled`; None without any value."""

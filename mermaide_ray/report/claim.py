@@ -20,6 +20,10 @@ METHOD, K, CONDITION = "method", "k", "condition"
 ANYWHERE = "–"
 
 
+class Unjudged(InputError):
+    """What is claimed is known to the sweep but has no rows: its runs failed, were stopped, or are still to come."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One of the things compared: its name, and its cells by condition."""
@@ -62,6 +66,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     compare, value = str(claim.get("compare", METHOD)), claim.get("value")
     method = str(value) if compare == METHOD and value is not None else study.main
     if method not in study.methods:
+        if any(method in (source.settings.get("methods") or ()) for source in study.sources):
+            raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
     given = claim.get("k")
     # At the largest K that all these conditions have in common, if they have any.
@@ -94,7 +100,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
 
         def side(name: Any) -> Side:
             own = study.k_for(str(name), k)
-            return Side(label(str(name)), {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
+            at = f" at K = {own}" * (own != k and study.is_trained(str(name)))
+            return Side(label(str(name)) + at, {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
 
     elif compare == K:
 
@@ -118,5 +125,5 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
 
     one = side(value)
     if not one.over(conditions):
-        raise InputError(f"`answer.value` must be in the rows, got none with {compare} = {value}")
+        raise Unjudged(f"no run with {compare} = {value} is finished")
     return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k

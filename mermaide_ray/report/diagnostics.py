@@ -14,7 +14,7 @@ import pandas as pd
 
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.sources import FAILED
-from mermaide_ray.report.statistics import Interval, bootstrap_interval
+from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import FLOORS, Study
 from mermaide_ray.report.table import FEW_SEEDS
 
@@ -97,7 +97,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         # A method that doesn't adapt scores the very same at every K.
         if not gain.size or not gain.to_numpy().any():
             continue
-        overall = _interval(gain)
+        overall = _interval(gain, QUARTILE)
         if overall.high < 0:
             yield SERIOUS, f"{method}, {condition}: K = {k} is worse than K = {least}, by {_told(overall)} in score."
         elif overall.low <= 0:
@@ -109,7 +109,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         families = study.cells.families(gain.columns)
         several = len(set(families)) > 1
         for family in dict.fromkeys(families) if several and overall.high >= 0 else ():
-            of_family = _interval(gain.loc[:, [name == family for name in families]])
+            of_family = _interval(gain.loc[:, [name == family for name in families]], QUARTILE)
             if of_family.high < 0:
                 yield (
                     SERIOUS,
@@ -196,6 +196,18 @@ def _few_seeds(study: Study) -> Iterator[tuple[str, str]]:
             yield NOTE, f"{method} has {fewest} training seed{'s' * (fewest > 1)} in some setting: {only}."
 
 
+def _games(study: Study) -> Iterator[tuple[str, str]]:
+    apart: dict[str, dict[str, None]] = {}
+    for one, other in study.cells.mixed_games():
+        apart.setdefault(f"{one.condition}, {one.method}", {})[other.method] = None
+    for where, others in apart.items():
+        yield (
+            SERIOUS,
+            f"{where} played another game than {', '.join(others)}: on the same tasks never intervening earns another "
+            "return. Their figures stand side by side, but can't be compared.",
+        )
+
+
 def _failures(study: Study) -> Iterator[tuple[str, str]]:
     for source in study.sources:
         if source.trials is None:
@@ -217,6 +229,12 @@ CHECKS: dict[str, Check] = {
         "training runs failed or are incomplete",
         "Failed runs are missing from every figure; if the hard settings fail, what is left looks better than it is.",
         _failures,
+    ),
+    "mixed_games": Check(
+        "methods did not play the same game",
+        "The return of never intervening on a task is the game's own: where it differs between methods of one setting "
+        "and condition, folders of other games or other agents were put together.",
+        _games,
     ),
     "world_model_floor": Check(
         "the world model is no better than its floors",
@@ -276,8 +294,9 @@ def _seed_ratio(scores: pd.DataFrame) -> float:
     return float("inf") if left == 0 else float(between / left)
 
 
-def _interval(values: pd.DataFrame) -> Interval:
-    return bootstrap_interval(values.to_numpy(), seed=0, trim=0, resamples=RESAMPLES)
+def _interval(values: pd.DataFrame, trim: float = 0) -> Interval:
+    """Of scores' differences the interquartile mean, as everywhere else; plain means of all other measures."""
+    return bootstrap_interval(values.to_numpy(), seed=0, trim=trim, resamples=RESAMPLES)
 
 
 def _mean(values: pd.DataFrame) -> float:

@@ -99,16 +99,22 @@ def kshot_panels(
     figure, axes = panels(1, len(scores), note, sharey=True)
     styles = styles_of(methods)
     ks = sorted({k for of_split in scores.values() for points in of_split.values() for k in points})
+    # What adapts is drawn at its K even where it is scored at one alone; lines across are for what has no use for K.
+    adapts = {method for found in scores.values() for method, points in found.items() if len(set(points.values())) > 1}
+    moving = {
+        split: [method for method in found if found[method] and (method in adapts or len(ks) == 1)]
+        for split, found in scores.items()
+    }
     for axis, (split, found) in zip(axes[0], scores.items(), strict=True):
-        same = [method for method in found if len(set(found[method].values())) == 1 and len(ks) > 1]
-        flat = {method: next(iter(found[method].values())) for method in same}
-        moving = [method for method in found if found[method] and method not in flat]
-        for index, method in enumerate(moving):
+        for index, method in enumerate(moving[split]):
             # Side by side, so that no error bar hides another.
-            shift = 0.015 * (index - (len(moving) - 1) / 2) * max(1, ks[-1] - ks[0])
+            shift = 0.015 * (index - (len(moving[split]) - 1) / 2) * max(1, ks[-1] - ks[0])
             shifted = {k + shift: interval for k, interval in found[method].items()}
             draw_error_bars(axis, label(method), shifted, styles[method])
-        low = axis.get_ylim()[0] if moving else -np.inf
+    # Of all panels, which share the axis.
+    low = axes[0][0].get_ylim()[0] if any(moving.values()) else -np.inf
+    for axis, (split, found) in zip(axes[0], scores.items(), strict=True):
+        flat = {method: next(iter(found[method].values())) for method in found if method not in moving[split]}
         far = {method: interval for method, interval in flat.items() if interval.value < low - 0.3}
         for method in [method for method in flat if method not in far]:
             colour, dashes = styles[method]["color"], styles[method]["flat"]

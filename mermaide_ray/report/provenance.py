@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.sources import DONE, Source, compute_time
-from mermaide_ray.report.table import is_privileged
 from mermaide_ray.report.tabular import Table
 
 MOST_FAILED = 20
@@ -85,7 +85,7 @@ def _listed(told: Mapping[str, Any]) -> str:
 
 def _seeds(source: Source) -> str:
     methods = source.rows["method"].astype("category").cat.categories
-    trained = source.rows[source.rows["method"].isin([name for name in methods if not is_privileged(name)])]
+    trained = source.rows[source.rows["method"].isin([name for name in methods if is_trained(str(name))])]
     seeds = sorted(pd.unique(trained["seed"]).tolist())
     more = f" … {seeds[-1]} ({len(seeds)})" if len(seeds) > MOST_SEEDS else ""
     return ", ".join(map(str, seeds[:MOST_SEEDS])) + more

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
 from mermaide_ray.report.cells import Cell
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, trimmed_mean
 from mermaide_ray.report.study import FLOORS, Study, short, shown
 from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.tabular import Table
@@ -98,7 +98,8 @@ def world_model_table(study: Study) -> Table | None:
         tuple(rows[:MOST_LINES]),
         caption="Loss in nats per pull, after K support episodes; the floor is the better of the uniform "
         "prediction and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy "
-        f"and calibration error at the largest K ({_largest(study)})." + _cut(len(rows)),
+        f"and calibration error at the largest K ({_largest(study)}); each agent has a calibration error of its own, "
+        "while the calibration figure pools agents." + _cut(len(rows)),
     )
 
 
@@ -110,9 +111,9 @@ def interval_text(interval: Interval | None, form: str = "{:.2f}") -> str:
 
 
 def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str:
-    """`10 × 100`: training seeds x tasks behind a figure."""
-    matrix = study.cells.pooled(cells, measure)
-    return f"{len(matrix)} × {matrix.shape[1]}"
+    """`10 × 100`, or `10 × 96 of 100`: training seeds x tasks behind a figure."""
+    seeds, tasks = study.cells.basis(cells, measure)
+    return f"{seeds} × {tasks}"
 
 
 def condition_title(condition: str) -> str:
@@ -127,7 +128,7 @@ def best_settings(study: Study) -> list[str]:
     for setting in map(str, study.settings.index):
         matrix = study.cells.pooled(study.at_largest(study.main, condition or study.conditions[0], [setting]))
         if matrix.size:
-            means[setting] = float(matrix.to_numpy().mean())
+            means[setting] = trimmed_mean(matrix.to_numpy(), QUARTILE)
     return list(means) if condition is None else sorted(means, key=lambda setting: -means[setting])
 
 
@@ -171,7 +172,7 @@ def _figures(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
     yield interval_text(study.cells.interval(cells, SCORE, QUARTILE))
     for measure in MEANS:
         yield _mean_text(study, cells, measure)
-    yield basis_text(study, cells, "return" if "return" in study.cells.measures else SCORE)
+    yield basis_text(study, cells)
 
 
 def _mean_text(study: Study, cells: Sequence[Cell], measure: str) -> str:
@@ -184,6 +185,7 @@ def _of_setting(study: Study, key: str) -> Table:
     rules = set()
     methods = [method for method in study.methods if study.is_trained(method)]
     held_out = study.shift_condition
+    adapts = any(len(study.cells.ks(method, held_out)) > 1 for method in methods)
     # Beside the score: a high return from cheap and from costly interventions are different results.
     beside = [measure for measure in ("success_rate", "interventions") if measure in study.cells.measures]
     for value in study.values_of(key):
@@ -195,10 +197,13 @@ def _of_setting(study: Study, key: str) -> Table:
             if any(columns):
                 figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
                 most, last = max(columns, key=len), study.at_largest(method, held_out, settings)
-                means = (_mean_text(study, last, measure) for measure in beside)
-                rows.append((shown(value), label(method), *figures, *means, basis_text(study, most)))
+                means = [_mean_text(study, last, measure) for measure in beside]
+                gains = [_gain_text(study, method, held_out, settings)] if adapts else []
+                rows.append((shown(value), label(method), *figures, *gains, *means, basis_text(study, most)))
     others = [short(other) for other in study.dimensions if other != key]
     caption = f"Normalised score at the largest K ({_largest(study)}): interquartile mean [95% bootstrap interval]."
+    if adapts:
+        caption += " Gain of K: the score at the largest K less that at the smallest, paired."
     if others:
         caption += f" Averaged over {', '.join(others)}."
     return Table(
@@ -208,6 +213,7 @@ def _of_setting(study: Study, key: str) -> Table:
             short(key),
             "method",
             *study.conditions,
+            *([f"gain of K, {held_out}"] if adapts else []),
             *(f"{MEANS[measure][0]}, {held_out}" for measure in beside),
             "seeds × tasks",
         ),
@@ -216,6 +222,16 @@ def _of_setting(study: Study, key: str) -> Table:
         caption=caption + _cut(len(rows)),
         rules=frozenset(rules),
     )
+
+
+def _gain_text(study: Study, method: str, condition: str, settings: Sequence[str]) -> str:
+    ks = study.cells.ks(method, condition)
+    low, high = (study.cells_of(method, k, [condition], settings) for k in (ks[0], ks[-1])) if ks else ([], [])
+    gain = study.cells.gain(high, low)
+    # A method that does not adapt scores the very same at every K.
+    if len(ks) < 2 or not gain.size or not gain.to_numpy().any():
+        return NONE
+    return interval_text(bootstrap_interval(gain.to_numpy(), seed=0), "{:+.3f}")
 
 
 def _best_settings(study: Study) -> Table:

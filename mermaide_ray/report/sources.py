@@ -53,7 +53,8 @@ class Source:
 
     Attributes:
         folder: Where.
-        rows: Evaluation rows: KEYS, `condition`, the MEASURES that there are, setting.* and param.* columns.
+        rows: Evaluation rows: KEYS, `condition`, the MEASURES that there are, setting.* and param.* columns, and
+            `exploration` (not in older ones).
         settings: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
         provenance: provenance.json.
         is_sweep: Whether it is a sweep's folder.
@@ -134,7 +135,7 @@ def _rows(path: Path, members: bool = False) -> pd.DataFrame | None:
     """The rows in a file; with `members`, whose they are as one more setting."""
 
     def optional(column: str) -> bool:
-        return column in MEASURES or column == "condition" or column.startswith((SETTING, PARAM))
+        return column in (*MEASURES, "condition", "exploration") or column.startswith((SETTING, PARAM))
 
     rows = read_rows(path, [*KEYS, SCORE, *(["trial"] if members else [])], optional=optional, categorical=True)
     if rows is None:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.baselines import BASELINES
 from mermaide_ray.config_file import one_line
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell, Cells
+from mermaide_ray.report.cells import Cell, Cells, is_trained
 from mermaide_ray.report.sources import LABELS, SETTING, Source, number, read_source
 from mermaide_ray.report.table import is_privileged
 
@@ -86,8 +85,8 @@ class Study:
         return "test" if "test" in self.conditions else self.conditions[-1]
 
     def is_trained(self, method: str) -> bool:
-        """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
-        return method not in BASELINES and ":" not in method
+        """See `cells.is_trained`."""
+        return is_trained(method)
 
     def holds(self, source: int, method: str, setting: str) -> bool:
         """Whether the folder with this number has rows of a method in a setting ("" for any)."""
@@ -134,9 +133,9 @@ class Study:
         return floor, after - floors[floor]
 
     def k_for(self, method: str, k: int) -> int:
-        """K at which a method stands against others at `k`: the same, or its only or smallest one."""
+        """K at which a method stands against others at `k`: the largest that is no larger, or its smallest."""
         ks = self.cells.ks(method)
-        return k if k in ks or not ks else min(ks)
+        return max((own for own in ks if own <= k), default=min(ks, default=k))
 
     def values_of(self, key: str) -> list[Any]:
         """The values of one dimension, numbers in order, labels as they come."""
@@ -163,7 +162,7 @@ def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
     rows, settings = _labelled(rows, keys)
     cells = Cells(rows, resamples=resamples)
-    trained = {cell.setting for cell in cells if cell.method not in BASELINES and ":" not in cell.method}
+    trained = {cell.setting for cell in cells if is_trained(cell.method)}
     # Rules' lines may leave open what is no part of the game: such a label is no setting of the sweep's.
     settings = settings.loc[[label for label in settings.index if not trained or label in trained]]
     study = Study(sources, cells, rows, settings, "", (*notes, *told))
@@ -238,7 +237,7 @@ def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[
         firsts = frame.loc[~group.duplicated(), identity].itertuples(index=False, name=None)
         known = [tuple(None if pd.isna(value) else value for value in line) for line in firsts]
         again = [place for place, line in enumerate(known) if line in seen]
-        clash |= any(known[place][0] not in BASELINES and ":" not in str(known[place][0]) for place in again)
+        clash |= any(is_trained(str(known[place][0])) for place in again)
         seen.update(known)
         kept.append(frame[~group.isin(again)] if again else frame)
     if not clash:

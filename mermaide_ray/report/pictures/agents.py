@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from mermaide_ray.report.charts import adaptation_gain as draw_gains
 from mermaide_ray.report.charts import world_model_losses
@@ -40,13 +43,14 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
         known = [column for column in params if of_family[column].notna().any()]
         if not known or len(gains) == MOST_FAMILIES:
             continue
-        names[str(family)] = known[0].removeprefix(PARAM)
+        explores = _exploration(of_family, known)
+        names[str(family)] = explores.removeprefix(PARAM)
         for condition, (low, high) in ends.items():
             chosen = of_family[(of_family["condition"] == condition) & of_family["k"].isin([low, high])]
             means = chosen.groupby(["task", "k"])[SCORE].mean().unstack("k")
             if means.shape[1] == 2:
                 gain = (means[high] - means[low]).dropna()
-                at = chosen.groupby("task")[known[0]].mean().loc[gain.index]
+                at = chosen.groupby("task")[explores].mean().loc[gain.index]
                 if len(gain):
                     gains.setdefault(str(family), {})[condition] = at.to_numpy(float), gain.to_numpy(float)
     if not gains:
@@ -70,6 +74,14 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
         f"Scatter of the gain of adaptation over the exploration parameter. {'; '.join(told)}.",
         draw_gains(gains, names, f"score at {gained}" if len(pairs) == 1 else "gain in score, largest K", note=note),
     )
+
+
+def _exploration(rows: pd.DataFrame, params: Sequence[str]) -> str:
+    """Which hyperparameter of a family is its exploration: the first that it declares; of older rows, the first."""
+    if "exploration" not in rows:
+        return params[0]
+    told = rows["exploration"].to_numpy(float)
+    return next((name for name in params if np.array_equal(rows[name].to_numpy(float), told)), params[0])
 
 
 def world_model_loss(study: Study) -> Iterator[Picture]:
@@ -97,7 +109,9 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
         f"{condition}: {', '.join(f'{name} {interval.value:.2f}' for name, interval in found.items())}"
         for condition, found in losses.items()
     ]
-    note = small_print(study, f"Before and after adaptation at the largest K; mean, 95% interval. {basis(study)}")
+    note = small_print(
+        study, f"Before and after adaptation at the largest K; mean, 95% interval. {basis(study, 'wm_nll_after')}"
+    )
     yield Picture(
         "world_model_loss",
         "How well the next pull is predicted",

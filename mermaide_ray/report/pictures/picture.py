@@ -65,11 +65,12 @@ def left_out(study: Study) -> str:
 
 def basis(study: Study, measure: str = SCORE) -> str:
     """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
-    scored = {name: study.cells.pooled(study.at_largest(study.main, name), measure) for name in study.conditions}
-    condition = next((name for name in reversed(study.conditions) if scored[name].size), study.conditions[-1])
-    matrix = scored[condition]
+    cells = {name: study.at_largest(study.main, name) for name in study.conditions}
+    scored = [name for name in study.conditions if study.cells.pooled(cells[name], measure).size]
+    condition = next(reversed(scored), study.conditions[-1])
+    seeds, tasks = study.cells.basis(cells[condition], measure)
     settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
-    return f"{len(matrix)} training seeds × {matrix.shape[1]} tasks ({label(study.main)}, {condition}{settings})."
+    return f"{seeds} training seed{'s' * (seeds != 1)} × {tasks} tasks ({label(study.main)}, {condition}{settings})."
 
 
 def mean_of(study: Study, cells: Sequence[Cell]) -> Interval | None:

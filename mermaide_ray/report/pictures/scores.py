@@ -145,7 +145,7 @@ def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture | N
     if not points:
         return None
     name = short(key)
-    note = small_print(study, f"Means over training seeds and tasks, largest K of each method. {basis(study)}")
+    note = small_print(study, f"Means over training seeds and tasks, largest K of each method. {basis(study, 'cost')}")
     return Picture(
         "pareto_front",
         f"Success against cost, over {key}",
@@ -170,7 +170,7 @@ def _pareto_over_k(study: Study) -> Picture:
         singles = study.at_largest(study.main, condition)
         if 1 < len(singles) <= MOST_DOTS:
             cloud[condition] = _points(study, study.main, singles[0].k, [[cell] for cell in singles])
-    note = small_print(study, f"Means over training seeds and tasks. {basis(study)}")
+    note = small_print(study, f"Means over training seeds and tasks. {basis(study, 'cost')}")
     return Picture(
         "pareto_front",
         "Success against cost",
