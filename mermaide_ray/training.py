@@ -58,6 +58,10 @@ def train(
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
+        if (out / "rows.parquet").is_file() and run.latest_checkpoint() is None:
+            raise InputError(
+                f"--resume must be the folder of a run, with its checkpoints, got {out}, with scores alone"
+            )
         for name in baselines or ():
             if not (run.baselines / name).is_dir():
                 raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
@@ -95,18 +99,21 @@ def evaluate(
         split: Which agents.
         tasks: How many agents; as in its settings if not given.
         episodes: Query episodes per agent and K; as in its settings if not given.
-        out: Folder for rows and figures, or None to print only.
+        out: Folder for rows, figures and the settings that they were scored with, or None to print only.
         overrides: Settings of the game or the agents that differ from those of its training, by dotted key.
     """
     torch.set_num_threads(1)
     contender, trained = contender_from(checkpoint)
-    experiment = elsewhere(trained, overrides or {})
+    given = {"k": list(dict.fromkeys(ks)) if ks else None, "tasks": tasks, "episodes": episodes}
+    chosen = {f"evaluation.{key}": value for key, value in given.items() if value is not None}
+    experiment = elsewhere(trained, {**(overrides or {}), **chosen})
     contender = contender.at(experiment)
     _check_names([contender.name])
     if out is not None:
         refuse_used(out)
-    results = score(experiment, [contender], split, list(dict.fromkeys(ks or experiment.evaluation.k)), tasks, episodes)
+    results = score(experiment, [contender], split, experiment.evaluation.k)
     if out is not None:
+        RunDirectory.create(out, experiment)
         _write(results, out)
         write_figures(out, contender.name)
     render_terminal(summary(results.rows), terminal())
