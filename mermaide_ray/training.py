@@ -128,13 +128,17 @@ def export(checkpoint: Path, out: Path) -> None:
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
 
 
-def contender_from(folder: Path, name: str | None = None) -> tuple[Contender, Experiment]:
+def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> tuple[Contender, Experiment]:
     """A trained principal, ready to be scored, and the settings that it was trained with.
+
+    Args:
+        folder: A run, a checkpoint or an exported principal.
+        name: Its name in the rows; that of its settings if not given.
 
     Raises:
         InputError: Not a principal, or one whose arrays don't fit its settings.
     """
-    experiment, arrays = load_principal(folder)
+    experiment, arrays = load_principal(Path(folder))
     method = Method.of(experiment)
     parameters = {key: torch.from_numpy(value) for key, value in arrays.items()}
     expected = method.architecture.shapes() | {RATE + name: () for name in method.adaptable()}
