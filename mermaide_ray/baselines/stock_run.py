@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tree
@@ -40,7 +40,8 @@ class StockPrincipal:
     """A trained module of RLlib's as a player of the lockstep game.
 
     Args:
-        module: Torch, with or without a recurrent state; a categorical distribution over interventions.
+        module: Torch, with or without a recurrent state; gives a categorical distribution over interventions, or an
+            intervention, as DQN's does.
         view: How it sees the game.
     """
 
@@ -65,6 +66,8 @@ class StockPrincipal:
         with torch.no_grad():
             out = self._module.forward_inference(batch)
         self._state = out.get(Columns.STATE_OUT, {})
+        if Columns.ACTIONS in out:
+            return cast(Tensor, out[Columns.ACTIONS]).flatten()
         return choose(out[Columns.ACTION_DIST_INPUTS].flatten(0, -2), seen.uniform)
 
 
