@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from mermaide_ray.agent_settings import Split
+from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
@@ -50,11 +51,12 @@ def train(
         trusted: Resume from checkpoints, which are pickles, that others may have written.
 
     Raises:
-        InputError: The folder or a checkpoint can't be used.
+        InputError: The folder, a checkpoint or an agent family can't be used.
         RunFault: Training failed.
     """
     torch.set_num_threads(1)
     console = terminal()
+    check_own_families(experiment)
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
@@ -107,6 +109,7 @@ def evaluate(
     given = {"k": list(dict.fromkeys(ks)) if ks else None, "tasks": tasks, "episodes": episodes}
     chosen = {f"evaluation.{key}": value for key, value in given.items() if value is not None}
     experiment = elsewhere(trained, {**(overrides or {}), **chosen})
+    check_own_families(experiment)
     contender = contender.at(experiment)
     _check_names([contender.name])
     if out is not None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mermaide_ray.agent_settings import SPLITS
+from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
@@ -85,6 +86,7 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
     """
     torch.set_num_threads(1)
     console = terminal()
+    check_own_families(experiment)
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
     config = stock_ppo(experiment, network)
     check_own_gpu(experiment.env_runners)
