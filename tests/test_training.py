@@ -186,6 +186,14 @@ def test_what_evaluate_leaves_tells_its_settings_and_where_it_came_from(
     assert "must be the folder of a run, with its checkpoints, got" in capsys.readouterr().err
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDirectory.create(tmp_path / "run", tiny())
+    assert main(["train", "--preset", "mermaide", "--out", str(tmp_path / "run")]) == 2
+    assert "which holds a run without a checkpoint: unless it is under way, delete it, or" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("no_pickles")
 def test_a_run_a_checkpoint_and_an_export_hold_the_same_principal(trained_run: TrainedRun, tmp_path: Path) -> None:
     shutil.copytree(trained_run.path / "principal", tmp_path / "copied")

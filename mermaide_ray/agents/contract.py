@@ -75,8 +75,8 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
     first = {key: value[:2] for key, value in params.items()}
     if not torch.equal(arms[:, :2], _play(name, family, num_actions, first, dice.rows(torch.arange(2)))):
         raise InputError(
-            f"an agent of {name!r} must play alike whoever is played beside it, got other pulls beside two agents than "
-            "beside three (its functions must treat each row by itself)"
+            f"an agent of {name!r} must play alike whoever is played beside it, got other pulls with fewer agents "
+            "beside it (the family's functions must treat each row by itself)"
         )
 
 
