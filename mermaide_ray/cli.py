@@ -175,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
         ("envs", "environments"),
         ("baselines", "fixed rules, oracles and learned variants"),
     ):
-        commands.add_parser(name, help=f"list the {what}").set_defaults(call=_list)
+        lists = commands.add_parser(name, help=f"list the {what}")
+        lists.set_defaults(call=_list)
+        if name == "agents":
+            lists.add_argument("--check", metavar="MODULE:NAME", help="play a family of your own, say what is wrong")
     return parser
 
 
@@ -376,7 +379,12 @@ def _cluster_check(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    if args.command == "agents":
+    if args.command == "agents" and args.check is not None:
+        from mermaide_ray.agents.contract import PULLS, check_named
+
+        check_named(args.check)
+        print(f"{args.check}: nothing to find fault with in {PULLS} pulls")
+    elif args.command == "agents":
         from mermaide_ray.agents import ALL_FAMILIES
 
         for name, family in ALL_FAMILIES.items():

@@ -20,8 +20,8 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import Meeting, Table
+from mermaide_ray.experiment import Experiment, check_game
+from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
 from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
@@ -58,10 +58,30 @@ class Contender:
     planning: bool = False
 
     def at(self, experiment: Experiment) -> Contender:
-        """The same principal as another experiment scores it, in a game that `experiment.check_game` has let pass."""
-        environment = experiment.environment
-        table = Table(environment, self.table.method.at(environment))
+        """The same principal as another experiment scores it.
+
+        Raises:
+            InputError: Its networks can't be used in that game.
+        """
+        environment, method = experiment.environment, self.table.method
+        trained = experiment.model_copy(
+            update={"environment": self.table.environment, "world_model": method.world_model}
+        )
+        check_game(trained, environment, "environment", f"principal {self.name}")
+        table = Table(environment, method.at(environment))
         return replace(self, table=table, planning=experiment.evaluation.planning)
+
+    def player(self, played: Trajectories | None = None) -> NetworkPrincipal:
+        """It as a player of the lockstep game, step by step.
+
+        Args:
+            played: Episodes [1, K, T] with one agent, to which it adapts (without planning); None: it knows no agent.
+        """
+        method, view = self.table.method, view_of(self.table.environment)
+        if played is None:
+            return NetworkPrincipal(method, view, shared(self.weights, 1))
+        adaptation = self.table.adapt(played, self.weights, self.inner_rates)
+        return NetworkPrincipal(method, view, adaptation.weights, adaptation.state)
 
 
 @dataclass(frozen=True)
@@ -155,7 +175,13 @@ class Evaluation:
         return self._results(self._origin(name, seed), 0, slice(None), self._play(principal))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
-        """Scores a trained principal after each number of support episodes."""
+        """Scores a trained principal after each number of support episodes.
+
+        Raises:
+            InputError: Its networks can't be used in this game.
+        """
+        if contender.table.environment != self.experiment.environment:
+            contender = replace(contender.at(self.experiment), planning=contender.planning)
         chunks = [slice(start, start + _CHUNK) for start in range(0, len(self.tasks), _CHUNK)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
 

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from mermaide_ray.agent_settings import Split
+from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Contender, Evaluation, Results
@@ -50,14 +51,19 @@ def train(
         trusted: Resume from checkpoints, which are pickles, that others may have written.
 
     Raises:
-        InputError: The folder or a checkpoint can't be used.
+        InputError: The folder, a checkpoint or an agent family can't be used.
         RunFault: Training failed.
     """
     torch.set_num_threads(1)
     console = terminal()
+    check_own_families(experiment)
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
+        if (out / "rows.parquet").is_file() and run.latest_checkpoint() is None:
+            raise InputError(
+                f"--resume must be the folder of a run, with its checkpoints, got {out}, with scores alone"
+            )
         for name in baselines or ():
             if not (run.baselines / name).is_dir():
                 raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
@@ -65,6 +71,8 @@ def train(
         from mermaide_ray.cluster.resources import check_own_gpu
 
         check_own_gpu(experiment.env_runners)
+        if out is not None:
+            _refuse_without_checkpoint(out)
         others = {name: _beside(experiment, name) for name in baselines or ()}
         _check_names([experiment.name, *(other.name for other in others.values())])
         run = RunDirectory.create(out, experiment)
@@ -95,18 +103,22 @@ def evaluate(
         split: Which agents.
         tasks: How many agents; as in its settings if not given.
         episodes: Query episodes per agent and K; as in its settings if not given.
-        out: Folder for rows and figures, or None to print only.
+        out: Folder for rows, figures and the settings that they were scored with, or None to print only.
         overrides: Settings of the game or the agents that differ from those of its training, by dotted key.
     """
     torch.set_num_threads(1)
     contender, trained = contender_from(checkpoint)
-    experiment = elsewhere(trained, overrides or {})
+    given = {"k": list(dict.fromkeys(ks)) if ks else None, "tasks": tasks, "episodes": episodes}
+    chosen = {f"evaluation.{key}": value for key, value in given.items() if value is not None}
+    experiment = elsewhere(trained, {**(overrides or {}), **chosen})
+    check_own_families(experiment)
     contender = contender.at(experiment)
     _check_names([contender.name])
     if out is not None:
         refuse_used(out)
-    results = score(experiment, [contender], split, list(dict.fromkeys(ks or experiment.evaluation.k)), tasks, episodes)
+    results = score(experiment, [contender], split, experiment.evaluation.k)
     if out is not None:
+        RunDirectory.create(out, experiment)
         _write(results, out)
         write_figures(out, contender.name)
     render_terminal(summary(results.rows), terminal())
@@ -121,13 +133,17 @@ def export(checkpoint: Path, out: Path) -> None:
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
 
 
-def contender_from(folder: Path, name: str | None = None) -> tuple[Contender, Experiment]:
+def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> tuple[Contender, Experiment]:
     """A trained principal, ready to be scored, and the settings that it was trained with.
+
+    Args:
+        folder: A run, a checkpoint or an exported principal.
+        name: Its name in the rows; that of its settings if not given.
 
     Raises:
         InputError: Not a principal, or one whose arrays don't fit its settings.
     """
-    experiment, arrays = load_principal(folder)
+    experiment, arrays = load_principal(Path(folder))
     method = Method.of(experiment)
     parameters = {key: torch.from_numpy(value) for key, value in arrays.items()}
     expected = method.architecture.shapes() | {RATE + name: () for name in method.adaptable()}
@@ -205,6 +221,20 @@ def _write(results: Results, folder: Path) -> None:
     for name in ("rows", "calibration", "profiles"):
         with whole_file(folder / f"{name}.parquet") as file:
             getattr(results, name).to_parquet(file, index=False)
+
+
+def _refuse_without_checkpoint(out: Path) -> None:
+    """Refuses the folder of a run in which there is nothing yet to go on with, its baselines included."""
+    if (
+        RunDirectory(out).config.is_file()
+        and not any(out.rglob("iteration_*"))
+        and not (out / "rows.parquet").is_file()
+    ):
+        refuse_used(
+            out,
+            ", which holds a run without a checkpoint: unless it is under way, delete it, or begin it again with its "
+            f"own settings by --resume {out}",
+        )
 
 
 def _beside(experiment: Experiment, preset: str) -> Experiment:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +16,10 @@ import torch
 from conftest import moderate
 from torch import Tensor
 
-from mermaide_ray.agents import FAMILIES, family_named
+from mermaide_ray.agents import ALL_FAMILIES, FAMILIES, family_named, softmax
 from mermaide_ray.agents.base import Draws, Family, Params, State
+from mermaide_ray.agents.contract import check_named
+from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 
 PULLS = 40
@@ -237,3 +245,91 @@ def test_goals_are_some_of_the_arms(family: Family) -> None:
 def test_unknown_family_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'thompson'"):
         family_named("tompson")
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "column": (
+        {"act": lambda state, params, step, draws: state["mean"].argmax(-1, keepdim=True)},
+        r"`act` of 'faulty:FAMILY' must return int64 \[N\], got int64 \[N, 1\]",
+    ),
+    "not whole": (
+        {"act": lambda state, params, step, draws: state["mean"].argmax(-1).float()},
+        r"`act` of 'faulty:FAMILY' must return int64 \[N\], got float32 \[N\]",
+    ),
+    "out of range": (
+        {"act": lambda state, params, step, draws: state["mean"].argmax(-1) + 10},
+        r"`act` of 'faulty:FAMILY' must return arms from 0 to 9, got 1\d",
+    ),
+    "not a number": (
+        {"learn": lambda state, params, step, arm, reward: {**state, "mean": state["mean"] * float("nan")}},
+        "the state of 'faulty:FAMILY' must stay finite, got NaN or infinity in 'mean' from `learn`",
+    ),
+    "no state": (
+        {"init": lambda params, priority: priority},
+        r"`init` of 'faulty:FAMILY' must return a dict of tensors \[N, …\], got float32 \[N, 10\]",
+    ),
+    "single": (
+        {"init": lambda params, priority: {"mean": priority[0]}},
+        r"`init` of 'faulty:FAMILY' must return a dict of tensors \[N, …\], got float32 \[10\] in 'mean'",
+    ),
+    "raises": (
+        {"learn": lambda state, params, step, arm, reward: {"mean": params["nowhere"]}},
+        r"`learn` of 'faulty:FAMILY' must not fail, got KeyError: 'nowhere' \(.*test_agent_contract.py, line \d+\)",
+    ),
+    "luck of its own": (
+        {"act": lambda state, params, step, draws: torch.randint(3, (len(state["mean"]),))},
+        "must take its luck from `draws` alone",
+    ),
+    "one crowd": (
+        {
+            "act": lambda state, params, step, draws: (state["mean"] + state["mean"].sum(0).roll(len(draws[0]))).argmax(
+                -1
+            )
+        },
+        "must play alike whoever is played beside it",
+    ),
+}
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a family, softmax with some changes, at faulty:FAMILY."""
+
+    def put(**changes: Any) -> None:
+        module = ModuleType("faulty")
+        vars(module)["FAMILY"] = replace(softmax.FAMILY, name="faulty", **changes)
+        monkeypatch.setitem(sys.modules, "faulty", module)
+
+    return put
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_family_of_the_users_own_that_breaks_the_contract_is_told_what_is_wrong(
+    fault: str, faulty: Callable[..., None]
+) -> None:
+    changes, expected = FAULTS[fault]
+    faulty(**changes)
+    with pytest.raises(InputError, match=expected):
+        check_named("faulty:FAMILY")
+
+
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_the_check_of_families_finds_no_fault_with_the_registered_ones(name: str) -> None:
+    check_named(name)
+
+
+@pytest.mark.parametrize("command", ["train", "stock-ppo", "sweep", "agents"])
+def test_nothing_starts_with_a_family_that_breaks_the_contract(
+    command: str, faulty: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty(**FAULTS["column"][0])
+    families = {"faulty:FAMILY": {"train": {"temperature": [0.1, 0.2]}, "test": {"temperature": [0.3, 0.4]}}}
+    settings: dict[str, Any] = {"preset": "mermaide", "agents": {"families": families}}
+    if command == "sweep":
+        settings = {"question": "?", "preset": "mermaide", "settings": {"agents": settings["agents"]}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    config = {"sweep": [], "agents": ["--check", "faulty:FAMILY"]}.get(command, ["--config"])
+    config += [] if command == "agents" else [str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]
+    assert main([command, *config]) == 2
+    assert "`act` of 'faulty:FAMILY' must return int64 [N], got int64 [N, 1]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import tiny
 
 from mermaide_ray.config_file import load_yaml
 from mermaide_ray.experiment import validate
+from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.reference import markdown
+from mermaide_ray.storage import save_principal
 from mermaide_ray.sweep.file import Sweep, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -119,6 +122,24 @@ def test_snippets_are_accepted(document: Path, lab: Path) -> None:
             else:
                 settings.pop("preset", None)
                 validate(settings, document.name)
+
+
+PYTHON = {block.file: block.text for block in blocks(ROOT / "docs/how-to/python.md") if block.file}
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param("own_algorithm.py", marks=[pytest.mark.slow, pytest.mark.ray]), "play.py"]
+)
+def test_the_scripts_run_as_they_stand(script: str, tmp_path: Path) -> None:
+    experiment = tiny(environment={"num_arms": 5, "horizon": 10})
+    arrays = PrincipalModule(model_config={"experiment": experiment.to_dict()}).arrays()
+    save_principal(tmp_path / "mine_principal", experiment, arrays)
+    (tmp_path / script).write_text(PYTHON[script], encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "normalised_score" in done.stdout
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mermaide_ray import evaluation
 from mermaide_ray.agents.base import Family, Params, State
+from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines import BASELINES
+from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import (
     CALIBRATION_BINS,
     LEAST_SPAN,
@@ -28,6 +30,7 @@ from mermaide_ray.evaluation import (
 )
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import Table
+from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Weights
@@ -287,3 +290,36 @@ def test_a_method_without_world_model_has_no_world_model_measures() -> None:
         .all()
     )
     assert results.calibration.empty
+
+
+def test_a_principal_is_refused_a_game_that_its_networks_do_not_fit_in_one_sentence() -> None:
+    contender, larger = _contender(_experiment()), _experiment(environment={"num_arms": 7})
+    expected = r"`environment` must keep the num_arms that the principal was trained with \(4\), got 7"
+    with pytest.raises(InputError, match=expected):
+        contender.at(larger)
+    with pytest.raises(InputError, match=expected):
+        Evaluation(larger, "test", 2, 2).contender(contender, [0])
+
+
+def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:
+    contender = _contender(_experiment())
+    dear = _experiment(environment={"num_arms": ARMS, "horizon": 20, "cost_weight": 0.9})
+    evaluation = Evaluation(dear, "test", 3, 2)
+    here, there = (evaluation.contender(each, [1]).rows for each in (contender, contender.at(dear)))
+    pd.testing.assert_frame_equal(here, there)
+
+
+def test_a_player_acts_as_its_principal_is_scored() -> None:
+    """Adapted to what it played with an agent, it plays what it is scored by."""
+    experiment = _experiment()
+    contender, tasks = _contender(experiment), AgentDistribution(experiment).tasks("test", [0])
+    meeting = contender.table.meet(tasks, contender.weights, contender.inner_rates, 2, 3, (0, "test", "x", 0))
+    assert meeting.support is not None
+    for purpose, episodes, known, expected in (
+        ("x/support", 2, None, meeting.support),
+        ("x/query", 3, meeting.support, meeting.query),
+    ):
+        dice = deal_for(experiment.environment, (0, "test", purpose, 0), tasks, episodes)
+        played = play(experiment.environment, tasks, episodes, dice, contender.player(known))
+        assert torch.equal(played.interventions, expected.interventions)
+        assert torch.equal(played.arms, expected.arms)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 from conftest import STOCK_FAMILIES, moderate, stock_families
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module import validate_module_id
+from ray.rllib.core.rl_module import RLModule, validate_module_id
 from torch import Tensor
 
 from mermaide_ray.agents import FAMILIES, rl_module
 from mermaide_ray.agents.base import Draws, Family, Hyperparameter
+from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import AgentObservation, BanditModule, agent_id, agent_modules, policy_mapping
+from mermaide_ray.baselines.stock_run import StockPrincipal
+from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.noise import deal
+from mermaide_ray.trajectory import view_of
 
 PULLS, NUM, NUM_ARMS = 30, 5, 4
 
@@ -117,3 +123,24 @@ def test_every_family_maps_to_a_module_with_a_valid_id() -> None:
         assert policy_mapping(agent_id(name), episode=None) in modules
     assert policy_mapping("principal") == "principal"
     validate_module_id(policy_mapping(agent_id("my_lab.agents:Softmax")), error=True)
+
+
+class Greedy:
+    """A module that chooses itself, as DQN's does."""
+
+    def is_stateful(self) -> bool:
+        return False
+
+    def forward_inference(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {Columns.ACTIONS: batch[Columns.OBS][:, -1].gt(0).long()}
+
+
+def test_a_stock_module_without_probabilities_plays_what_it_chooses() -> None:
+    experiment = stock_families()
+    tasks = AgentDistribution(experiment).tasks("test", range(3))
+    dice = deal_for(experiment.environment, (0, "test", "x", 0), tasks, 1)
+    player = StockPrincipal(cast(RLModule, Greedy()), view_of(experiment.environment))
+    interventions = play(experiment.environment, tasks, 1, dice, player).interventions
+    # The last of the observation is the time.
+    assert interventions[..., 0].eq(0).all()
+    assert interventions[..., 1:].eq(1).all()

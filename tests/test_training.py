@@ -25,8 +25,10 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import RunFault
 from mermaide_ray.experiment import variant
 from mermaide_ray.metrics import METRICS, MOST_SCALARS
+from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.report.study import read_study
 from mermaide_ray.session import Session
-from mermaide_ray.storage import RunDirectory, load_principal
+from mermaide_ray.storage import RunDirectory, load_principal, save_principal, versions
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -161,6 +163,35 @@ def test_evaluate_unpickles_nothing_and_needs_no_checkpoint(
         for frame in (rows, before)
     )
     pd.testing.assert_frame_equal(mine.reset_index(drop=True), theirs.reset_index(drop=True))
+
+
+def test_what_evaluate_leaves_tells_its_settings_and_where_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny()
+    arrays = PrincipalModule(model_config={"experiment": experiment.to_dict()}).arrays()
+    save_principal(tmp_path / "mine", experiment, arrays)
+    command = ["evaluate", str(tmp_path / "mine"), "--tasks", "3", "--episodes", "2", "--k", "1", "0", "1"]
+    for price, out in (("0.3", "same"), ("0.9", "dear")):
+        code = main([*command, "--set", f"environment.cost_weight={price}", "--out", str(tmp_path / out)])
+        assert code == 0
+    scored = RunDirectory.open(tmp_path / "dear").experiment()
+    assert scored.environment.cost_weight == 0.9
+    assert (scored.evaluation.k, scored.evaluation.tasks, scored.evaluation.episodes) == ((1, 0), 3, 2)
+    assert json.loads((tmp_path / "dear" / "provenance.json").read_text())["versions"] == versions()
+    study = read_study([tmp_path / "same", tmp_path / "dear"])
+    assert set(study.settings["environment.cost_weight"]) == {0.3, 0.9}
+    # There is nothing in it to be gone on with.
+    assert main(["train", "--resume", str(tmp_path / "dear")]) == 2
+    assert "must be the folder of a run, with its checkpoints, got" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDirectory.create(tmp_path / "run", tiny())
+    assert main(["train", "--preset", "mermaide", "--out", str(tmp_path / "run")]) == 2
+    assert "which holds a run without a checkpoint: unless it is under way, delete it, or" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_pickles")

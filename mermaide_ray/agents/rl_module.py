@@ -8,23 +8,28 @@ TorchRLModule, trained or not, and fails on one without parameters (Ray 2.60).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from torch import Tensor
 
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Draws, Family, Params
+from mermaide_ray.envs import env_named
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.points import Space
+
+AnyConfig = TypeVar("AnyConfig", bound=AlgorithmConfig)
 
 PRINCIPAL = "principal"
 """The principal's agent id and module id."""
@@ -190,3 +195,29 @@ def agent_modules(experiment: Experiment) -> dict[str, RLModuleSpec]:
         )
         for name in experiment.agents.families
     }
+
+
+def as_principal(
+    config: AnyConfig,
+    experiment: Experiment,
+    principal: RLModuleSpec | None = None,
+    env: str = "incentivized_bandit",
+    env_config: Mapping[str, Any] | None = None,
+) -> AnyConfig:
+    """Has an RLlib algorithm train a principal: the environment, the agents' policies beside its own, and who learns.
+
+    Args:
+        config: Any algorithm's; changed in place, as by its own methods.
+        experiment: The game and the agents.
+        principal: The principal's module; the algorithm's default if not given.
+        env: Registered name or dotted path of the environment.
+        env_config: Further settings of the environment (see `EnvSettings`).
+
+    Returns:
+        The config.
+    """
+    modules = {PRINCIPAL: principal or RLModuleSpec(), **agent_modules(experiment)}
+    config.environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
+    config.multi_agent(policies=set(modules), policy_mapping_fn=policy_mapping, policies_to_train=[PRINCIPAL])
+    config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
+    return config

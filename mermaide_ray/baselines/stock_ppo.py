@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules, policy_mapping
-from mermaide_ray.envs import env_named
+from mermaide_ray.agents.rl_module import as_principal
 from mermaide_ray.experiment import Experiment
 
 Network = Literal["mlp", "lstm"]
@@ -47,9 +45,9 @@ def stock_ppo(
     """
     horizon, training = experiment.environment.horizon, experiment.training
     share = episodes_per_iteration * horizon // max(experiment.env_runners.num_learners, 1)
+    principal = RLModuleSpec(model_config=_model(experiment, network))
     return (
-        PPOConfig()
-        .environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
+        as_principal(PPOConfig(), experiment, principal, env, env_config)
         .env_runners(
             num_env_runners=experiment.env_runners.num_env_runners,
             num_envs_per_env_runner=envs_per_runner,
@@ -57,19 +55,6 @@ def stock_ppo(
             batch_mode="complete_episodes",
         )
         .learners(**experiment.env_runners.learners)
-        .multi_agent(
-            policies={PRINCIPAL, *agent_modules(experiment)},
-            policy_mapping_fn=policy_mapping,
-            policies_to_train=[PRINCIPAL],
-        )
-        .rl_module(
-            rl_module_spec=MultiRLModuleSpec(
-                rl_module_specs={
-                    PRINCIPAL: RLModuleSpec(model_config=_model(experiment, network)),
-                    **agent_modules(experiment),
-                }
-            )
-        )
         .training(
             train_batch_size_per_learner=share,
             minibatch_size=min(1024, share),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tree
@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mermaide_ray.agent_settings import SPLITS
+from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
@@ -40,7 +41,8 @@ class StockPrincipal:
     """A trained module of RLlib's as a player of the lockstep game.
 
     Args:
-        module: Torch, with or without a recurrent state; a categorical distribution over interventions.
+        module: Torch, with or without a recurrent state; gives a categorical distribution over interventions, or an
+            intervention, as DQN's does.
         view: How it sees the game.
     """
 
@@ -65,6 +67,8 @@ class StockPrincipal:
         with torch.no_grad():
             out = self._module.forward_inference(batch)
         self._state = out.get(Columns.STATE_OUT, {})
+        if Columns.ACTIONS in out:
+            return cast(Tensor, out[Columns.ACTIONS]).flatten()
         return choose(out[Columns.ACTION_DIST_INPUTS].flatten(0, -2), seen.uniform)
 
 
@@ -82,6 +86,7 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
     """
     torch.set_num_threads(1)
     console = terminal()
+    check_own_families(experiment)
     experiment = experiment.model_copy(update={"name": f"stock_ppo_{network}"})
     config = stock_ppo(experiment, network)
     check_own_gpu(experiment.env_runners)

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mermaide_ray.agent_settings import Split
+from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
@@ -115,6 +116,7 @@ class Plan:
             # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
             settings = [self.setting({key: _end(d, end) for key, d in self.dimensions.items()}) for end in (0, 1)]
         for setting in settings:
+            check_own_families(setting.experiment)
             self._check_conditions(setting)
         self._check_metrics(settings)
         self._check_claim(settings)
@@ -294,6 +296,7 @@ class Plan:
 
     def _check_conditions(self, setting: Setting) -> None:
         for name, experiment, _ in self.scored_in(setting):
+            check_own_families(experiment)
             check_game(setting.experiment, experiment.environment, f"conditions.{name}", self._where)
 
     def _check_metrics(self, settings: Sequence[Setting]) -> None:
