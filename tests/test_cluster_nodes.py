@@ -14,6 +14,7 @@ from conftest import tiny
 from numpy.typing import NDArray
 from rich.console import Console
 
+import mermaide_ray
 from mermaide_ray.cli import main
 from mermaide_ray.cluster import agreement, resources
 from mermaide_ray.cluster.nodes import Node
@@ -111,6 +112,25 @@ def test_machines_are_asked_for_while_the_run_waits(monkeypatch: pytest.MonkeyPa
     assert asked == [3, 0]
 
 
+@pytest.mark.parametrize("ended", [RunFault, InputError, KeyboardInterrupt])
+def test_machines_are_no_longer_asked_for_once_the_run_has_given_up(
+    ended: type[BaseException], monkeypatch: pytest.MonkeyPatch, told: io.StringIO
+) -> None:
+    asked = joining(monkeypatch, [[HEAD]], [HEAD, worker(16)])
+    if ended is InputError:  # the cluster's file, changed meanwhile
+        most = [[HEAD, worker(16)], [HEAD, worker(2)]]
+        monkeypatch.setattr(resources, "_most", lambda there: most.pop(0))
+    if ended is KeyboardInterrupt:
+
+        def interrupt(seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(resources.time, "sleep", interrupt)
+    with pytest.raises(ended):
+        await_resources([{"CPU": 1}] * 3, Console(file=told), seconds=30)
+    assert asked == [3, 0]
+
+
 class _Ray:
     """A cluster with this machine as its head, as far as `_most` looks."""
 
@@ -185,6 +205,21 @@ def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.
         agreement, "on_every_node", lambda question: [("c (3)", ImportError("Frames\nNo module named x"))]
     )
     with pytest.raises(RunFault, match=r"but c \(3\) has not: No module named x"):
+        agreement.check_versions()
+
+
+def test_other_presets_on_a_node_are_other_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    preset = tmp_path / "presets" / "maml.yaml"
+    preset.parent.mkdir()
+    preset.write_text("name: maml\n")
+    monkeypatch.setattr(mermaide_ray, "__file__", str(tmp_path / "__init__.py"))
+
+    def elsewhere(question: Any) -> list[tuple[str, Any]]:
+        preset.write_text("name: other\n")
+        return [("b (2)", question())]
+
+    monkeypatch.setattr(agreement, "on_every_node", elsewhere)
+    with pytest.raises(RunFault, match=r"must run the mermaide_ray of this process, \S+ \(sources \w{8}\), but b"):
         agreement.check_versions()
 
 
