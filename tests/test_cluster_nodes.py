@@ -17,6 +17,7 @@ from rich.console import Console
 import mermaide_ray
 from mermaide_ray.cli import main
 from mermaide_ray.cluster import agreement, resources
+from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.cluster.nodes import Node
 from mermaide_ray.cluster.resources import await_resources, fits
 from mermaide_ray.errors import InputError, RunFault
@@ -129,6 +130,20 @@ def test_machines_are_no_longer_asked_for_once_the_run_has_given_up(
     with pytest.raises(ended):
         await_resources([{"CPU": 1}] * 3, Console(file=told), seconds=30)
     assert asked == [3, 0]
+
+
+def test_ray_that_starts_too_slowly_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: Any) -> None:
+        raise RuntimeError("The current node timed out during startup. This could happen so.\nOr so.")
+
+    monkeypatch.setattr("ray.init", slow)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RunFault) as fault, ray_running([], Console()):
+        pass
+    assert str(fault.value) == (
+        "Ray must start, got: The current node timed out during startup. This could happen so (start it again, "
+        "best when the machine is less busy)"
+    )
 
 
 class _Ray:
@@ -303,8 +318,6 @@ def weights_after(iterations: int, runners: int) -> dict[str, NDArray[Any]]:
 @pytest.mark.cluster
 def test_one_two_or_three_nodes_learn_the_same_weights(cluster: Any, tmp_path: Path) -> None:
     import ray
-
-    from mermaide_ray.cluster.join import ray_running
 
     learned: list[dict[str, NDArray[Any]]] = []
     placed: list[int] = []

@@ -50,7 +50,7 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
         if mine:
             ray.init(logging_level=logging.ERROR, **({"log_to_driver": False} if joins else here))
     except Exception as error:
-        got = str(error).strip().splitlines()[0]
+        got = str(error).strip().splitlines()[0].rstrip(".")
         advice = " (start it again, best when the machine is less busy)" if "timed out" in got else ""
         raise RunFault(f"Ray must start, got: {got}{advice}") from None
     on_main_thread = threading.current_thread() is threading.main_thread()
