@@ -220,19 +220,6 @@ def refuse_used(out: Path, hint: str = "") -> None:
         raise InputError(f"--out must be a new or empty folder, got {out}{what_is(out) or hint}")
 
 
-def what_is(path: Path) -> str:
-    """What lies there and which command takes it, to stand behind the path in a message; empty if nothing of ours."""
-    if path.is_file():
-        return ", a file"
-    if (path / "sweep.yaml").is_file():
-        return f", the folder of a sweep (mermaide sweep --resume {path} goes on with it; its runs are in {path}/runs)"
-    run = RunDirectory(path)
-    # Scores without checkpoints are of no training that could go on.
-    if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
-        return f", the folder of a run (mermaide train --resume {path} goes on with it)"
-    return ""
-
-
 def written_by_others(folder: Path, home: Path) -> str | None:
     """Why somebody else may have written what is in a folder, which should lie within `home`; None if nobody else."""
     for path in (folder, *sorted(folder.rglob("*"))):
@@ -300,6 +287,19 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were meant: before there were these two, nothing had a model of learners."""
     return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
+
+
+def what_is(path: Path) -> str:
+    """What lies there and which command takes it, to stand behind the path in a message; empty if nothing of ours."""
+    if path.is_file():
+        return ", a file"
+    if (path / "sweep.yaml").is_file():
+        return f", the folder of a sweep (mermaide sweep --resume {path} goes on with it; its runs are in {path}/runs)"
+    run = RunDirectory(path)
+    # Scores without checkpoints are of no training that could go on.
+    if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
+        return f", the folder of a run (mermaide train --resume {path} goes on with it)"
+    return ""
 
 
 def versions() -> dict[str, str]:
