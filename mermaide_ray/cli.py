@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mermaide_ray import __version__
 from mermaide_ray.errors import InputError, RunFault
+
+if TYPE_CHECKING:
+    from mermaide_ray.experiment import Experiment
 
 INTERRUPTED = 130
 
@@ -235,19 +238,54 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     return dict(parse_override(text) for text in args.set) | seed
 
 
+def _experiment(args: argparse.Namespace, preset: str | None = None) -> Experiment:
+    from mermaide_ray.experiment import load_experiment
+
+    if args.config:
+        _check_kind(args.config, of_sweep=False)
+    return load_experiment(args.config, args.preset or preset, _overrides(args))
+
+
+def _check_kind(config: Path, of_sweep: bool) -> None:
+    """Refuses a sweep as settings, and settings as a sweep, for what they are rather than for their first key."""
+    from mermaide_ray.config_file import read_yaml
+    from mermaide_ray.experiment import Experiment
+
+    keys = read_yaml(config).keys()
+    is_sweep = not keys.isdisjoint(("question", "extends"))
+    if is_sweep and not of_sweep:
+        raise InputError(
+            f"--config must be a file of settings, got {config}, a sweep's (mermaide sweep {config} runs it)"
+        )
+    if of_sweep and not is_sweep and not keys.isdisjoint(Experiment.model_fields.keys() - {"name", "preset"}):
+        raise InputError(
+            f"a sweep must ask a `question`, got {config}, a file of settings (mermaide train --config {config} takes "
+            "it)"
+        )
+
+
 def _train(args: argparse.Namespace) -> None:
+    from mermaide_ray.baselines import BASELINES
     from mermaide_ray.experiment import load_experiment, load_preset
+    from mermaide_ray.storage import refuse_used, what_is
 
     for preset in args.baseline or ():
+        if preset in BASELINES:
+            raise InputError(f"--baseline must name a preset to train beside, got {preset}, which is always scored")
         load_preset(preset, where="--baseline")
     if args.resume is None:
-        experiment = load_experiment(args.config, args.preset, _overrides(args))
+        experiment = _experiment(args)
+        if args.out:
+            refuse_used(args.out)  # here too: Torch and Ray take seconds to import
     else:
         given = [name for name in ("config", "preset", "set", "seed", "out") if getattr(args, name) not in (None, [])]
         if given:
             raise InputError(f"--resume must stand without --{given[0]}: the run keeps the settings in its config.yaml")
         if not (args.resume / "config.yaml").is_file():
-            raise InputError(f"--resume must be the folder of a run (it holds a config.yaml), got {args.resume}")
+            raise InputError(
+                "--resume must be the folder of a run (it holds a config.yaml), "
+                f"got {args.resume}{what_is(args.resume)}"
+            )
         experiment = load_experiment(args.resume / "config.yaml")
     from mermaide_ray.training import train
 
@@ -260,9 +298,19 @@ def _train(args: argparse.Namespace) -> None:
     )
 
 
+def _check_places(checkpoint: Path, out: Path | None) -> None:
+    """Refuses them before Torch and Ray are imported, which takes seconds."""
+    from mermaide_ray.storage import load_principal, refuse_used
+
+    if not checkpoint.exists():
+        raise InputError(f"the checkpoint must exist, got {checkpoint}")
+    load_principal(checkpoint)
+    if out:
+        refuse_used(out)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
-    if not args.checkpoint.exists():
-        raise InputError(f"the checkpoint must exist, got {args.checkpoint}")
+    _check_places(args.checkpoint, args.out)
     from mermaide_ray.training import evaluate
 
     evaluate(
@@ -277,19 +325,19 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _stock_ppo(args: argparse.Namespace) -> None:
-    from mermaide_ray.experiment import load_experiment
+    from mermaide_ray.storage import refuse_used
 
     # Nothing of ours is trained: the preset that plays every game.
-    preset = args.preset if args.preset or args.config else "mermaide"
-    experiment = load_experiment(args.config, preset, _overrides(args))
+    experiment = _experiment(args, preset=None if args.config else "mermaide")
+    if args.out:
+        refuse_used(args.out)
     from mermaide_ray.baselines.stock_run import train_stock
 
     train_stock(experiment, args.network, args.out)
 
 
 def _export(args: argparse.Namespace) -> None:
-    if not args.checkpoint.exists():
-        raise InputError(f"the checkpoint must exist, got {args.checkpoint}")
+    _check_places(args.checkpoint, args.out)
     from mermaide_ray.training import export
 
     export(args.checkpoint, out=args.out)
@@ -308,6 +356,7 @@ def _sweep(args: argparse.Namespace) -> None:
     elif args.config is None:
         raise InputError("a sweep must be given as FILE, or with --resume DIR, got neither (see mermaide sweep --help)")
     else:
+        _check_kind(args.config, of_sweep=True)
         where, sweep = str(args.config), load_sweep(args.config, args.scale, _overrides(args))
     if args.out and args.storage:
         raise InputError("--storage must stand without --out, which names the folder itself")
@@ -343,6 +392,8 @@ def _report(args: argparse.Namespace) -> None:
     for folder in args.folders:
         if not folder.is_dir():
             raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
+    if args.out and args.out.is_file():
+        raise InputError(f"--out must be a folder, got {args.out}, a file")
     from rich.console import Console
 
     from mermaide_ray.progress import tell
@@ -354,6 +405,8 @@ def _report(args: argparse.Namespace) -> None:
 def _stackelberg(args: argparse.Namespace) -> None:
     from mermaide_ray.stackelberg.settings import load_settings
 
+    if args.config:
+        _check_kind(args.config, of_sweep=False)
     settings = load_settings(args.config, args.scale, _overrides(args))
     from mermaide_ray.stackelberg.experiment import run
 
@@ -362,9 +415,8 @@ def _stackelberg(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> None:
     from mermaide_ray.config_file import explained_yaml
-    from mermaide_ray.experiment import load_experiment
 
-    print(explained_yaml(load_experiment(args.config, args.preset, _overrides(args))), end="")
+    print(explained_yaml(_experiment(args)), end="")
 
 
 def _cluster_check(args: argparse.Namespace) -> None:

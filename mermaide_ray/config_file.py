@@ -28,11 +28,12 @@ class ConfigLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """See base."""
-        named = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
+        named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=True) for key in named]
         for position, key in enumerate(keys):
             if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+                again = named[position].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", again)
         return super().construct_mapping(node, deep)
 
 

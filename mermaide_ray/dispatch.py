@@ -81,8 +81,9 @@ class Dispatch:
             todo = sorted(missing - {call.share for call in under_way})
             # Also while others are free, who may be quick enough to do it all: one that is left out stays out.
             if len(todo) > len(self._free()):
-                self.restore(at_once=not self._calls and not self._free())
-            if todo and not self._free() and not self._calls:
+                self.restore(at_once=not under_way and not self._free())
+            # An earlier iteration's share that is still under way is no hope: who hangs never answers.
+            if todo and not self._free() and not under_way:
                 alone_since = alone_since or time.monotonic()
                 self._give_up_in_time(alone_since)
             if 2 * len(took) >= len(cut):

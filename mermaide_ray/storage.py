@@ -68,7 +68,7 @@ class RunDirectory:
         if path is None:
             stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             path = Path("runs") / f"{experiment.name}-seed{experiment.seed}-{stamp}"
-        refuse_used(path, f" (use --resume {path} to go on with it)")
+        refuse_used(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -211,13 +211,13 @@ class RunDirectory:
 
 
 def refuse_used(out: Path, hint: str = "") -> None:
-    """Refuses a place of results that holds something.
+    """Refuses a place of results that holds something; with a hint where that is nothing of ours.
 
     Raises:
         InputError: It does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out must be a new or empty folder, got {out}{hint}")
+        raise InputError(f"--out must be a new or empty folder, got {out}{what_is(out) or hint}")
 
 
 def written_by_others(folder: Path, home: Path) -> str | None:
@@ -270,6 +270,8 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         folder = folder / _PRINCIPAL
     if not (folder / "principal.json").is_file() and (latest := RunDirectory(folder).latest_checkpoint()):
         raise InputError(f"a run must be finished to be loaded, {folder} is not: resume it, or give {latest}")
+    if not (folder / "principal.json").is_file():
+        raise InputError(f"a run, a checkpoint or an export must hold principal.json, got {folder}{what_is(folder)}")
     about = _read_json(folder / "principal.json", "a principal")
     if about.get("format") != PRINCIPAL_FORMAT:
         raise InputError(f"a principal must have format {PRINCIPAL_FORMAT}, got {about.get('format')} ({folder})")
@@ -285,6 +287,19 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were meant: before there were these two, nothing had a model of learners."""
     return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
+
+
+def what_is(path: Path) -> str:
+    """What lies there and which command takes it, to stand behind the path in a message; empty if nothing of ours."""
+    if path.is_file():
+        return ", a file"
+    if (path / "sweep.yaml").is_file():
+        return f", the folder of a sweep (mermaide sweep --resume {path} goes on with it; its runs are in {path}/runs)"
+    run = RunDirectory(path)
+    # Scores without checkpoints are of no training that could go on.
+    if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
+        return f", the folder of a run (mermaide train --resume {path} goes on with it)"
+    return ""
 
 
 def versions() -> dict[str, str]:

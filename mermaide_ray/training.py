@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
@@ -80,10 +81,14 @@ def train(
             RunDirectory.create(run.baselines / name, other)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
-    with run.alone(), _Companions([RunDirectory.open(path, trusted) for path in beside]) as companions:
-        meta_train(run, console, companions.check)
-        companions.wait(console)
-    _score_and_report(run, [run, *(RunDirectory.open(path) for path in beside)], console)
+    if _is_finished(run):
+        console.print("the run is already finished: nothing is trained or scored again", highlight=False)
+    else:
+        with run.alone(), _Companions([RunDirectory.open(path, trusted) for path in beside]) as companions:
+            meta_train(run, console, companions.check)
+            companions.wait(console)
+        _score([run, *(RunDirectory.open(path) for path in beside)])
+    _report(run, console)
 
 
 def evaluate(
@@ -121,13 +126,15 @@ def evaluate(
         RunDirectory.create(out, experiment)
         _write(results, out)
         write_figures(out, contender.name)
-    render_terminal(summary(results.rows), terminal())
+    console = terminal()
+    render_terminal(summary(results.rows), console)
+    if out is None:
+        console.print("nothing of this is kept: --out DIR keeps rows and figures", highlight=False)
 
 
 def export(checkpoint: Path, out: Path) -> None:
     """Writes a run's or a checkpoint's principal as safetensors and JSON, to share."""
-    if out.exists():
-        raise InputError(f"--out must be a new folder, got {out}")
+    refuse_used(out)
     experiment, parameters = load_principal(checkpoint)
     save_principal(out, experiment, parameters)
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
@@ -198,22 +205,38 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
             progress.close()
 
 
-def _score_and_report(run: RunDirectory, runs: Sequence[RunDirectory], console: Console) -> None:
-    experiment = run.experiment()
+def _is_finished(run: RunDirectory) -> bool:
+    """Whether a run is trained and scored, with the settings that it has now."""
+    # The last that scoring writes.
+    if not (run.principal.is_dir() and (run.path / "profiles.parquet").is_file()):
+        return False
+    trained, _ = load_principal(run.principal)
+    then, now = (settings.model_dump(exclude={"env_runners"}) for settings in (trained, run.experiment()))
+    return then == now
+
+
+def _score(runs: Sequence[RunDirectory]) -> None:
+    """Scores a run and those beside it."""
+    experiment = runs[0].experiment()
     contenders = [contender_from(each.principal)[0] for each in runs]
     results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT])
-    _write(results, run.path)
+    _write(results, runs[0].path)
+
+
+def _report(run: RunDirectory, console: Console) -> None:
+    """Draws and prints what scoring has written."""
+    experiment, rows = run.experiment(), pd.read_parquet(run.path / "rows.parquet")
     figures = write_figures(run.path)
     from mermaide_ray.tensorboard import Board
 
     board = Board(run.path / "tensorboard")
-    table = summary(results.rows)
+    table = summary(rows)
     mine = table[(table["method"] == experiment.name) & (table["family"] == table["family"].iloc[0])]
     scores = {f"score/{split}_k{k}": score for split, k, score in mine[["split", "k", SCORE]].itertuples(index=False)}
     board.finish(experiment.to_dict(), scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
     render_terminal(table, console)
-    render_comparisons(comparisons(results.rows, experiment.name), experiment.name, console)
+    render_comparisons(comparisons(rows, experiment.name), experiment.name, console)
     console.print(f"rows, figures and TensorBoard events in {run.path}", soft_wrap=True, highlight=False)
 
 

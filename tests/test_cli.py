@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mermaide_ray
@@ -18,6 +19,7 @@ from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.envs import ENVS
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import load_experiment, preset_names
+from mermaide_ray.storage import save_principal
 
 
 class Calls(ModuleType):
@@ -105,6 +107,7 @@ def test_resume_with_other_settings_or_without_a_run_is_refused(refused: Callabl
 
 
 def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Path) -> None:
+    save_principal(tmp_path, load_experiment(), {"weight": np.zeros(1)})
     here = str(tmp_path)
     assert main(["evaluate", here]) == 0
     options = ["--k", "0", "1", "5", "--split", "validation", "--tasks", "9", "--episodes", "4", "--out", "x"]
@@ -155,10 +158,60 @@ def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Pat
         ("evaluate . --tasks 0", "--tasks: must be a whole number >= 1, got '0'"),
         ("evaluate . --split tset", "invalid choice: 'tset'"),
         ("export none --out x", "the checkpoint must exist, got none"),
+        ("train --baseline first_n", "--baseline must name a preset to train beside, got first_n, which is always sco"),
         ("export .", "required: --out"),
     ],
 )
 def test_mistakes_end_with_exit_code_2_and_one_line(command: str, expected: str, refused: Callable[..., str]) -> None:
+    assert expected in refused(*command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "evaluate sweep",
+            "must hold principal.json, got sweep, the folder of a sweep (mermaide sweep --resume sweep ",
+        ),
+        ("evaluate sweep", "its runs are in sweep/runs)"),
+        ("evaluate empty", "a run, a checkpoint or an export must hold principal.json, got empty\n"),
+        ("evaluate settings.yaml", "must hold principal.json, got settings.yaml, a file\n"),
+        ("evaluate principal --out run", "new or empty folder, got run, the folder of a run (mermaide train --resume"),
+        ("export sweep --out new", "must hold principal.json, got sweep, the folder of a sweep"),
+        ("export principal --out settings.yaml", "--out must be a new or empty folder, got settings.yaml, a file\n"),
+        ("train --resume sweep", "must be the folder of a run (it holds a config.yaml), got sweep, the folder of a sw"),
+        ("train --out run", "got run, the folder of a run (mermaide train --resume run goes on with it)"),
+        ("train --out scores", "--out must be a new or empty folder, got scores\n"),
+        ("train --out settings.yaml", "--out must be a new or empty folder, got settings.yaml, a file\n"),
+        ("stock-ppo --out settings.yaml", "--out must be a new or empty folder, got settings.yaml, a file\n"),
+        ("train --config sweep.yaml", "got sweep.yaml, a sweep's (mermaide sweep sweep.yaml runs it)"),
+        ("config --config sweep.yaml", "--config must be a file of settings, got sweep.yaml, a sweep's"),
+        ("stackelberg --config sweep.yaml", "--config must be a file of settings, got sweep.yaml, a sweep's"),
+        (
+            "sweep settings.yaml",
+            "got settings.yaml, a file of settings (mermaide train --config settings.yaml takes it",
+        ),
+        ("sweep sweep.yaml --out settings.yaml", "settings.yaml, a file\n"),
+        ("sweep --resume settings.yaml", "the folder of a sweep must hold sweep.yaml, got settings.yaml\n"),
+        ("report sweep --out settings.yaml", "--out must be a folder, got settings.yaml, a file\n"),
+    ],
+)
+def test_what_is_given_in_place_of_something_else_is_named(
+    command: str, expected: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("sweep/runs", "empty", "run/checkpoints", "scores"):
+        (tmp_path / folder).mkdir(parents=True)
+    save_principal(tmp_path / "principal", load_experiment(), {"weight": np.zeros(1)})
+    for name, text in (
+        ("settings.yaml", "environment: {num_arms: 4}\n"),
+        ("sweep.yaml", "question: Where to?\n"),
+        ("sweep/sweep.yaml", "question: Where to?\n"),
+        ("run/config.yaml", "seed: 1\n"),
+        ("scores/config.yaml", "seed: 1\n"),
+        ("scores/rows.parquet", ""),
+    ):
+        (tmp_path / name).write_text(text)
     assert expected in refused(*command.split())
 
 

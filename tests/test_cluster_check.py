@@ -196,6 +196,34 @@ MISTAKES = [
         "file_mounts.x: must exist on this machine, got LICENCE",
     ),
     ("aws.yaml", "InstanceType: c6i.4xlarge", "InstaceType: c6i.4xlarge", "node_config: must be what EC2 takes"),
+    # Something else than the checks expect there.
+    (
+        "aws.yaml",
+        "{MarketType: spot}",
+        "",
+        "InstanceMarketOptions: must have sections, lists and texts where the files",
+    ),
+    ("azure.yaml", "azure_arm_parameters:\n", "azure_arm_parameters: 5\n      more:\n", "got 5"),
+    ("aws.yaml", "  - ray stop", "  - ray stop: 5", "must pass Ray's own validation"),
+    (
+        "kuberay/rayjob.yaml",
+        "rayClusterSpec:",
+        "rayClusterSpec: text\n  more:",
+        "must be what Ray's autoscaler can read",
+    ),
+    (
+        "kuberay/raycluster.yaml",
+        "{mode: token}",
+        "token",
+        "spec.authOptions: must have sections, lists and texts where",
+    ),
+    ("kuberay/raycluster.yaml", "{claimName: mermaide-results}", "{}", "the file: must have sections, lists and"),
+    (
+        "kuberay/raycluster.yaml",
+        "image: registry.example.org/ann/mermaide_ray:0.1.0",
+        "image: 5",
+        "have them, got 5",
+    ),
 ]
 
 

@@ -14,8 +14,10 @@ from conftest import tiny
 from numpy.typing import NDArray
 from rich.console import Console
 
+import mermaide_ray
 from mermaide_ray.cli import main
 from mermaide_ray.cluster import agreement, resources
+from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.cluster.nodes import Node
 from mermaide_ray.cluster.resources import await_resources, fits
 from mermaide_ray.errors import InputError, RunFault
@@ -111,6 +113,39 @@ def test_machines_are_asked_for_while_the_run_waits(monkeypatch: pytest.MonkeyPa
     assert asked == [3, 0]
 
 
+@pytest.mark.parametrize("ended", [RunFault, InputError, KeyboardInterrupt])
+def test_machines_are_no_longer_asked_for_once_the_run_has_given_up(
+    ended: type[BaseException], monkeypatch: pytest.MonkeyPatch, told: io.StringIO
+) -> None:
+    asked = joining(monkeypatch, [[HEAD]], [HEAD, worker(16)])
+    if ended is InputError:  # the cluster's file, changed meanwhile
+        most = [[HEAD, worker(16)], [HEAD, worker(2)]]
+        monkeypatch.setattr(resources, "_most", lambda there: most.pop(0))
+    if ended is KeyboardInterrupt:
+
+        def interrupt(seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(resources.time, "sleep", interrupt)
+    with pytest.raises(ended):
+        await_resources([{"CPU": 1}] * 3, Console(file=told), seconds=30)
+    assert asked == [3, 0]
+
+
+def test_ray_that_starts_too_slowly_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: Any) -> None:
+        raise RuntimeError("The current node timed out during startup. This could happen so.\nOr so.")
+
+    monkeypatch.setattr("ray.init", slow)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RunFault) as fault, ray_running([], Console()):
+        pass
+    assert str(fault.value) == (
+        "Ray must start, got: The current node timed out during startup. This could happen so (start it again, "
+        "best when the machine is less busy)"
+    )
+
+
 class _Ray:
     """A cluster with this machine as its head, as far as `_most` looks."""
 
@@ -185,6 +220,21 @@ def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.
         agreement, "on_every_node", lambda question: [("c (3)", ImportError("Frames\nNo module named x"))]
     )
     with pytest.raises(RunFault, match=r"but c \(3\) has not: No module named x"):
+        agreement.check_versions()
+
+
+def test_other_presets_on_a_node_are_other_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    preset = tmp_path / "presets" / "maml.yaml"
+    preset.parent.mkdir()
+    preset.write_text("name: maml\n")
+    monkeypatch.setattr(mermaide_ray, "__file__", str(tmp_path / "__init__.py"))
+
+    def elsewhere(question: Any) -> list[tuple[str, Any]]:
+        preset.write_text("name: other\n")
+        return [("b (2)", question())]
+
+    monkeypatch.setattr(agreement, "on_every_node", elsewhere)
+    with pytest.raises(RunFault, match=r"must run the mermaide_ray of this process, \S+ \(sources \w{8}\), but b"):
         agreement.check_versions()
 
 
@@ -268,8 +318,6 @@ def weights_after(iterations: int, runners: int) -> dict[str, NDArray[Any]]:
 @pytest.mark.cluster
 def test_one_two_or_three_nodes_learn_the_same_weights(cluster: Any, tmp_path: Path) -> None:
     import ray
-
-    from mermaide_ray.cluster.join import ray_running
 
     learned: list[dict[str, NDArray[Any]]] = []
     placed: list[int] = []

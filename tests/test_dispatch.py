@@ -16,7 +16,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from mermaide_ray import dispatch
 from mermaide_ray.dispatch import Dispatch
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import RunFault, WorkersLost
 from mermaide_ray.rollout import Sample, concatenated
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -63,8 +63,8 @@ def runner_class() -> type:
 class Crew:
     """Three actors and who shares work out to them."""
 
-    def __init__(self) -> None:
-        made = ray.remote(num_cpus=0, max_restarts=1)(runner_class())
+    def __init__(self, max_restarts: int = 1) -> None:
+        made = ray.remote(num_cpus=0, max_restarts=max_restarts)(runner_class())
         self.actors = [made.remote(index) for index in (1, 2, 3)]
         manager = FaultTolerantActorManager(self.actors, init_id=1)
         group = SimpleNamespace(
@@ -162,3 +162,21 @@ def test_shares_do_not_depend_on_who_is_left(crew: Crew) -> None:
     while sorted(by(samples)) != [1, 2, 3]:  # those that were started again take part again
         assert time.monotonic() < patience
         samples, _ = crew.gather()
+
+
+def test_actor_that_hangs_with_old_work_is_not_waited_for_when_all_others_are_gone(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REVIVAL_SECONDS", 1.0)
+    crew = Crew(max_restarts=0)
+    crew.gather()  # all have started
+    crew.slow_down(2, 60.0)
+    samples, _ = crew.gather()
+    assert 2 not in by(samples)
+    for index in (1, 3):
+        crew.slow_down(index, -1.0)  # dies of it, for good
+    started = time.monotonic()
+    with pytest.raises(WorkersLost, match="one of 3 sampling actors must bring what it sampled, but for"):
+        crew.gather()
+    assert time.monotonic() - started < 40
+    ray.kill(crew.actors[1])

@@ -134,7 +134,7 @@ REFUSED = {
     "- training": "the config must be a mapping of sections, got a list",
     "just words": "the config must be a mapping of sections, got a str",
     "training: {meta_lr: 1": "the config must be YAML, got expected ',' or '}'",
-    "seed: 1\nseed: 2": "the config must be YAML, got key 'seed' is given twice in line 1",
+    "seed: 1\nseed: 2": "the config must be YAML, got key 'seed' is given twice in line 2, column 1",
     "seed: !!python/object:os.system x": "the config must be YAML, got could not determine a constructor",
     "seed: \x07": "the config must be YAML, got",
 }

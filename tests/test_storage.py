@@ -252,7 +252,7 @@ def test_progress_after_the_checkpoint_is_forgotten_and_half_a_line_ignored(tmp_
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("principal.json", None, "a principal must hold principal.json, got"),
+        ("principal.json", None, "a run, a checkpoint or an export must hold principal.json, got"),
         ("principal.json", b'{"format": 1', "must hold a complete principal.json, got a broken one"),
         ("principal.json", b'{"format": 99}', "a principal must have format 1, got 99"),
         ("principal.safetensors", None, "must be a complete safetensors file"),

@@ -19,6 +19,7 @@ import yaml
 from conftest import TrainedRun, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mermaide_ray import training
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
@@ -142,6 +143,22 @@ def test_table_is_printed_with_both_splits_and_every_method(trained_run: Trained
     assert "Traceback" not in printed
 
 
+def test_finished_run_is_neither_trained_nor_scored_again(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run.path, folder)
+    monkeypatch.setattr(training, "meta_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "score", lambda *_: pytest.fail("scored again"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "the run is already finished: nothing is trained or scored again" in printed
+    tables = trained_run.printed
+    assert printed.split("again\n", 1)[1].replace(str(folder), "RUN") == tables[
+        tables.index("in distribution") :
+    ].replace(str(trained_run.path), "RUN")
+
+
 @pytest.mark.usefixtures("no_pickles")
 def test_evaluate_unpickles_nothing_and_needs_no_checkpoint(
     trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -212,7 +229,7 @@ def test_a_run_a_checkpoint_and_an_export_hold_the_same_principal(trained_run: T
     [
         (["train", "--out"], "--out must be a new or empty folder, got"),
         (["evaluate", "{run}", "--out"], "--out must be a new or empty folder, got"),
-        (["export", "{run}", "--out"], "--out must be a new folder, got"),
+        (["export", "{run}", "--out"], "--out must be a new or empty folder, got"),
     ],
 )
 def test_folder_that_is_in_use_is_refused(

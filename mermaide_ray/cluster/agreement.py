@@ -29,7 +29,8 @@ def check_versions() -> None:
 
         sources = hashlib.sha256()
         root = Path(mermaide_ray.__file__).parent
-        for path in sorted(root.rglob("*.py")):
+        # Presets too: whoever trains a baseline or a trial reads its own.
+        for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
             sources.update(str(path.relative_to(root)).encode() + path.read_bytes())
         mine = {name: version(name) for name in ("torch", "numpy")}
         return {**mine, "mermaide_ray": f"{mermaide_ray.__version__} (sources {sources.hexdigest()[:8]})"}

@@ -50,7 +50,9 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
         if mine:
             ray.init(logging_level=logging.ERROR, **({"log_to_driver": False} if joins else here))
     except Exception as error:
-        raise RunFault(f"Ray must start, got: {str(error).strip().splitlines()[0]}") from None
+        got = str(error).strip().splitlines()[0].rstrip(".")
+        advice = " (start it again, best when the machine is less busy)" if "timed out" in got else ""
+        raise RunFault(f"Ray must start, got: {got}{advice}") from None
     on_main_thread = threading.current_thread() is threading.main_thread()
     # Ray's own handler ends the process with a stack dump; a scheduler's SIGTERM is a Ctrl-C like any other.
     before = signal.signal(signal.SIGTERM, _interrupt) if on_main_thread else None

@@ -68,29 +68,32 @@ def await_resources(
     """
     limit = _wait_seconds() if seconds is None else seconds
     started, told, asked = time.monotonic(), -LOG_EVERY, False
-    while not fits(bundles, there := nodes()):
-        most = _most(there) if grows else there
-        if most is not None and not fits(bundles, most):
-            raise InputError(
-                f"the cluster must have room for {_needs(bundles)} at the same time, but it has {_has(most)} at most "
-                "(env_runners, `resources` of a sweep; max_workers of the cluster's file)"
-            )
-        waited = time.monotonic() - started
-        if waited > limit:
-            raise RunFault(
-                f"the cluster must have room for {_needs(bundles)} within {clock(limit)} (MERMAIDE_WAIT_SECONDS), but "
-                f"it has {_has(there)}: see `ray status` on the head"
-            )
-        if waited - told >= LOG_EVERY:
-            told = waited
-            line = f"waiting for {_needs(bundles)}: {_has(there)} so far, {clock(limit - waited)} left"
-            console.print(line, soft_wrap=True, highlight=False)
-        if not asked and most is not None and most != there:
-            _ask_autoscaler(bundles)
-            asked = True
-        time.sleep(0.5)
-    if asked:
-        _ask_autoscaler([])
+    try:
+        while not fits(bundles, there := nodes()):
+            most = _most(there) if grows else there
+            if most is not None and not fits(bundles, most):
+                raise InputError(
+                    f"the cluster must have room for {_needs(bundles)} at the same time, but it has {_has(most)} at "
+                    "most (env_runners, `resources` of a sweep; max_workers of the cluster's file)"
+                )
+            waited = time.monotonic() - started
+            if waited > limit:
+                raise RunFault(
+                    f"the cluster must have room for {_needs(bundles)} within {clock(limit)} (MERMAIDE_WAIT_SECONDS), "
+                    f"but it has {_has(there)}: see `ray status` on the head"
+                )
+            if waited - told >= LOG_EVERY:
+                told = waited
+                line = f"waiting for {_needs(bundles)}: {_has(there)} so far, {clock(limit - waited)} left"
+                console.print(line, soft_wrap=True, highlight=False)
+            if not asked and most is not None and most != there:
+                asked = True
+                _ask_autoscaler(bundles)
+            time.sleep(0.5)
+    finally:
+        # The autoscaler keeps to what it was asked for, whatever becomes of who asked.
+        if asked:
+            _ask_autoscaler([])
 
 
 def _ask_autoscaler(bundles: Sequence[Bundle]) -> None:

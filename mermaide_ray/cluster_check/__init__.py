@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,31 @@ def check(path: Path) -> list[Finding]:
     first = documents[0]
     findings = [*_placeholders(documents), *_secrets(documents)]
     if "provider" in first:
-        findings += [*launcher_findings(first, _root_of(path)), *cut_commands(text)]
+        more: Iterator[Finding] = chain(cut_commands(text), launcher_findings(first, _root_of(path)))
     elif str(first.get("apiVersion", "")).startswith("ray.io/"):
-        findings += kuberay_findings(documents, _root_of(path))
+        more = kuberay_findings(documents, _root_of(path))
     else:
         raise InputError(
             f"a cluster's file must have `provider` (ray up) or `apiVersion: ray.io/v1` (KubeRay), got neither ({path})"
         )
+    try:
+        for finding in more:
+            findings.append(finding)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # text where a section should be, say
+        findings.append(_misshapen(error, documents))
     return list(dict.fromkeys(findings))
+
+
+def _misshapen(error: Exception, documents: list[dict[str, Any]]) -> Finding:
+    """Where a file isn't built as the checks take it to be, as far as the exception lets on."""
+    where, got = "the file", str(error)
+    if isinstance(error, KeyError):
+        got = f"no {error}"
+    elif isinstance(error, AttributeError):
+        got = repr(error.obj)
+        places = [place for document in documents for place, value in _leaves(document) if value is error.obj]
+        where = places[0] if len(places) == 1 else where
+    return Finding(where, f"must have sections, lists and texts where the files in cluster/ have them, got {got}")
 
 
 def _read(path: Path) -> tuple[str, list[dict[str, Any]]]:

@@ -152,7 +152,7 @@ def cut_commands(text: str) -> Iterator[Finding]:
             continue
         for place, command in enumerate(commands.value):
             rest = text[command.end_mark.index :].partition("\n")[0]
-            if command.style is None and rest.lstrip().startswith("#"):
+            if isinstance(command, yaml.ScalarNode) and command.style is None and rest.lstrip().startswith("#"):
                 yield Finding(
                     f"{key.value}[{place}]",
                     f"must be quoted where it holds ' #': YAML takes the rest for a comment, got {rest.strip()!r}",

@@ -58,7 +58,7 @@ class Store:
             with self._files.open_input_stream(f"{self._prefix}/{name}") as file:
                 content: bytes = file.read()
                 return content
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise RunFault(f"the sweep's storage must be readable, but {self.uri(name)} is not: {error}") from None
