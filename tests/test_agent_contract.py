@@ -262,7 +262,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not a number": (
         {"learn": lambda state, params, step, arm, reward: {**state, "mean": state["mean"] * float("nan")}},
-        "the state of 'faulty:FAMILY' must stay finite, got NaN or infinity in 'mean' from `learn`",
+        "the state of 'faulty:FAMILY' must hold numbers, got NaN in 'mean' from `learn`",
     ),
     "no state": (
         {"init": lambda params, priority: priority},
