@@ -298,7 +298,12 @@ def what_is(path: Path) -> str:
     run = RunDirectory(path)
     # Scores without checkpoints are of no training that could go on.
     if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
-        return f", the folder of a run (mermaide train --resume {path} goes on with it)"
+        if run.latest_checkpoint():
+            return f", the folder of a run (mermaide train --resume {path} goes on with it)"
+        return (
+            ", the folder of a run without a checkpoint (unless it is under way, delete it, or begin it again by "
+            f"mermaide train --resume {path})"
+        )
     return ""
 
 

@@ -72,8 +72,6 @@ def train(
         from mermaide_ray.cluster.resources import check_own_gpu
 
         check_own_gpu(experiment.env_runners)
-        if out is not None:
-            _refuse_without_checkpoint(out)
         others = {name: _beside(experiment, name) for name in baselines or ()}
         _check_names([experiment.name, *(other.name for other in others.values())])
         run = RunDirectory.create(out, experiment)
@@ -244,20 +242,6 @@ def _write(results: Results, folder: Path) -> None:
     for name in ("rows", "calibration", "profiles"):
         with whole_file(folder / f"{name}.parquet") as file:
             getattr(results, name).to_parquet(file, index=False)
-
-
-def _refuse_without_checkpoint(out: Path) -> None:
-    """Refuses the folder of a run in which there is nothing yet to go on with, its baselines included."""
-    if (
-        RunDirectory(out).config.is_file()
-        and not any(out.rglob("iteration_*"))
-        and not (out / "rows.parquet").is_file()
-    ):
-        refuse_used(
-            out,
-            ", which holds a run without a checkpoint: unless it is under way, delete it, or begin it again with its "
-            f"own settings by --resume {out}",
-        )
 
 
 def _beside(experiment: Experiment, preset: str) -> Experiment:

@@ -200,7 +200,7 @@ def test_what_is_given_in_place_of_something_else_is_named(
     command: str, expected: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("sweep/runs", "empty", "run/checkpoints", "scores"):
+    for folder in ("sweep/runs", "empty", "run/checkpoints/iteration_000001", "scores"):
         (tmp_path / folder).mkdir(parents=True)
     save_principal(tmp_path / "principal", load_experiment(), {"weight": np.zeros(1)})
     for name, text in (

@@ -208,7 +208,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_called_that(
 ) -> None:
     RunDirectory.create(tmp_path / "run", tiny())
     assert main(["train", "--preset", "mermaide", "--out", str(tmp_path / "run")]) == 2
-    assert "which holds a run without a checkpoint: unless it is under way, delete it, or" in capsys.readouterr().err
+    assert "the folder of a run without a checkpoint (unless it is under way, delete it, or" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_pickles")
