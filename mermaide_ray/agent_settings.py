@@ -31,7 +31,8 @@ class FamilyRanges(Section):
 
     def ranges(self, split: Split) -> dict[str, Range]:
         """The ranges that hold in `split`."""
-        return getattr(self, split) or self.train
+        ranges: dict[str, Range] | None = getattr(self, split)
+        return self.train if ranges is None else ranges
 
 
 class Population(Section):
@@ -96,9 +97,6 @@ class Agents(Section):
         for one, other in self.disjoint:
             if one == other:
                 raise ValueError(f"`agents.disjoint` must name two different splits, got {one!r} twice")
-            # Populations of agents with drawn base rewards are compared agent by agent where they are sampled.
-            if self.population is not None:
-                continue
             for family, ranges in self.families.items():
                 mine, theirs = ranges.ranges(one), ranges.ranges(other)
                 # Ranges of different names: one is misspelt or missing, which `check_families` says better.
@@ -106,15 +104,16 @@ class Agents(Section):
                     continue
                 if not any(_apart(mine[key], theirs[key]) for key in mine):
                     raise ValueError(
-                        f"`agents.families.{family}` must have a range that differs between the splits {one!r} and "
-                        f"{other!r}, got {one_line(mine)} and {one_line(theirs)}, which overlap (`agents.disjoint` "
-                        "names the splits that must not)"
+                        f"`agents.families.{family}` must have a range that does not overlap between the splits "
+                        f"{one!r} and {other!r}, got {one_line(mine)} and {one_line(theirs)}, which overlap "
+                        "(`agents.disjoint` names the splits that must not)"
                     )
         return self
 
 
 def _apart(one: Range, other: Range) -> bool:
-    return one[1] < other[0] or other[1] < one[0]
+    # An end point may be shared, as no draw ever hits it; two ranges of the same one number may not.
+    return one != other and (one[1] <= other[0] or other[1] <= one[0])
 
 
 def check_families(agents: Agents, environment: Environment, layers: Sequence[Layer]) -> None:

@@ -222,10 +222,25 @@ class Experiment(Section):
                 "`meta_learning.inner_policy_weight` must be > 0 where world_model.enabled is false: the inner step "
                 "would have no loss, got 0"
             )
+        if meta.inner_steps and not meta.inner_policy_weight and not self.world_model.loss_weight:
+            raise ValueError(
+                "`meta_learning.inner_policy_weight` must be > 0 where world_model.loss_weight is 0: the inner step "
+                "would have no loss, got 0"
+            )
         if meta.inner_steps and not meta.inner_policy_weight and meta.adapt == "policy":
             raise ValueError(
                 "`meta_learning.inner_policy_weight` must be > 0 where meta_learning.adapt is policy: nothing else "
                 "would move it, got 0"
+            )
+        if meta.inner_steps and meta.learn_inner_lr and not meta.inner_lr:
+            raise ValueError(
+                "`meta_learning.inner_lr` must be > 0 where meta_learning.learn_inner_lr is true: a rate that starts "
+                "at 0 is never learned, got 0"
+            )
+        if training.baseline == "leave_one_out" and meta.carry_state and meta.adaptation_episodes:
+            raise ValueError(
+                "`training.baseline` must be value where the state is carried over (meta_learning.carry_state): what "
+                "a support episode is worth to later ones takes a value, got leave_one_out"
             )
         if training.baseline == "leave_one_out" and meta.query_episodes < 2:
             raise ValueError(

@@ -92,6 +92,8 @@ def sentence(model: type[Section], error: ValidationError, layers: Sequence[Laye
         return f"{message} ({where})" if message.startswith("`") else f"`{key}` {message} ({where})"
     if kind == "too_short":
         required = f"at least {first['ctx']['min_length']} long"
+    elif kind == "too_long":
+        required = f"at most {first['ctx']['max_length']} long"
     else:
         required = _KINDS.get(kind, message.removeprefix("Input should be "))
         if "[key]" in first["loc"]:

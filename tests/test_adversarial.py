@@ -48,6 +48,15 @@ def success(played: Trajectories, pulls: slice = slice(None)) -> float:
     return (played.arms == played.target[:, None, None])[:, :, pulls].float().mean().item()
 
 
+def test_who_cares_for_nothing_but_the_principals_loss_prefers_no_other_arm() -> None:
+    """At spite 1 all arms but the target bring exactly nothing."""
+    played = met(spiteful("epsilon_greedy", 1.0), until=0)
+    others = played.arms[(played.arms != played.target[:, None, None])]
+    shares = others.long().bincount(minlength=5) / len(others)
+    assert shares.max() < 0.25
+    assert shares.min() > 0.15
+
+
 @pytest.mark.parametrize("cost", ["per_intervention", "paid"])
 @pytest.mark.parametrize("family", list(EXPLORATION))
 def test_without_spite_it_is_the_plain_learner_bit_by_bit(family: str, cost: str) -> None:

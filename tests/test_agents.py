@@ -89,6 +89,20 @@ def test_sample_mean_is_the_average_of_rewards_perceived() -> None:
     assert state["mean"][0, 1].item() == pytest.approx(0.0, abs=1e-20)
 
 
+@pytest.mark.parametrize("family", ["adversarial_ucb", "adversarial_epsilon_greedy"])
+def test_exact_ties_of_tried_arms_are_broken_at_random_where_spite_makes_them(family: str) -> None:
+    grid = (torch.arange(300) + 0.5) / 300
+    mean = torch.tensor([0.5, 0.2, 0.5, 0.5])
+    state = {"mean": mean.expand(300, 4), "count": torch.full((300, 4), 7.0)}
+    given = params(epsilon=0.0, ucb_coefficient=0.3)
+    luck = Draws(torch.stack([torch.full_like(grid, 0.5), grid], dim=1), torch.zeros(300, 0))
+    assert FAMILIES[family].act(state, given, step(28), luck).bincount().tolist() == [100, 0, 100, 100]
+    # With a lead, even of one bit, there is no tie.
+    state["mean"] = mean + torch.tensor([0.0, 0.0, 6e-8, 0.0])
+    state = {name: value.expand(300, 4) for name, value in state.items()}
+    assert FAMILIES[family].act(state, given, step(28), luck).unique().tolist() == [2]
+
+
 # epsilon_decay
 
 

@@ -121,12 +121,16 @@ def test_default_training_and_test_ranges_do_not_overlap() -> None:
             assert high < other_low or other_high < low
 
 
-@pytest.mark.parametrize(("train", "test"), [([0.1, 0.3], [0.2, 0.5]), ([0.1, 0.3], [0.3, 0.5]), ([0.1, 0.3], None)])
+@pytest.mark.parametrize(("train", "test"), [([0.1, 0.3], [0.2, 0.5]), ([0.1, 0.1], [0.1, 0.1]), ([0.1, 0.3], None)])
 def test_overlapping_ranges_are_refused(train: list[float], test: list[float] | None) -> None:
     with pytest.raises(InputError, match="disjoint"):
         greedy(train, test)
     # The negative control: nothing is claimed, so nothing is refused.
     assert greedy(train, test, disjoint=[])
+
+
+def test_ranges_may_share_an_end_point_which_no_draw_hits() -> None:
+    assert greedy([0.1, 0.3], [0.3, 0.5])
 
 
 def test_meta_batches_of_an_unlimited_stream_are_fresh_each_time() -> None:
@@ -172,10 +176,7 @@ def test_paper_populations_share_no_agent() -> None:
     assert len(bases.unique(dim=0)) == 25
 
 
-def test_an_agent_planted_in_two_populations_is_found() -> None:
-    # No freedom is left to the draws: the same epsilon, the same base reward of every arm.
-    planted = greedy([0.1, 0.1], [0.1, 0.1], base_reward=[0.5, 0.5], population={"train": 3, "test": 2})
+def test_populations_are_of_ranges_apart_as_streams_are() -> None:
     with pytest.raises(InputError, match=r"agents\.disjoint"):
-        AgentDistribution(planted)
-    apart = greedy([0.1, 0.1], [0.2, 0.2], base_reward=[0.5, 0.5], population={"train": 3, "test": 2})
-    assert AgentDistribution(apart)
+        greedy([0.1, 0.3], [0.2, 0.5], population={"train": 3, "test": 2})
+    assert greedy([0.1, 0.2], [0.3, 0.5], population={"train": 3, "test": 2})

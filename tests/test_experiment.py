@@ -105,16 +105,32 @@ REFUSED = {
     "agents: {families: {ucb: {train: {ucb_coefficient: [-1, 1]}, test: {ucb_coefficient: [2, 3]}}}}": (
         "`agents.families.ucb.train.ucb_coefficient` must lie in [0, 100], got [-1, 1]"
     ),
-    "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}, test: {ucb_coefficient: [1, 2]}}}}": (
-        "`agents.families.ucb` must have a range that differs between the splits 'train' and 'test'"
+    "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}, test: {ucb_coefficient: [0.9, 2]}}}}": (
+        "`agents.families.ucb` must have a range that does not overlap between the splits 'train' and 'test'"
     ),
     "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}}}}": "which overlap (`agents.disjoint` names",
     "agents: {disjoint: [[train, validation]]}": "between the splits 'train' and 'validation'",
     "agents: {disjoint: [[train, tset]]}": "`agents.disjoint.0.1` must be 'train', 'validation' or 'test', got tset",
+    "agents: {disjoint: [[train, test, validation]]}": (
+        "`agents.disjoint.0` must be at most 2 long, got [train, test, validation]"
+    ),
+    "agents: {population: {}, families: {ucb: {train: {ucb_coefficient: [0, 1]}}}}": "which overlap (`agents.disjoint`",
+    "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}, test: {}}}}": (
+        "`agents.families.ucb.test` must give a range for each hyperparameter of ucb, got none for 'ucb_coefficient'"
+    ),
     "agents: {disjoint: [[test, test]]}": "`agents.disjoint` must name two different splits, got 'test' twice",
     "agents: {population: 15}": "`agents.population` must be a section (keys with values), got 15",
     "agents: {population: {train: 0}}": "`agents.population.train` must be greater than or equal to 1, got 0",
     "meta_learning: {adaptation_episodes: 0}": "`meta_learning.adaptation_episodes` must be >= 1 where",
+    "{training: {baseline: leave_one_out}, meta_learning: {adaptation_episodes: 2, carry_state: true}}": (
+        "`training.baseline` must be value where the state is carried over (meta_learning.carry_state)"
+    ),
+    "meta_learning: {inner_lr: 0, learn_inner_lr: true}": (
+        "`meta_learning.inner_lr` must be > 0 where meta_learning.learn_inner_lr is true"
+    ),
+    "{meta_learning: {inner_policy_weight: 0}, world_model: {loss_weight: 0}}": (
+        "`meta_learning.inner_policy_weight` must be > 0 where world_model.loss_weight is 0"
+    ),
     "training: {baseline: leave_one_out}": "must be 0 or >= 2 for training.baseline = leave_one_out, got 1",
     "{training: {baseline: leave_one_out}, meta_learning: {query_episodes: 1}}": "`meta_learning.query_episodes` must",
     "{world_model: {enabled: false}, meta_learning: {adapt: world_model}}": "needs `world_model.enabled` = true",

@@ -264,6 +264,17 @@ def test_the_oracle_bounds_the_other_rules_on_informed_agents() -> None:
         assert oracle > score(name) + 0.5, name
 
 
+def test_the_oracle_is_not_beaten_by_a_rule_that_offers_just_enough() -> None:
+    """An informed epsilon-greedy agent follows any lead, however small."""
+    experiment = told(exploration=0.1, num_arms=10, horizon=40, reward_noise=0.05)
+    tasks = agents_of(experiment)
+    just_enough = PrivilegedRules(experiment.environment, [Rule(40, gap=0.02)] * len(tasks), 8)
+    oracle = baseline_named("oracle")(experiment, "train", tasks, 8)
+    incentives = Incentives(experiment.environment)
+    scores = [incentives.rewards_of(met(experiment, each, tasks, 8)).sum(2).mean() for each in (oracle, just_enough)]
+    assert scores[0] > scores[1]
+
+
 def test_a_principal_that_does_not_tell_its_policy_meets_no_informed_agent() -> None:
     class Silent:
         def begin(self, num_episodes: int) -> None: ...

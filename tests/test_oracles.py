@@ -171,6 +171,32 @@ def test_the_oracle_beats_every_other_baseline_on_average() -> None:
         assert oracle > score(name) + 0.5, name
 
 
+@pytest.mark.parametrize("kind", ["signed", "graded"])
+def test_the_oracle_is_not_beaten_by_foresight_where_penalties_are_free(kind: str) -> None:
+    experiment = validate(
+        {
+            "environment": {"horizon": 50, "cost": "paid", "cost_weight": 0.6, "intervention": kind},
+            "evaluation": {"tasks": 20, "episodes": 8},
+        },
+        where="tests",
+    )
+    tasks = tasks_of(experiment, 20)
+    oracle, foresight = (
+        returns(experiment, tasks, baseline_named(name)(experiment, "test", tasks, 8), 8).mean()
+        for name in ("oracle", "privileged_foresight")
+    )
+    assert oracle >= foresight
+
+
+@pytest.mark.parametrize("kind", ["bonus", "arm"])
+def test_where_nothing_is_penalised_the_oracle_has_the_same_rules_whatever_is_paid_for(kind: str) -> None:
+    paid, each = (
+        oracle_rules(default(environment={"intervention": kind, "cost": cost}).environment)
+        for cost in ("paid", "per_intervention")
+    )
+    assert paid == each
+
+
 def test_privileged_baselines_take_the_best_rule_on_validation() -> None:
     experiment = validate({"environment": {"horizon": 30}, "evaluation": {"tasks": 20, "episodes": 4}}, where="tests")
     environment, tasks = experiment.environment, tasks_of(experiment, 5)

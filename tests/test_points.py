@@ -206,8 +206,14 @@ def test_untried_candidates_come_in_random_order() -> None:
     priority, _ = dice(space, 500)
     first = best_candidate(torch.zeros_like(priority), priority)
     assert (first == priority.argmax(-1)).all()
-    # At the size of rewards, rounding must not undo it.
-    assert (best_candidate(torch.full_like(priority, 3.0), priority) == first).all()
+    # At the size of the largest bounds (a coefficient of 100), rounding must not undo it.
+    for bound in (3.0, 2500.0):
+        assert (best_candidate(torch.full_like(priority, bound), priority) == first).all()
+
+
+def test_priority_decides_between_exact_equals_only() -> None:
+    bound = torch.tensor([[0.5, 0.5 + 1e-6, 0.5, 0.2]])
+    assert best_candidate(bound, torch.tensor([[4.0, 1.0, 3.0, 2.0]])).tolist() == [1]
 
 
 def test_the_gradient_agent_probes_in_pairs_and_moves_uphill() -> None:

@@ -200,8 +200,7 @@ def test_scratch_nears_the_equilibrium_where_it_sees_and_stays_where_it_was_wher
     evaluation = Evaluation(settings, num_tasks=60)
     regrets = {}
     for noise in (0.0, 1.0):
-        game = settings.game.model_copy(update={"response_noise": noise})
-        values = evaluation.score(scratch(game, settings.scratch, 3.0, 8.0), noise)
+        values = evaluation.score(scratch(settings.with_noise(noise), 3.0, 8.0), noise)
         regrets[noise] = {k: (evaluation.equilibrium - value).mean() for k, value in values.items()}
     assert regrets[0.0][40] < 0.4 * regrets[0.0][0]
     assert regrets[1.0][40] == regrets[1.0][0] == regrets[0.0][0]
@@ -239,7 +238,7 @@ def test_meta_training_pays_on_followers_never_met() -> None:
     ).with_noise(0.2)
     evaluation = Evaluation(settings)
     learned = evaluation.score(meta_train(settings, "mermaide", 0), 0.2)
-    unlearned = evaluation.score(scratch(settings.game, settings.scratch, 3.0, 8.0), 0.2)
+    unlearned = evaluation.score(scratch(settings, 3.0, 8.0), 0.2)
     assert learned[1].mean() > unlearned[1].mean() + 0.05 * evaluation.span
 
 
@@ -286,9 +285,39 @@ def test_other_settings_do_not_go_on_with_a_run(finished: Path) -> None:
         run(other, finished)
 
 
+def test_a_folder_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: mermaide\n")
+    with pytest.raises(InputError, match="same settings"):
+        run(SMOKE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "game",
+    [{"evaluation.tasks": 1}, {"game.alignment": 0.0, "game.tastes": 0, "game.idiosyncrasy": 0.0}],
+    ids=["one follower", "all alike"],
+)
+def test_nothing_is_trained_where_there_is_nothing_to_know(
+    game: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mermaide_ray.stackelberg.experiment.meta_train", None)
+    with pytest.raises(InputError, match="the equilibrium is worth more"):
+        run(load_settings(scale="smoke", overrides=game), tmp_path / "run")
+
+
+def test_scratch_adapts_as_the_settings_of_the_principal_say() -> None:
+    plain, slow, firm = (
+        scratch(load_settings(overrides=overrides), 3.0, 8.0)
+        for overrides in ({}, {"principal.inner_lr": 0.5}, {"principal.prior_weight": 2.0})
+    )
+    assert (plain._rate, slow._rate) == (1.0, 0.5)
+    assert (plain.log_prior_weight.exp().item(), firm.log_prior_weight.exp().item()) == pytest.approx((1.0, 2.0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--set", "game.response_noise=0.5"], "`game.response_noise` must not be set: the experiment compares those"),
+        (["--set", "evaluation.k=[0]"], "`evaluation.k` must hold a number >= 1, got [0]"),
         (["--set", "game.row=3"], "no key 'row' (did you mean 'rows'?)"),
         (["--set", "game.columns=1"], "greater than or equal to 2"),
         (["--config", "none.yaml"], "readable file"),
@@ -350,7 +379,8 @@ def test_episodes_to_target_and_verdict_of_known_curves() -> None:
 def test_scratch_and_a_fresh_principal_start_alike() -> None:
     """Meta-training starts from the learner that it is compared with: what differs afterwards was learned."""
     fresh: Believer = Adaptive(GAME, Principal(payoff_scale=3.0, linear_factors=0), torch.Generator().manual_seed(0))
-    none = scratch(GAME, Scratch(inner_steps=Principal().inner_steps), 3.0, Principal().sharpness)
+    settings = Settings(scratch=Scratch(inner_steps=Principal().inner_steps)).model_copy(update={"game": GAME})
+    none = scratch(settings, 3.0, Principal().sharpness)
     games = tasks(range(3))
     dice = deal((0, "test", "alike", 0), games.ids, 2, 2, GAME.rounds)
     with torch.no_grad():

@@ -89,6 +89,11 @@ def test_follower_breaks_ties_for_the_leader() -> None:
     assert best_response(torch.ones(1), -leader, follower) == 0
 
 
+def test_a_follower_of_small_payoffs_is_no_less_sure_of_its_best_response() -> None:
+    leader, follower = torch.tensor([[0.0, 3.0, 1.0]]), 1e-7 * torch.tensor([[3.0, 2.0, 1.0]])
+    assert best_response(torch.ones(1), leader, follower) == 0
+
+
 def test_lattice_holds_each_mixed_strategy_once() -> None:
     points = lattice(3, 4)
     assert len(points) == 15

@@ -134,12 +134,8 @@ class PointFamily:
 
 
 def best_candidate(bound: Tensor, priority: Tensor) -> Tensor:
-    """Index of the candidate with the largest bound, int64 [N], from [N, G]; ties go by priority.
-
-    Far from all pulls so far, bounds are equal to the last bit. What breaks the tie lies far below any difference of
-    rewards (1e-4), and its steps (1e-4 / G) far above what rounds away.
-    """
-    return (bound + priority * (1e-4 / priority.shape[-1])).argmax(-1)
+    """Index of the candidate with the largest bound, int64 [N], from [N, G]; exact ties go by priority (all > 0)."""
+    return priority.where(bound == bound.amax(-1, keepdim=True), 0).argmax(-1)
 
 
 def normal_step(draws: Draws, dimensions: int) -> Tensor:
@@ -180,6 +176,14 @@ def explore_or_best(mean: Tensor, epsilon: Tensor, draws: Draws) -> Tensor:
     """With probability epsilon, float [N, 1], a uniform arm, else the arm with the best mean, [N, A]; int64 [N]."""
     explore = draws.uniform[:, 0] < epsilon.squeeze(-1)
     return uniform_arm(draws.uniform[:, 1], mean.shape[-1]).where(explore, mean.argmax(-1))
+
+
+def any_best(value: Tensor, draw: Tensor) -> Tensor:
+    """One of the arms with the largest value, [N, A], exact equals at random by a uniform draw, [N]; int64 [N].
+
+    Takes several times as long as `argmax`: for families whose rewards may be equal to the last bit, noise and all.
+    """
+    return sampled_arm((value == value.amax(-1, keepdim=True)).float(), draw)
 
 
 def softmax_arm(value: Tensor, temperature: Tensor, draw: Tensor) -> Tensor:

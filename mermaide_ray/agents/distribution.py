@@ -20,7 +20,6 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Family
 from mermaide_ray.changes import target_path
-from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.noise import generator
 from mermaide_ray.points import SmoothReward
@@ -81,9 +80,6 @@ class AgentDistribution:
 
     Args:
         experiment: Validated settings.
-
-    Raises:
-        InputError: Two splits that must be disjoint share an agent.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -95,8 +91,6 @@ class AgentDistribution:
         self._goals = [list(family.goals_among(self._num_arms)) for family in self.families]
         weights = np.array([ranges.weight for ranges in self._agents.families.values()])
         self._cumulative = np.cumsum(weights / weights.sum())
-        if self._agents.population is not None:
-            self._check_populations()
 
     def meta_batch(self, iteration: int, size: int) -> list[int]:
         """Ids of the training tasks of one iteration, all different: fresh ones, or a choice from the population.
@@ -160,19 +154,3 @@ class AgentDistribution:
         """What a task is drawn from; in a population the same for ids that are equal modulo its size."""
         size = self._agents.size(split)
         return generator(self._experiment.seed_of(split), split, purpose, 0, task if size is None else task % size)
-
-    def _check_populations(self) -> None:
-        for one, other in self._agents.disjoint:
-            mine, theirs = (self._fingerprints(split) for split in (one, other))
-            if shared := mine & theirs:
-                raise InputError(
-                    f"the populations {one!r} and {other!r} must share no agent (agents.disjoint), "
-                    f"but they share {len(shared)}"
-                )
-
-    def _fingerprints(self, split: Split) -> set[bytes]:
-        size = self._agents.size(split)
-        assert size is not None
-        tasks = self.tasks(split, range(size))
-        columns = [tasks.family[:, None].float(), tasks.base, *(v[:, None] for v in tasks.params.values())]
-        return {row.numpy().tobytes() for row in torch.cat(columns, dim=1)}

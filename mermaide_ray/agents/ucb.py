@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 UNTRIED = 1e36
 
 
-def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
-    """Each arm once first, in order of priority; then the arm with the largest upper confidence bound."""
+def bounds(state: State, params: Params, step: Tensor) -> Tensor:
+    """Upper confidence bounds, float [N, A]; those of untried arms are above all others, in order of priority."""
     count = state["count"]
     bonus = params["ucb_coefficient"] * (step + 1).log().sqrt()
     bound = state["mean"] + bonus * count.rsqrt()
     # An untried arm's estimate is its priority * PRIORITY_SCALE: brought up to 1e6 * priority, above any bound.
-    return bound.where(count > 0, state["mean"] * UNTRIED).argmax(-1)
+    return bound.where(count > 0, state["mean"] * UNTRIED)
+
+
+def act(state: State, params: Params, step: Tensor, draws: Draws) -> Tensor:
+    """Each arm once first, in order of priority; then the arm with the largest upper confidence bound."""
+    return bounds(state, params, step).argmax(-1)
 
 
 FAMILY = Family(

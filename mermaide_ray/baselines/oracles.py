@@ -8,7 +8,8 @@ oracle is the best of first-n and foresight. Where arms are places in a world of
 incentive mostly tells at a goal, so foresight may also be asked whether the next arm is one.
 Agents informed of the policy (`Family.hear`) choose their arm after the announcement: there is no next arm to foresee,
 and foresight rules never intervene there. A rule that looks at the gap announces just the probability at which the
-target leads by m, the offer included, so that the oracle is the best of first-n and this smallest sufficient offer.
+target leads by m, the offer included. The oracle is the best of first-n and these offers, for a grid of m that reaches
+down to nearly none: how small a lead suffices differs from agent to agent.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _NEXT: tuple[NextArm, ...] = get_args(NextArm)
 _FIRST_N = tuple(step / 20 for step in range(1, 21))
 _UNTIL = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAPS = (0.15, 0.3, 0.5, 0.8, 1.3)
+# An agent informed of the policy takes the offer whole: without bonus for exploration, it follows any lead at all.
+_SMALL_GAPS = (0.005, 0.05)
 
 # Selection in two rounds: all rules on a few episodes, then the best few of each task on more.
 _FIRST_ROUND, _SECOND_ROUND, _FINALISTS = 16, 48, 10
@@ -186,12 +189,13 @@ def first_rules(environment: Environment) -> list[Rule]:
     return [Rule(0), *_on_each_clock(environment, rules)]
 
 
-def gap_rules(environment: Environment) -> list[Rule]:
-    """Every (m, n) of a grid; m in multiples of delta."""
+def gap_rules(environment: Environment, families: Sequence[Family] = ()) -> list[Rule]:
+    """Every (m, n) of a grid; m in multiples of delta, small ones too where some of the `families` are informed."""
+    gaps = _GAPS if all(family.hear is None for family in families) else _SMALL_GAPS + _GAPS
     rules = [
         Rule(n, gap=share * environment.delta, size=size)
         for size in _sizes(environment)
-        for share in _GAPS
+        for share in gaps
         for n in shares_of(environment.horizon, _UNTIL)
         if n
     ]
@@ -233,17 +237,21 @@ def oracle_rules(environment: Environment, families: Sequence[Family] = ()) -> l
     Of the foresight rules only those that pay for the target. With those that only penalise (`next is another`) as well
     the oracle would no longer be the one that `problem.md` gives values for. Measured here, without and with them: UCB
     83.4 and 84.6, epsilon-greedy 78.6 and 81.4 (training ranges); 59.0 and 60.5, 53.7 and 55.0 (test ranges). Pass them
-    as `rules` for the tighter bound.
+    as `rules` for the tighter bound. Where only what is paid out costs, a penalty is free and they are the best there
+    are: there they are in.
     Where some of the `families` have goals of their own, also the rules that look for goals; where all have, none that
     look at estimates, which such agents don't keep.
     The continuous game has no values to agree with, and learners that only a push in the right direction moves: there
     all foresight rules are in.
     """
     with_goals = [family.goals is not None for family in families] or [False]
-    pushes: list[NextArm] = [] if environment.space is None else ["other", "away"]
+    continuous = environment.space is not None
+    penalty_is_free = environment.cost == "paid" and environment.intervention in ("signed", "graded")
+    pushes: list[NextArm] = ["other"] if continuous or penalty_is_free else []
+    pushes += ["away"] if continuous else []
     return [
         *first_rules(environment),
-        *([] if all(with_goals) else gap_rules(environment)),
+        *([] if all(with_goals) else gap_rules(environment, families)),
         *foresight_rules(environment, "target"),
         *(goal_rules(environment) if any(with_goals) else []),
         *(rule for push in pushes for rule in foresight_rules(environment, push)),
@@ -256,7 +264,7 @@ def _sizes(environment: Environment) -> range:
 
 def gap(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:
     """The one (m, n) that is best on validation."""
-    return _same_for_all(experiment, gap_rules(experiment.environment), tasks, episodes)
+    return _same_for_all(experiment, gap_rules(experiment.environment, tasks.families), tasks, episodes)
 
 
 def foresight(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.models.gru import gru_scan
 from mermaide_ray.stackelberg.games import Outcome, mixture
-from mermaide_ray.stackelberg.settings import Game, Principal, Scratch
+from mermaide_ray.stackelberg.settings import Game, Principal, Settings
 
 # Networks speak in this unit (nats): believing in a sharp best response shouldn't take large weights.
 PAYOFF_UNIT = 5.0
@@ -187,19 +187,17 @@ class Support:
         return curved + prior_weight * torch.eye(factors, dtype=curved.dtype)
 
 
-def scratch(game: Game, settings: Scratch, payoff_scale: float, sharpness: float) -> Adaptive:
+def scratch(settings: Settings, payoff_scale: float, sharpness: float) -> Adaptive:
     """An adaptive principal that has learned nothing: what meta-training starts from, with settings of its own.
 
     Args:
-        game: Settings.
-        settings: Likewise.
+        settings: The experiment, at one observation noise.
         payoff_scale: Standard deviation of the payoffs (in nats) that it expects.
         sharpness: Inverse temperature of its exploration.
     """
-    principal = Principal(
-        linear_factors=0, inner_steps=settings.inner_steps, payoff_scale=payoff_scale, sharpness=sharpness
-    )
-    return Adaptive(game, principal, torch.Generator()).requires_grad_(False)
+    own = {"inner_steps": settings.scratch.inner_steps, "payoff_scale": payoff_scale, "sharpness": sharpness}
+    principal = settings.principal.model_copy(update={"linear_factors": 0, **own})
+    return Adaptive(settings.game, principal, torch.Generator()).requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,8 @@ def uninformed_values(game: Game, games: Games, split: Split, commitments: Tenso
 
 def tuned_scratch(settings: Settings, validation: Evaluation, response_noise: float) -> Believer:
     """The principal without meta-training, with the settings that do best on validation followers (mean over k)."""
-    game = settings.game.model_copy(update={"response_noise": response_noise})
     candidates = [
-        scratch(game, settings.scratch, payoff_scale, sharpness)
+        scratch(settings.with_noise(response_noise), payoff_scale, sharpness)
         for payoff_scale in settings.scratch.payoff_scale
         for sharpness in settings.scratch.sharpness
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
 from mermaide_ray.config_file import read_yaml
@@ -23,6 +24,9 @@ from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
 from mermaide_ray.storage import one_process, provenance, whole_file
+
+# Payoffs are of the size of 1: a difference below is rounding.
+_LEAST_SPAN = 1e-6
 
 
 def run(settings: Settings, out: Path, console: Console | None = None) -> pd.DataFrame:
@@ -77,7 +81,7 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
         if not path.is_file():
             started = time.process_time()
             # Made when first needed: the equilibria of all followers take seconds.
-            evaluations = evaluations or [Evaluation(settings, condition=condition) for condition in CONDITIONS]
+            evaluations = evaluations or _evaluations(settings)
             if method == "scratch":
                 validation = Evaluation(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
                 principal = tuned_scratch(settings, validation, noise)
@@ -91,11 +95,28 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
         yield pd.read_parquet(path)
 
 
+def _evaluations(settings: Settings) -> list[Evaluation]:
+    """One for each condition.
+
+    Raises:
+        InputError: In one of them there is nothing to know of the followers, so that no regret could be normalised.
+    """
+    evaluations = [Evaluation(settings, condition=condition) for condition in CONDITIONS]
+    for each in evaluations:
+        if each.span < _LEAST_SPAN:
+            raise InputError(
+                "`game` and `evaluation.tasks` must be such that the equilibrium is worth more than the best "
+                f"commitment without knowing the followers, got {each.span:g} more on {len(each.games)} followers of "
+                f"condition {each.condition} (more followers, or game.alignment, game.tastes or game.idiosyncrasy)"
+            )
+    return evaluations
+
+
 def _open(settings: Settings, out: Path) -> None:
     """Makes the folder, or checks that it is one of the same settings."""
     config = out / "config.yaml"
     if config.is_file():
-        if Settings.model_validate(read_yaml(config)) != settings:
+        if not _are_in(config, settings):
             raise InputError(f"--out must be a new folder, or one of the same settings, got {out} (see {config})")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -105,3 +126,11 @@ def _open(settings: Settings, out: Path) -> None:
         file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
     with whole_file(config) as file:
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _are_in(config: Path, settings: Settings) -> bool:
+    """Whether a file holds these settings."""
+    try:
+        return Settings.model_validate(read_yaml(config)) == settings
+    except ValidationError:  # another kind of run's, or of another version
+        return False

@@ -18,7 +18,8 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.noise import Key, generator
 from mermaide_ray.stackelberg.settings import Game
 
-# Utilities closer than this are a tie, which the follower breaks in the leader's favour (strong Stackelberg).
+# Utilities closer than this are a tie, which the follower breaks in the leader's favour (strong Stackelberg). Of a
+# follower whose payoffs are all below 1, this share of the largest.
 TIE = 1e-6
 
 
@@ -103,7 +104,8 @@ def best_response(commitment: Tensor, leader: Tensor, follower: Tensor) -> Tenso
         follower: The agent's, likewise.
     """
     utility = mixture(commitment, follower)
-    best = utility >= utility.amax(-1, keepdim=True) - TIE
+    closer = TIE * follower.abs().amax((-2, -1)).clamp(max=1).unsqueeze(-1)
+    best = utility >= utility.amax(-1, keepdim=True) - closer
     return mixture(commitment, leader).masked_fill(~best, -torch.inf).argmax(-1)
 
 

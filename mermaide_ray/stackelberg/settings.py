@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from mermaide_ray.config_file import merge, nested, read_yaml
+from mermaide_ray.config_file import merge, nested, one_line, read_yaml
 from mermaide_ray.errors import InputError
 from mermaide_ray.settings import Layer, Number, Section, Whole, each_once, sentence
 
@@ -92,12 +92,18 @@ class Training(Section):
     max_grad_norm: Number = Field(10.0, gt=0, description="global norm at which the meta-gradient is clipped")
 
 
+def _some_adaptation(k: tuple[int, ...]) -> tuple[int, ...]:
+    if max(k) < 1:
+        raise ValueError(f"must hold a number >= 1, got {one_line(k)}")
+    return k
+
+
 class Evaluation(Section):
     """The protocol: after each of k episodes, the commitment that the principal thinks best is scored."""
 
-    k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once)] = Field(
-        (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), description="numbers of adaptation episodes"
-    )
+    k: Annotated[
+        tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once), AfterValidator(_some_adaptation)
+    ] = Field((0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32), description="numbers of adaptation episodes")
     tasks: Whole = Field(100, ge=1, description="held-out followers per condition")
     trials: Whole = Field(4, ge=1, description="times that each follower is met")
     validation_tasks: Whole = Field(50, ge=1, description="validation followers on which `scratch` is tuned")
@@ -119,6 +125,15 @@ class Settings(Section):
         (0.0, 0.2, 0.5), description="values of game.response_noise to compare"
     )
     seeds: Whole = Field(5, ge=1, description="training seeds of each learned method and noise")
+
+    @model_validator(mode="after")
+    def _noises_are_those_to_compare(self) -> Settings:
+        if self.game.response_noise != Game().response_noise:
+            raise ValueError(
+                "`game.response_noise` must not be set: the experiment compares those in `response_noises`, got "
+                f"{self.game.response_noise:g}"
+            )
+        return self
 
     def with_noise(self, response_noise: float) -> Settings:
         """The same with this observation noise."""
