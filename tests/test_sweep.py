@@ -23,12 +23,13 @@ from tensorboard.plugins.hparams import metadata
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
-from mermaide_ray.errors import InputError, WorkersLost
+from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
+from mermaide_ray.sweep.job import _begin, _conclude
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
@@ -156,6 +157,35 @@ def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> 
     rows = sorted_rows(swept)
     assert sweep(config, "--out", swept) == 0
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
+
+
+def test_rules_may_change_until_a_run_is_scored_beside_them(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_sweep(tmp_path, baselines=["never", "always"])
+    assert sweep(other, "--out", swept) == 2
+    assert "must stay the same, but `baselines` is not that of" in capsys.readouterr().err
+    plan, store = held(write_sweep(tmp_path, "before.yaml", seeds=1), tmp_path / "out")
+    SweepRun(plan, plan.settings[0], 0, store)._write_status("failed", {}, "no such rule")
+    store.write("baselines/game.rows.parquet", b"of other rules")
+    _begin(store, load_sweep(write_sweep(tmp_path, "before.yaml", seeds=1, baselines=["never", "always"])))
+    assert b"always" in (store.read("sweep.yaml") or b"")
+    assert store.names("baselines") == []
+
+
+def test_failed_runs_are_told_even_if_there_can_be_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = {"compare": "training.meta_lr", "value": "1e+30"}
+    config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1, answer=claim)
+    plan, store = held(config, tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    told_by(run)
+    SweepRun(plan, plan.settings[1], 0, store).fail(ValueError("no luck"))
+    with pytest.raises(
+        RunFault, match=r"1 of 2 runs failed, .*ValueError: no luck.*no report: `answer\.value` must be"
+    ):
+        _conclude(plan, store, Console(), with_report=True)
 
 
 def finish(plan: Plan, store: Store, stops: Iterator[int]) -> None:

@@ -110,6 +110,7 @@ class Plan:
         Raises:
             InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
         """
+        self._check_names()
         settings = self.settings
         if not self.sweep.is_planned:
             # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
@@ -291,6 +292,18 @@ class Plan:
 
     def _some_setting(self) -> Setting:
         return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
+
+    def _check_names(self) -> None:
+        """What would say nothing (a `seed` beneath `seeds`), and rules that there are not."""
+        from mermaide_ray.baselines import BASELINES, baseline_named
+
+        if "seed" in self.sweep.settings or "seed" in self.sweep.search:
+            raise InputError(
+                f"training seeds must be given by `seeds`, got `seed` in `settings`, `search` or --set ({self._where})"
+            )
+        for name in self.baselines:
+            if name not in BASELINES:  # those there are need no import of Torch
+                baseline_named(name)
 
     def _check_conditions(self, setting: Setting) -> None:
         for name, experiment, _ in self.scored_in(setting):
