@@ -26,10 +26,11 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.session import Session
 from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
-from mermaide_ray.sweep.job import _begin, _conclude
+from mermaide_ray.sweep.job import _alone, _begin, _conclude
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
@@ -173,6 +174,26 @@ def test_rules_may_change_until_a_run_is_scored_beside_them(
     assert store.names("baselines") == []
 
 
+def test_a_sweep_that_is_killed_before_it_is_written_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, store, write = load_sweep(write_sweep(tmp_path)), Store(str(tmp_path / "out")), Store.write
+
+    def killed(store: Store, name: str, content: bytes) -> None:
+        if name == "sweep.yaml":
+            raise KeyboardInterrupt
+        write(store, name, content)
+
+    monkeypatch.setattr(Store, "write", killed)
+    with _alone(store), pytest.raises(KeyboardInterrupt):
+        _begin(store, sweep)
+    monkeypatch.undo()
+    (tmp_path / "out" / ".sweep.yaml.x").touch()
+    with _alone(store):
+        _begin(store, sweep)
+    assert {"sweep.yaml", "provenance.json"} <= {path.name for path in store.path.iterdir()}
+
+
 def test_failed_runs_are_told_even_if_there_can_be_no_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +245,14 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
     again = SweepRun(plan, plan.settings[0], 0, store)
     assert [again.advance()["validation/score_k1"] for _ in range(3)] == [part["validation/score_k1"] for part in told]
     again.close()
+
+
+def test_a_milestone_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    saved, save = [], Session.save
+    monkeypatch.setattr(Session, "save", lambda session: (saved.append(session.iteration), save(session)))
+    told_by(SweepRun(plan, plan.settings[0], 0, store))
+    assert saved == list(range(1, 9))
 
 
 def test_principals_of_another_sweep_are_scored_and_not_trained_again(

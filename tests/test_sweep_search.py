@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
     assert [one["meta_learning.meta_batch_size"] for one in asked] == ["4", "4"]
 
 
+def test_a_trial_with_the_settings_of_another_waits_for_it_and_takes_its_outcome(tmp_path: Path) -> None:
+    """Optuna may draw a point twice at once."""
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    one, twin = (SweepRun(plan, plan.settings[0], 0, store) for _ in range(2))
+    one.advance()
+    with ThreadPoolExecutor() as pool:
+        outcome = pool.submit(twin.advance)
+        assert not wait([outcome], timeout=1).done
+        told_by(one)
+        assert outcome.result(timeout=30)["throughput/env_steps"] == 1920
+    assert (twin.is_scored, twin.is_over, twin.error) == (True, True, None)
+
+
 def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
     plan, store = held(config, tmp_path / "out")
@@ -104,14 +118,17 @@ def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, mon
     tuning.fit(plan, store, None)  # type: ignore[arg-type]
 
 
-def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> None:
+def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tune may not have heard that it is finished, and restore it from where it was before."""
     search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
     tune = {"scheduler": "pbt", "samples": 2}
     plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
     run = SweepRun(plan, plan.settings[0], 0, store, changed=True)
     run.advance()
+    run.close()
+    monkeypatch.setattr(run, "_open", lambda: pytest.fail("built again only to be copied"))
     run.save_to(tmp_path / "kept")
+    monkeypatch.undo()
     told_by(run)
     again = SweepRun(plan, plan.settings[0], 0, store, changed=True)
     again.load_from(tmp_path / "kept")

@@ -168,9 +168,9 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if known is None:
         from mermaide_ray.storage import provenance
 
-        # The sweep first: a folder without it is nobody's.
-        store.write(SWEEP_FILE, dump_sweep(sweep).encode())
+        # The sweep last: a folder without it is nobody's, and may be begun anew.
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
+        store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
