@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ray.tune.schedulers.pbt import PopulationBasedTraining, _explore
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
@@ -141,6 +142,32 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, mon
     assert other.advance()["throughput/env_steps"] == 240
 
 
+def test_a_population_s_choice_is_perturbed_to_its_neighbours(tmp_path: Path) -> None:
+    search = {"meta_learning.meta_batch_size": {"choice": [4, 8, 16]}, "world_model.hidden_size": {"randint": [4, 8]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    scheduler = tuning._scheduler(plan_from(write_sweep(tmp_path, search=search, tune=tune, answer=None)))
+    assert isinstance(scheduler, PopulationBasedTraining)
+    config = {"drawn": {"meta_learning.meta_batch_size": "8", "world_model.hidden_size": 6}}
+    found = [_explore(config, scheduler._hyperparam_mutations, 0.0, (1.2, 0.8), None)[0]["drawn"] for _ in range(40)]
+    assert {one["meta_learning.meta_batch_size"] for one in found} == {"4", "16"}
+    assert {one["world_model.hidden_size"] for one in found} == {5, 7}
+
+
+def test_a_population_s_finished_members_are_neither_begun_again_nor_deleted(tmp_path: Path) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    config = write_sweep(tmp_path, search=search, seeds=1, tune={"scheduler": "pbt", "samples": 2}, answer=None)
+    plan, store = held(config, tmp_path / "out")
+    members = [tuning.trial_of(plan, {"drawn": {"training.meta_lr": 1e-3}}, f"a1b2c_0000{i}").setting for i in (0, 1)]
+    runs = [SweepRun(plan, member, 0, store, changed=True) for member in members]
+    runs[0]._write_status("done", {}, None)
+    assert unfinished(plan, store)
+    with pytest.raises(InputError, match=r"a population must go on from .*/tune, which is gone, and some .* are done"):
+        tuning.fit(plan, store, None)  # type: ignore[arg-type]
+    assert store.names("runs") == ["member=0,seed=0"]
+    runs[1]._write_status("done", {}, None)
+    assert unfinished(plan, store) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tune", "search"),
@@ -159,7 +186,7 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, mon
         ),
         (
             {"scheduler": "pbt", "samples": 4, "pbt": {"interval": 0.25, "quantile": 0.25}},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"uniform": [0, 0.1]}},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"choice": [0.0, 0.05, 0.1]}},
         ),
     ],
 )

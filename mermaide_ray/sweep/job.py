@@ -124,10 +124,13 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
     )
     fault = None
     if failed:
+        again = "the same command tries them again"
+        if plan.sweep.tune.scheduler == "pbt":
+            again = "of a population, the same command tries only members again whose process died"
         first = outcome.trials[outcome.trials["status"] == FAILED].iloc[0]
         fault = (
             f"{failed} of {len(outcome.trials)} runs failed, the first with: {first['error']} (settings and tracebacks "
-            f"in {store.uri('failures')}; the same command tries them again)"
+            f"in {store.uri('failures')}; {again})"
         )
     elif expected is not None and done == plan.num_runs and outcome.num_rows != expected:
         fault = f"the sweep must yield {expected} rows, got {outcome.num_rows} ({store.uri('rows.parquet')})"
@@ -172,10 +175,12 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
+    from mermaide_ray.sweep.results import done_runs
+
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
     free = {"resources", "answer", "question", "rows"}
-    other_rules = theirs.baselines != sweep.baselines and not _any_done(store)
+    other_rules = theirs.baselines != sweep.baselines and not any(done_runs(store))
     if other_rules:
         free.add("baselines")
     for key in type(sweep).model_fields.keys() - free:
@@ -187,14 +192,6 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
-
-
-def _any_done(store: Store) -> bool:
-    """Whether a run is scored: beside it, the rules were."""
-    from mermaide_ray.sweep.results import DONE, read_status
-
-    found = (read_status(store, name) for name in store.names("runs"))
-    return any(status is not None and status["status"] == DONE for status in found)
 
 
 def _check_rows(plan: Plan, rows: int | None) -> None:

@@ -349,6 +349,11 @@ def trial_name(setting: str, seeds: Sequence[int]) -> str:
     return f"{setting},{told}" if setting else told
 
 
+def member_name(index: int) -> str:
+    """The setting's name of a member of a population, which keeps it while its settings change."""
+    return f"member={index}"
+
+
 def budget_of(experiment: Experiment) -> int:
     """Environment steps of a whole run."""
     return experiment.num_iterations * experiment.env_steps_per_iteration
