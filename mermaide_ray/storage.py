@@ -21,7 +21,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +37,8 @@ PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
 _KEPT_CHECKPOINTS = 2
 _PRINCIPAL = "principal"
+_PROVENANCE = "provenance.json"
+_LOCK = ".lock"
 # What provenance says of a run that RLlib's PPO has trained: it has no checkpoints of ours.
 STOCK = "mermaide stock-ppo"
 
@@ -53,13 +55,20 @@ class RunDirectory:
         self.path, self.trusted = path, trusted
 
     @classmethod
-    def create(cls, path: Path | None, experiment: Experiment, origin: dict[str, Any] | None = None) -> RunDirectory:
+    def create(
+        cls,
+        path: Path | None,
+        experiment: Experiment,
+        origin: dict[str, Any] | None = None,
+        beside: Mapping[str, Experiment] | None = None,
+    ) -> RunDirectory:
         """A new folder with the config and where it came from.
 
         Args:
             path: The folder; named after method, seed and time if not given.
             experiment: The settings.
             origin: What `provenance` said where the run was started, if that was elsewhere.
+            beside: Settings of the baselines that are trained beside, by name.
 
         Raises:
             InputError: The folder exists and is not empty.
@@ -76,10 +85,14 @@ class RunDirectory:
                 f"--out must be a folder that can be made and written, got {path} ({error.strerror})"
             ) from None
         run = cls(path)
+        shutil.rmtree(run.baselines, ignore_errors=True)  # begun by one that was killed
+        with whole_file(path / _PROVENANCE) as file:
+            file.write_text(json.dumps(origin or provenance(), indent=1), encoding="utf-8")
+        for name, other in (beside or {}).items():
+            cls.create(run.baselines / name, other, origin)
+        # Last: a folder without it is none of a run, and may be begun anew.
         with whole_file(run.config) as file:
             file.write_text(dump_yaml(experiment.to_dict()), encoding="utf-8")
-        with whole_file(path / "provenance.json") as file:
-            file.write_text(json.dumps(origin or provenance(), indent=1), encoding="utf-8")
         return run
 
     @classmethod
@@ -92,7 +105,7 @@ class RunDirectory:
         run = cls(path, trusted)
         if not run.config.is_file():
             raise InputError(f"a run's folder must hold config.yaml, got {path}")
-        origin = path / "provenance.json"
+        origin = path / _PROVENANCE
         if origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK:
             raise InputError(f"a run must be one of `mermaide train` to be gone on with, got {path}, of {STOCK}")
         return run
@@ -127,13 +140,16 @@ class RunDirectory:
         return validate(_completed(read_yaml(self.config)), where=str(self.config))
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, wait: bool = False) -> Iterator[None]:
         """While this process trains the run, no other may: two would write over each other's progress.
+
+        Args:
+            wait: Until another one that does has ended.
 
         Raises:
             InputError: Another one does.
         """
-        with one_process(self.path):
+        with one_process(self.path, wait):
             # What a killed process left half-written.
             for left in self.checkpoints.glob(".iteration_*"):
                 shutil.rmtree(left)
@@ -152,6 +168,8 @@ class RunDirectory:
             write: Fills an empty folder.
         """
         target = self.checkpoints / f"iteration_{iteration:06d}"
+        if self.progress.exists():
+            _sync(self.progress)  # what was told up to here will not be told again
         with whole_folder(target) as folder:
             write(folder)
             meta = {"format": CHECKPOINT_FORMAT, "iteration": iteration, "versions": versions()}
@@ -216,8 +234,27 @@ def refuse_used(out: Path, hint: str = "") -> None:
     Raises:
         InputError: It does.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and _is_unused(out)):
         raise InputError(f"--out must be a new or empty folder, got {out}{what_is(out) or hint}")
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing, or no more than a kill has left of the beginning of a run or a sweep."""
+    begun = {_PROVENANCE, "baselines"} if (folder / _PROVENANCE).is_file() else set()
+    if any(path.name not in begun and not path.name.startswith(".") for path in folder.iterdir()):
+        return False
+    untrained = ("config.yaml", _PROVENANCE)
+    beside = (path for path in (folder / "baselines").rglob("[!.]*") if path.is_file())
+    return all(path.name in untrained for path in beside)
+
+
+def clear(folder: Path) -> None:
+    """Deletes all that is in a run's folder; the lock stays with who holds it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 def written_by_others(folder: Path, home: Path) -> str | None:
@@ -362,23 +399,28 @@ def refuse_secrets(uri: str) -> None:
 
 
 @contextmanager
-def one_process(folder: Path) -> Iterator[None]:
+def one_process(folder: Path, wait: bool = False) -> Iterator[None]:
     """While this process works in the folder of a run or a sweep, no other may.
+
+    Args:
+        folder: It exists.
+        wait: Until another one that does has ended, however long that takes.
 
     Raises:
         InputError: Another one does.
+        RunFault: The file system locks no files.
     """
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        # Freed by the kernel when the process ends, however it ends.
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(held)
-        raise InputError(f"{folder} must be worked in by one process at a time, and one does already") from None
-    try:
+    # A file open for writing: NFS tells other machines of no other lock. It is never deleted: who then made a new one
+    # would hold that while the old one is still held.
+    with (folder / _LOCK).open("a") as held:
+        try:
+            # Freed by the kernel when the process ends, however it ends.
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"{folder} must be worked in by one process at a time, and one does already") from None
+        except OSError as error:
+            raise RunFault(f"{folder} must be on a file system that can lock files ({error.strerror})") from None
         yield
-    finally:
-        os.close(held)
 
 
 @contextmanager
@@ -390,6 +432,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        _sync(temporary)
         temporary.chmod(0o644)  # mkstemp's files are their owner's alone
         temporary.replace(target)
     finally:
@@ -403,6 +446,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
         temporary.chmod(0o755)
         if target.exists():
             aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
@@ -413,6 +459,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk holds a file: after a power cut, its name might else be there without its content."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

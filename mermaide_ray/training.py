@@ -74,9 +74,7 @@ def train(
         check_own_gpu(experiment.env_runners)
         others = {name: _beside(experiment, name) for name in baselines or ()}
         _check_names([experiment.name, *(other.name for other in others.values())])
-        run = RunDirectory.create(out, experiment)
-        for name, other in others.items():
-            RunDirectory.create(run.baselines / name, other)
+        run = RunDirectory.create(out, experiment, beside=others)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
     if _is_finished(run):

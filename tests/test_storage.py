@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,12 +18,14 @@ import pytest
 import yaml
 from conftest import of_mermaide, tiny
 
-from mermaide_ray.errors import InputError
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.storage import (
     CHECKPOINT_FORMAT,
     RunDirectory,
+    clear,
     load_principal,
+    one_process,
     refuse_secrets,
     save_principal,
     versions,
@@ -203,6 +208,94 @@ def test_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with same.alone():  # the first has let go
         pass
+
+
+def test_a_run_that_is_emptied_is_still_one_process_s(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    with run.alone():
+        clear(run.path)
+        with pytest.raises(InputError, match="one does already"), run.alone():
+            pass
+    assert RunDirectory.create(run.path, tiny()).config.is_file()
+
+
+def test_a_lock_that_is_awaited_is_taken_when_it_is_free(tmp_path: Path) -> None:
+    taken = threading.Event()
+
+    def take() -> None:
+        with one_process(tmp_path, wait=True):
+            taken.set()
+
+    waiting = threading.Thread(target=take)
+    with one_process(tmp_path):
+        waiting.start()
+        assert not taken.wait(0.2)
+    waiting.join(10)
+    assert taken.is_set()
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*given: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with (
+        pytest.raises(RunFault, match=r"must be on a file system that can lock files \(Function not implemented\)"),
+        one_process(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_run_that_is_killed_while_it_is_made_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    replace, left = Path.replace, itertools.count(written, -1)
+
+    def killed(path: Path, target: Path) -> Path:
+        if not next(left):
+            raise StopError
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(StopError):
+        RunDirectory.create(tmp_path / "run", tiny(), beside={"rl2": tiny()})
+    monkeypatch.undo()
+    (tmp_path / "run" / ".config.yaml.x").touch()
+    run = RunDirectory.create(tmp_path / "run", tiny(), beside={"maml": tiny()})
+    assert [path.name for path in run.baselines.iterdir()] == ["maml"]
+    assert {"config.yaml", "provenance.json"} <= {path.name for path in run.path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["baselines/rl2/config.yaml", "baselines/rl2/progress.jsonl"])
+def test_what_is_not_the_beginning_of_a_run_is_left_alone(tmp_path: Path, name: str) -> None:
+    """Baselines of another's making, or trained ones whose run has lost its config."""
+    with whole_file(tmp_path / name) as file:
+        file.touch()
+    if "progress" in name:
+        (tmp_path / "provenance.json").touch()
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        RunDirectory.create(tmp_path, tiny())
+    assert (tmp_path / name).is_file()
+
+
+def test_nothing_gets_its_name_before_the_disk_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: (held.append(os.fstat(handle).st_ino), fsync(handle)))
+
+    def renamed(path: Path, target: Path) -> Path:
+        assert {each.stat().st_ino for each in (path, *path.rglob("*")) if each.is_file()} <= set(held)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    run.tell({"iteration": 1})
+    run.save_checkpoint(1, lambda folder: (folder / "state").touch())
+    assert run.progress.stat().st_ino in held
 
 
 def test_unfinished_run_has_no_principal_and_names_its_checkpoint(tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ from tensorboard.plugins.hparams import metadata
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.cli import main
-from mermaide_ray.errors import InputError, WorkersLost
+from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.session import Session
 from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
+from mermaide_ray.sweep.job import _alone, _begin, _conclude
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
@@ -158,6 +160,55 @@ def test_a_sweep_may_go_on_with_other_resources(swept: Path, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(sorted_rows(swept), rows)
 
 
+def test_rules_may_change_until_a_run_is_scored_beside_them(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_sweep(tmp_path, baselines=["never", "always"])
+    assert sweep(other, "--out", swept) == 2
+    assert "must stay the same, but `baselines` is not that of" in capsys.readouterr().err
+    plan, store = held(write_sweep(tmp_path, "before.yaml", seeds=1), tmp_path / "out")
+    SweepRun(plan, plan.settings[0], 0, store)._write_status("failed", {}, "no such rule")
+    store.write("baselines/game.rows.parquet", b"of other rules")
+    _begin(store, load_sweep(write_sweep(tmp_path, "before.yaml", seeds=1, baselines=["never", "always"])))
+    assert b"always" in (store.read("sweep.yaml") or b"")
+    assert store.names("baselines") == []
+
+
+def test_a_sweep_that_is_killed_before_it_is_written_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, store, write = load_sweep(write_sweep(tmp_path)), Store(str(tmp_path / "out")), Store.write
+
+    def killed(store: Store, name: str, content: bytes) -> None:
+        if any(path.name != ".lock" for path in store.path.iterdir()):
+            raise KeyboardInterrupt
+        write(store, name, content)
+
+    monkeypatch.setattr(Store, "write", killed)
+    with _alone(store), pytest.raises(KeyboardInterrupt):
+        _begin(store, sweep)
+    monkeypatch.undo()
+    (tmp_path / "out" / ".sweep.yaml.x").touch()
+    with _alone(store):
+        _begin(store, sweep)
+    assert {"sweep.yaml", "provenance.json"} <= {path.name for path in store.path.iterdir()}
+
+
+def test_failed_runs_are_told_even_if_there_can_be_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = {"compare": "training.meta_lr", "value": "1e+30"}
+    config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1, answer=claim)
+    plan, store = held(config, tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    told_by(run)
+    SweepRun(plan, plan.settings[1], 0, store).fail(ValueError("no luck"))
+    with pytest.raises(
+        RunFault, match=r"1 of 2 runs failed, .*ValueError: no luck.*no report: `answer\.value` must be"
+    ):
+        _conclude(plan, store, Console(), with_report=True)
+
+
 def finish(plan: Plan, store: Store, stops: Iterator[int]) -> None:
     """Advances every run, giving up after each next number of milestones as a killed process does, until it is done."""
     for setting in plan.settings:
@@ -194,6 +245,14 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
     again = SweepRun(plan, plan.settings[0], 0, store)
     assert [again.advance()["validation/score_k1"] for _ in range(3)] == [part["validation/score_k1"] for part in told]
     again.close()
+
+
+def test_a_milestone_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    saved, save = [], Session.save
+    monkeypatch.setattr(Session, "save", lambda session: (saved.append(session.iteration), save(session)))
+    told_by(SweepRun(plan, plan.settings[0], 0, store))
+    assert saved == list(range(1, 9))
 
 
 def test_principals_of_another_sweep_are_scored_and_not_trained_again(

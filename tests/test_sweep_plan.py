@@ -200,11 +200,26 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
         ({"answer": {"against": ["mermaid"]}}, "`answer.against` must be among what the sweep scores (always"),
         ({"methods": ["mermaid"]}, "got mermaid (did you mean 'mermaide'?) (methods, test.yaml)"),
         ({"search": {"evaluation.k": {"grid": [0, "all"]}}}, "`evaluation.k.1` must be a whole number, got all"),
+        ({"baselines": ["never", "frist_n"]}, "got 'frist_n' (did you mean 'first_n'?)"),
+        ({"baselines": ["my_lab.rules:often"]}, "baseline 'my_lab.rules:often' must be importable from"),
+        ({"baselines": ["mermaide_ray.baselines.rules:oftne"]}, "has no 'oftne'"),
     ],
 )
 def test_what_could_only_fail_after_training_is_refused_before(sections: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
         plan_of(**sections)
+
+
+@pytest.mark.parametrize("sections", [{"settings": {"seed": 7}}, {"search": {"seed": {"grid": [10, 11]}}}])
+def test_a_training_seed_beneath_seeds_is_refused(sections: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"must be given by `seeds`, got `seed` in .* \(test\.yaml\)"):
+        plan_of(**sections)
+
+
+def test_a_set_training_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q.yaml").write_text("question: q")
+    assert main(["sweep", str(tmp_path / "q.yaml"), "--dry-run", "--set", "seed=3"]) == 2
+    assert "training seeds must be given by `seeds`" in capsys.readouterr().err
 
 
 def test_a_drawn_value_stays_within_its_range_however_its_label_is_rounded() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from ray.tune.schedulers.pbt import PopulationBasedTraining, _explore
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
@@ -88,6 +90,19 @@ def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
     assert [one["meta_learning.meta_batch_size"] for one in asked] == ["4", "4"]
 
 
+def test_a_trial_with_the_settings_of_another_waits_for_it_and_takes_its_outcome(tmp_path: Path) -> None:
+    """Optuna may draw a point twice at once."""
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    one, twin = (SweepRun(plan, plan.settings[0], 0, store) for _ in range(2))
+    one.advance()
+    with ThreadPoolExecutor() as pool:
+        outcome = pool.submit(twin.advance)
+        assert not wait([outcome], timeout=1).done
+        told_by(one)
+        assert outcome.result(timeout=30)["throughput/env_steps"] == 1920
+    assert (twin.is_scored, twin.is_over, twin.error) == (True, True, None)
+
+
 def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
     plan, store = held(config, tmp_path / "out")
@@ -104,14 +119,17 @@ def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, mon
     tuning.fit(plan, store, None)  # type: ignore[arg-type]
 
 
-def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> None:
+def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tune may not have heard that it is finished, and restore it from where it was before."""
     search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
     tune = {"scheduler": "pbt", "samples": 2}
     plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
     run = SweepRun(plan, plan.settings[0], 0, store, changed=True)
     run.advance()
+    run.close()
+    monkeypatch.setattr(run, "_open", lambda: pytest.fail("built again only to be copied"))
     run.save_to(tmp_path / "kept")
+    monkeypatch.undo()
     told_by(run)
     again = SweepRun(plan, plan.settings[0], 0, store, changed=True)
     again.load_from(tmp_path / "kept")
@@ -122,6 +140,32 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> 
     other = SweepRun(plan, plan.settings[1], 0, store, changed=True)
     other.load_from(tmp_path / "nothing")
     assert other.advance()["throughput/env_steps"] == 240
+
+
+def test_a_population_s_choice_is_perturbed_to_its_neighbours(tmp_path: Path) -> None:
+    search = {"meta_learning.meta_batch_size": {"choice": [4, 8, 16]}, "world_model.hidden_size": {"randint": [4, 8]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    scheduler = tuning._scheduler(plan_from(write_sweep(tmp_path, search=search, tune=tune, answer=None)))
+    assert isinstance(scheduler, PopulationBasedTraining)
+    config = {"drawn": {"meta_learning.meta_batch_size": "8", "world_model.hidden_size": 6}}
+    found = [_explore(config, scheduler._hyperparam_mutations, 0.0, (1.2, 0.8), None)[0]["drawn"] for _ in range(40)]
+    assert {one["meta_learning.meta_batch_size"] for one in found} == {"4", "16"}
+    assert {one["world_model.hidden_size"] for one in found} == {5, 7}
+
+
+def test_a_population_s_finished_members_are_neither_begun_again_nor_deleted(tmp_path: Path) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    config = write_sweep(tmp_path, search=search, seeds=1, tune={"scheduler": "pbt", "samples": 2}, answer=None)
+    plan, store = held(config, tmp_path / "out")
+    members = [tuning.trial_of(plan, {"drawn": {"training.meta_lr": 1e-3}}, f"a1b2c_0000{i}").setting for i in (0, 1)]
+    runs = [SweepRun(plan, member, 0, store, changed=True) for member in members]
+    runs[0]._write_status("done", {}, None)
+    assert unfinished(plan, store)
+    with pytest.raises(InputError, match=r"a population must go on from .*/tune, which is gone, and some .* are done"):
+        tuning.fit(plan, store, None)  # type: ignore[arg-type]
+    assert store.names("runs") == ["member=0,seed=0"]
+    runs[1]._write_status("done", {}, None)
+    assert unfinished(plan, store) == []
 
 
 @pytest.mark.slow
@@ -142,7 +186,7 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path) -> 
         ),
         (
             {"scheduler": "pbt", "samples": 4, "pbt": {"interval": 0.25, "quantile": 0.25}},
-            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"uniform": [0, 0.1]}},
+            {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}, "training.entropy_weight": {"choice": [0.0, 0.05, 0.1]}},
         ),
     ],
 )

@@ -58,6 +58,7 @@ def no_pickles() -> Iterator[None]:
 
 def test_a_run_leaves_everything_that_it_promises(trained_run: TrainedRun) -> None:
     expected = [
+        ".lock",
         "baselines",
         "calibration.parquet",
         "checkpoints",

@@ -122,18 +122,29 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
         soft_wrap=True,
         highlight=False,
     )
+    fault = None
+    if failed:
+        again = "the same command tries them again"
+        if plan.sweep.tune.scheduler == "pbt":
+            again = "of a population, the same command tries only members again whose process died"
+        first = outcome.trials[outcome.trials["status"] == FAILED].iloc[0]
+        fault = (
+            f"{failed} of {len(outcome.trials)} runs failed, the first with: {first['error']} (settings and tracebacks "
+            f"in {store.uri('failures')}; {again})"
+        )
+    elif expected is not None and done == plan.num_runs and outcome.num_rows != expected:
+        fault = f"the sweep must yield {expected} rows, got {outcome.num_rows} ({store.uri('rows.parquet')})"
     if with_report and done and store.is_folder:
         from mermaide_ray.report.document import write_report
 
-        tell(console, write_report([store.path]).summary())
-    if failed:
-        first = outcome.trials[outcome.trials["status"] == FAILED].iloc[0]
-        raise RunFault(
-            f"{failed} of {len(outcome.trials)} runs failed, the first with: {first['error']} (settings and tracebacks "
-            f"in {store.uri('failures')}; the same command tries them again)"
-        )
-    if expected is not None and done == plan.num_runs and outcome.num_rows != expected:
-        raise RunFault(f"the sweep must yield {expected} rows, got {outcome.num_rows} ({store.uri('rows.parquet')})")
+        try:
+            tell(console, write_report([store.path]).summary())
+        except (InputError, RunFault, OSError) as error:
+            if fault is None:
+                raise
+            fault += f"; and there is no report: {error}"  # for want of what failed, as a rule
+    if fault is not None:
+        raise RunFault(fault)
 
 
 @contextmanager
@@ -160,18 +171,26 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if known is None:
         from mermaide_ray.storage import provenance
 
-        # The sweep first: a folder without it is nobody's.
-        store.write(SWEEP_FILE, dump_sweep(sweep).encode())
+        # The sweep last: a folder without it is nobody's, and may be begun anew.
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
+        store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
+    from mermaide_ray.sweep.results import done_runs
+
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
-    for key in type(sweep).model_fields.keys() - {"resources", "answer", "question"}:
+    free = {"resources", "answer", "question", "rows"}
+    other_rules = theirs.baselines != sweep.baselines and not any(done_runs(store))
+    if other_rules:
+        free.add("baselines")
+    for key in type(sweep).model_fields.keys() - free:
         if getattr(theirs, key) != getattr(sweep, key):
             raise InputError(
                 f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri(SWEEP_FILE)} "
                 "(give another --out)"
             )
+    if other_rules:
+        store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
 
 

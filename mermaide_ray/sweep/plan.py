@@ -111,6 +111,7 @@ class Plan:
         Raises:
             InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
         """
+        self._check_names()
         settings = self.settings
         if not self.sweep.is_planned:
             # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
@@ -294,6 +295,18 @@ class Plan:
     def _some_setting(self) -> Setting:
         return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
 
+    def _check_names(self) -> None:
+        """What would say nothing (a `seed` beneath `seeds`), and rules that there are not."""
+        from mermaide_ray.baselines import BASELINES, baseline_named
+
+        if "seed" in self.sweep.settings or "seed" in self.sweep.search:
+            raise InputError(
+                f"training seeds must be given by `seeds`, got `seed` in `settings`, `search` or --set ({self._where})"
+            )
+        for name in self.baselines:
+            if name not in BASELINES:  # those there are need no import of Torch
+                baseline_named(name)
+
     def _check_conditions(self, setting: Setting) -> None:
         for name, experiment, _ in self.scored_in(setting):
             check_own_families(experiment)
@@ -337,6 +350,11 @@ def trial_name(setting: str, seeds: Sequence[int]) -> str:
     """A setting's name with the seeds that are trained."""
     told = f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
     return f"{setting},{told}" if setting else told
+
+
+def member_name(index: int) -> str:
+    """The setting's name of a member of a population, which keeps it while its settings change."""
+    return f"member={index}"
 
 
 def budget_of(experiment: Experiment) -> int:

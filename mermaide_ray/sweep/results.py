@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.sweep.plan import Plan, Setting, Trial, Values, typed
+from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name, typed
 from mermaide_ray.sweep.store import Store
 
 STATUS = "status.json"
@@ -60,6 +60,13 @@ def has_ended(status: Mapping[str, Any] | None) -> bool:
     return status is not None and status["status"] in (DONE, STOPPED)
 
 
+def done_runs(store: Store) -> Iterator[str]:
+    """Names of the runs that are scored."""
+    for name in store.names("runs"):
+        if (status := read_status(store, name)) is not None and status["status"] == DONE:
+            yield name
+
+
 def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
     """The metrics of a run that has ended, at each of its milestones."""
     return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
@@ -68,10 +75,13 @@ def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
 def unfinished(plan: Plan, store: Store) -> list[Trial]:
     """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
 
-    def is_over(setting: Setting, seed: int) -> bool:
-        return has_ended(read_status(store, setting.run_name(seed)))
+    def is_over(setting: str, seeds: Sequence[int]) -> bool:
+        return all(has_ended(read_status(store, trial_name(setting, (seed,)))) for seed in seeds)
 
-    left = [trial for trial in plan.trials if not all(is_over(trial.setting, seed) for seed in trial.seeds)]
+    if plan.sweep.tune.scheduler == "pbt":
+        members = map(member_name, range(plan.sweep.tune.samples))
+        return [] if all(is_over(member, plan.sweep.seeds) for member in members) else plan.trials
+    left = [trial for trial in plan.trials if not is_over(trial.setting.trial, trial.seeds)]
     return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
 
 

@@ -26,7 +26,7 @@ from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
 from mermaide_ray.session import Session, checkpoint_seconds
-from mermaide_ray.storage import RunDirectory, whole_file, whole_folder
+from mermaide_ray.storage import RunDirectory, clear, whole_file, whole_folder
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
 from mermaide_ray.sweep.results import (
     DONE,
@@ -47,8 +47,6 @@ from mermaide_ray.training import contender_from
 CLOCK = "clock.json"
 # Drawing takes seconds per run: in a larger sweep nobody looks at every run's figures, and the report has them.
 MOST_RUNS_WITH_FIGURES = 50
-# A killed sweep's processes may outlive it by seconds, and hold their runs.
-_WAIT_FOR_LOCK = 60.0
 
 Told = dict[str, float]
 
@@ -77,13 +75,21 @@ class SweepRun:
         self._session: Session | None = None
         self._told_before: list[Told] = []
         self._clock = {"wall_s": 0.0, "cpu_s": 0.0}
-        status = read_status(store, self.name)
-        self._outcome: Told | None = status["metrics"] if status and has_ended(status) else None
-        self.is_scored = status is not None and status["status"] == DONE
+        self._outcome: Told | None = None
+        self.is_scored = False
         """Whether its rows are in the store."""
-        if self._outcome is not None and plan.sweep.tune.scheduler == "asha":
+        self._recall()
+
+    def _recall(self) -> None:
+        """Takes what is on record of a run that has ended."""
+        status = read_status(self._store, self.name)
+        if status is None or not has_ended(status):
+            return
+        self._outcome, self.is_scored = status["metrics"], status["status"] == DONE
+        if self._plan.sweep.tune.scheduler == "asha":
             # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
-            self._told_before = read_milestones(store, self.name)
+            milestones = read_milestones(self._store, self.name)
+            self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
 
     @property
     def is_over(self) -> bool:
@@ -97,10 +103,11 @@ class SweepRun:
         return told
 
     def _advance(self) -> Told:
-        if self._outcome is not None:
+        session = None if self._outcome is not None else self._open()
+        if session is None:
+            assert self._outcome is not None
             return self._told_before.pop(0) if self._told_before else self._outcome
         with self._clocked():
-            session = self._open()
             if self._told_before:
                 told = self._told_before.pop(0)
             else:
@@ -109,7 +116,8 @@ class SweepRun:
                     if session.saved_at == session.iteration:
                         self._keep()
                     told = session.iterate()
-                session.save()
+                if session.saved_at != session.iteration:
+                    session.save()
         self._keep()
         stop = self._plan.sweep.tune.stop
         good_enough = any(told.get(metric, float("-inf")) >= value for metric, value in stop.items())
@@ -123,13 +131,8 @@ class SweepRun:
         Args:
             source: That run's folder.
         """
-        self.close()
-        local = self._store.open_run(self._folder)
-        self._held.callback(self._store.close_run, local)
-        shutil.rmtree(local, ignore_errors=True)
         theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
-        run = RunDirectory.create(local, self._experiment, {**self._origin(), "principal": theirs})
-        self._hold(run)
+        run = self._begin(self._hold(), principal=theirs)
         with whole_folder(run.principal) as unfinished:
             shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
         shutil.copy(source / run.progress.name, run.progress)
@@ -143,13 +146,13 @@ class SweepRun:
 
     def fail(self, error: BaseException) -> None:
         """Puts the failure on record, with settings and traceback. Env steps that it did no longer count."""
-        self.close()
         self.error = line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         trace = "".join(traceback.format_exception(error))
         report = f"{self.name}: {line}\n\n{trace}\n{explained_yaml(self._experiment)}"
         self._store.write(f"failures/{self.name}.txt", report.encode())
         self.env_steps = 0
         self._write_status(FAILED, {}, line)
+        self.close()  # not before: another trial with these settings may wait for the run
 
     def stop(self, told: Told) -> None:
         """Puts on record that it is not to be gone on with.
@@ -169,11 +172,13 @@ class SweepRun:
         """Copies what the run would go on from; nothing of one that is scored or has failed."""
         if self.is_scored or self.error is not None:
             return
-        run = self._open().run
+        local = self._store.open_run(self._folder)
+        run = RunDirectory(local)
         latest = run.latest_checkpoint()
         assert latest is not None, "every milestone is saved"
         shutil.copytree(latest, folder / latest.name)
         shutil.copy(run.progress, folder)
+        self._store.close_run(local)
 
     def load_from(self, folder: Path) -> None:
         """Goes on from a copy that `save_to` made of any run of the same architecture, with this run's settings.
@@ -182,21 +187,23 @@ class SweepRun:
         """
         if self.is_scored or not folder.is_dir():
             return
-        self.close()
-        local = self._store.open_run(self._folder)
-        shutil.rmtree(local, ignore_errors=True)
-        run = RunDirectory.create(local, self._experiment, self._origin())
+        local = self._hold()
+        run = self._begin(local)
         for checkpoint in folder.glob("iteration_*"):
             shutil.copytree(checkpoint, run.checkpoints / checkpoint.name)
         shutil.copy(folder / run.progress.name, run.progress)
         self._store.keep_run(self._folder, local, told=(run.progress.name,))
-        self._store.close_run(local)
+        self.close()
 
-    def _open(self) -> Session:
+    def _open(self) -> Session | None:
+        """The session to go on with; None if another trial with the same settings has brought the run to its end."""
         if self._session is not None:
             return self._session
-        local = self._store.open_run(self._folder)
-        self._held.callback(self._store.close_run, local)
+        local = self._hold()
+        self._recall()
+        if self._outcome is not None:
+            self.close()
+            return None
         if (local / "config.yaml").is_file():
             run = RunDirectory.open(local)
             if run.experiment() != self._experiment and not self._changed:
@@ -204,45 +211,49 @@ class SweepRun:
                     f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others"
                 )
         else:
-            shutil.rmtree(local, ignore_errors=True)  # what a kill left before the first file was whole
-            run = RunDirectory.create(local, self._experiment, self._origin())
-        self._hold(run)
+            run = self._begin(local)
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._write_status(UNFINISHED, {}, None)
-        self._session = self._held.enter_context(
-            Session(
-                run,
-                checkpoint_seconds(),
-                board=run.path,
-                swept=self._swept(),
-                question=self._plan.sweep.question,
-                changed=self._changed,
+        with self._clocked():
+            session = self._session = self._held.enter_context(
+                Session(
+                    run,
+                    checkpoint_seconds(),
+                    board=run.path,
+                    swept=self._swept(),
+                    question=self._plan.sweep.question,
+                    changed=self._changed,
+                )
             )
-        )
-        session = self._session
         if not self._changed:  # else they are another run's
             milestones = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
             # All in a new process; in one that only let go of the run, what it has not told yet.
             self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
         return session
 
+    def _hold(self) -> Path:
+        """The run's local folder, in which no other process works until `close`.
+
+        Waits for as long as one does: it is another trial that drew the same settings, or what a killed sweep left and
+        is still dying. Whoever starts the sweep twice is told so before.
+        """
+        self.close()  # else it might wait for itself
+        local = self._store.open_run(self._folder)
+        self._held.callback(self._store.close_run, local)
+        local.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(RunDirectory(local).alone(wait=True))
+        return local
+
+    def _begin(self, local: Path, **about: Any) -> RunDirectory:
+        """The run from nothing, whatever an earlier attempt has left."""
+        clear(local)
+        return RunDirectory.create(local, self._experiment, {**self._origin(), **about})
+
     def _origin(self) -> dict[str, Any]:
         """Where the sweep was started: a worker knows no command, and its own arguments are Ray's."""
         origin: dict[str, Any] = json.loads(self._store.read("provenance.json") or b"{}")
         return origin
-
-    def _hold(self, run: RunDirectory) -> None:
-        """Keeps others from the run. The last holder may be a process that is still dying."""
-        until = time.monotonic() + _WAIT_FOR_LOCK
-        while True:
-            try:
-                self._held.enter_context(run.alone())
-                return
-            except InputError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
 
     def _keep(self) -> None:
         if self._session is not None:

@@ -129,7 +129,7 @@ class Store:
         if self.is_folder:
             return
         for path in sorted(local.rglob("*")):
-            if path.is_file() and without not in path.parents:
+            if path.is_file() and without not in path.parents and not path.name.startswith("."):
                 self.write(f"{folder}/{path.relative_to(local).as_posix()}", path.read_bytes())
 
     def drop_kept(self, folder: str) -> None:

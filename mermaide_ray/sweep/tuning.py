@@ -30,8 +30,8 @@ from mermaide_ray.noise import generator
 from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import Plan, Trial, Values, trial_name
-from mermaide_ray.sweep.results import UNFINISHED, has_ended, read_status, unfinished
+from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
+from mermaide_ray.sweep.results import UNFINISHED, done_runs, has_ended, read_status, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
 
@@ -232,7 +232,13 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     if tuning.scheduler == "pbt":
         tuner = _restored(store, trainable)
         if tuner is None:
-            store.delete("runs")  # half a population is of no use without Tune's record of who copied from whom
+            # Half a population is of no use without Tune's record of who copied from whom.
+            if any(done_runs(store)):
+                raise InputError(
+                    f"a population must go on from {store.uri(TUNE_FOLDER)}, which is gone, and some of its runs are "
+                    f"done (give another --out, or delete {store.uri('runs')} to start it afresh)"
+                )
+            store.delete("runs")
     if tuner is None:
         store.delete(TUNE_FOLDER)
         tuner = _fresh(plan, store, trainable, run_config)
@@ -307,7 +313,7 @@ def _restored(store: Store, trainable: Any) -> tune.Tuner | None:
     if store.is_folder and (foreign := written_by_others(store.path / TUNE_FOLDER, store.path)):
         raise InputError(
             "Tune's record of a population holds pickles, which run code when they are loaded: it must be yours alone "
-            f"to write, but {foreign} (delete {store.uri(TUNE_FOLDER)} to start the population afresh)"
+            f"to write, but {foreign} (give another --out to start the population afresh)"
         )
     return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
 
@@ -324,7 +330,10 @@ def _scheduler(plan: Plan) -> TrialScheduler | None:
             time_attr=SPENT,
             perturbation_interval=tuning.pbt.interval,
             quantile_fraction=tuning.pbt.quantile,
-            hyperparam_mutations={"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
+            # Alternatives as a list, through which it moves: what is drawn from a `choice` it would multiply.
+            hyperparam_mutations={
+                "drawn": {key: list(d.alternatives or ()) or _domain(d) for key, d in plan.dimensions.items()}
+            },
             custom_explore_fn=partial(_within_bounds, plan.dimensions),
             log_config=False,
         )
@@ -422,11 +431,11 @@ def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | Non
 
 
 def _member(trial_id: str) -> str:
-    """A member of a population keeps its name while its settings change. Tune numbers trials: a1b2c_00003.
+    """The name of a population's member. Tune numbers trials: a1b2c_00003.
 
     Not by its configuration: a member that copies another takes over all of it.
     """
-    return f"member={int(trial_id.rpartition('_')[2])}"
+    return member_name(int(trial_id.rpartition("_")[2]))
 
 
 def plan_of(store: Store) -> Plan:
