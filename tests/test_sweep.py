@@ -29,7 +29,7 @@ from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.session import Session
 from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep.adopt import adopt, trained_in
-from mermaide_ray.sweep.file import dump_sweep, load_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, load_sweep
 from mermaide_ray.sweep.job import _alone, _begin, _conclude
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
@@ -287,6 +287,14 @@ def test_principals_with_other_settings_are_refused_or_left_alone(
     stopped = plan_from(write_sweep(tmp_path, tune={"stop": {"throughput/env_steps": 700}}))
     with pytest.raises(InputError, match=r"must stand without a searcher, a scheduler or tune\.stop"):
         trained_in([swept], stopped)
+    # What the members of a population end with is not what they were trained with.
+    drawn = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    population = tmp_path / "population"
+    population.mkdir()
+    bred = plan_from(write_sweep(tmp_path, search=drawn, tune={"scheduler": "pbt", "samples": 2}))
+    (population / SWEEP_FILE).write_text(dump_sweep(bred.sweep))
+    with pytest.raises(InputError, match=r"got a population, whose members change them .*sweep\.yaml, tune\.scheduler"):
+        trained_in([population], plan)
 
 
 def test_a_failing_trial_is_on_record_and_takes_no_other_down(

@@ -14,7 +14,7 @@ from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.storage import RunDirectory
-from mermaide_ray.sweep.file import SWEEP_FILE
+from mermaide_ray.sweep.file import SWEEP_FILE, read_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
 from mermaide_ray.sweep.results import DONE, STATUS
 from mermaide_ray.sweep.run import SweepRun
@@ -43,6 +43,12 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
     for folder in folders:
         if not (folder / SWEEP_FILE).is_file():
             raise InputError(f"--principals must be the folder of a sweep, which holds {SWEEP_FILE}, got {folder}")
+        file = folder / SWEEP_FILE
+        if read_sweep(file.read_text(encoding="utf-8"), str(file)).tune.scheduler == "pbt":
+            raise InputError(
+                "--principals must be of a sweep whose runs keep their settings, got a population, whose members "
+                f"change them while they are trained ({file}, tune.scheduler)"
+            )
         trained = dict(_trained(folder / "runs"))
         if not trained.keys() & wanted:
             raise InputError(

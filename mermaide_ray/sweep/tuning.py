@@ -143,7 +143,9 @@ class _Watch(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See base."""
-        self.panel.told(self._name(trial), result["env_steps"], result.get(self.plan.metric), result.get("failed"))
+        score = result.get(self.plan.metric)
+        has_score = score is not None and score > WORST  # agents on which the oracle gains nothing have none
+        self.panel.told(self._name(trial), result["env_steps"], score if has_score else None, result.get("failed"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
