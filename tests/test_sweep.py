@@ -291,7 +291,7 @@ def test_principals_with_other_settings_are_refused_or_left_alone(
     drawn = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
     population = tmp_path / "population"
     population.mkdir()
-    bred = plan_from(write_sweep(tmp_path, search=drawn, tune={"scheduler": "pbt", "samples": 2}))
+    bred = plan_from(write_sweep(tmp_path, search=drawn, tune={"scheduler": "pbt", "samples": 2}, answer=None))
     (population / SWEEP_FILE).write_text(dump_sweep(bred.sweep))
     with pytest.raises(InputError, match=r"got a population, whose members change them .*sweep\.yaml, tune\.scheduler"):
         trained_in([population], plan)
