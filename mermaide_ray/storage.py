@@ -2,7 +2,7 @@
 
     DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/,
     meta.json}, principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet,
-    figures/, baselines/NAME/ (runs of the same shape)
+    figures/, baselines/NAME/ (runs of the same shape), .lock (held by who works there)
 
 RLlib's checkpoints are pickles, which run code when they are loaded: they serve to resume the run that wrote them, and
 are taken only from its own folder and from its own user. A principal to share is safetensors and JSON: loading one
