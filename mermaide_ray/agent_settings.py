@@ -6,9 +6,9 @@ Imports neither Ray nor Torch. Tasks are drawn from it in `agents/distribution.p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.environment import Environment
@@ -66,6 +66,13 @@ def default_families(settings: Mapping[str, Any]) -> dict[str, Any]:
     return CONTINUOUS_FAMILIES if continuous else DEFAULT_FAMILIES
 
 
+def _bounded(pair: tuple[float, float]) -> tuple[float, float]:
+    # Beyond, an untried arm would no longer be above all others to UCB (`agents/ucb.py`).
+    if max(map(abs, pair)) > 1e4:
+        raise ValueError(f"must lie in [-10000, 10000], got {one_line(pair)}")
+    return pair
+
+
 class Agents(Section):
     """The distribution of agents (a task is one sampled agent)."""
 
@@ -74,7 +81,10 @@ class Agents(Section):
         description="registered name or dotted path `package.module:NAME` -> weight and ranges",
         min_length=1,
     )
-    base_reward: Range = Field((0.0, 1.0), description="base mean of each arm: uniform on [low, high], drawn per task")
+    base_reward: Annotated[Range, AfterValidator(_bounded)] = Field(
+        (0.0, 1.0),
+        description="base mean of each arm: uniform on [low, high], drawn per task; within [-10000, 10000]",
+    )
     population: Population | None = Field(None, description="finite populations; none = an unlimited stream of tasks")
     disjoint: tuple[tuple[Split, Split], ...] = Field(
         (("train", "test"),), description="pairs of splits whose agents must not overlap; checked before a run"

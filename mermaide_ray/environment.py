@@ -38,6 +38,7 @@ class Changes(Section):
     base_drift: Number = Field(
         0.0,
         ge=0,
+        le=1e4,
         description="standard deviation per pull of a random walk of each base mean, reflected into agents.base_reward",
     )
     base_switches: Whole = Field(
@@ -96,22 +97,25 @@ class Environment(Section):
     num_arms: Whole = Field(10, ge=2, le=1000, description="arms of the agent's bandit, |A| [paper]")
     dimensions: Whole = Field(1, ge=1, le=2, description="continuous only: coordinates of a point, d")
     base_length: Number = Field(
-        0.15, gt=0, description="continuous only: length scale of the base reward; a coordinate spans 1"
+        0.15, ge=0.03, le=10, description="continuous only: length scale of the base reward; a coordinate spans 1"
     )
     target_width: Number = Field(
         0.1,
-        gt=0,
+        ge=1e-3,
+        le=10,
         description="continuous only: w, how far the target reaches; nearness is exp(-distance^2 / 2 w^2), a pull "
         "within w a success",
     )
     horizon: Whole = Field(100, ge=1, description="pulls per episode, T")
-    reward_noise: Number = Field(0.05, ge=0, description="standard deviation of the noise on the agent's reward, sigma")
+    reward_noise: Number = Field(
+        0.05, ge=0, le=1e4, description="standard deviation of the noise on the agent's reward, sigma"
+    )
     intervention: Literal["signed", "bonus", "arm", "graded"] = Field(
         "signed",
         description="signed: +delta on the target, -delta elsewhere; bonus: +delta on the target only; "
         "arm: choose the arm that gets +delta; graded: signed, in several sizes (continuous: in between by nearness)",
     )
-    delta: Number = Field(1.0, gt=0, description="size of the incentive, in units of the agent's reward")
+    delta: Number = Field(1.0, gt=0, le=1e4, description="size of the incentive, in units of the agent's reward")
     graded_sizes: tuple[Number, ...] = Field(
         (0.25, 0.5, 1.0), min_length=1, description="graded only: sizes of the incentive as multiples of delta"
     )
@@ -122,6 +126,7 @@ class Environment(Section):
     cost_weight: Number = Field(
         0.3,
         ge=0,
+        le=1e4,
         description="alpha: principal reward = 1[arm = target] (continuous: nearness) - alpha * cost",
     )
     arm_labels: Literal["relative", "absolute"] = Field(
@@ -135,8 +140,8 @@ class Environment(Section):
     @field_validator("graded_sizes")
     @classmethod
     def _sizes_positive(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
-        if min(sizes) <= 0:
-            raise ValueError(f"must hold sizes > 0, got {one_line(sizes)}")
+        if min(sizes) <= 0 or max(sizes) > 10:
+            raise ValueError(f"must hold sizes > 0 and <= 10, got {one_line(sizes)}")
         return sizes
 
     @model_validator(mode="after")
