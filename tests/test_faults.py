@@ -271,10 +271,10 @@ def test_run_killed_and_resumed_ends_like_one_that_was_not(trained_run: TrainedR
 
 
 def test_interval_of_checkpoints_must_be_a_number(
-    trained_run: TrainedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "often")
-    assert main(["train", "--resume", str(trained_run.path)]) == 2
+    assert main(["train", "--config", str(_config(tmp_path)), "--out", str(tmp_path / "run")]) == 2
     assert "MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got 'often'" in capsys.readouterr().err
 
 
@@ -375,7 +375,8 @@ def test_broken_run_is_not_resumed(
     expected: str,
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("baselines", "figures"))
+    # Without its scores it is not finished.
+    shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("baselines", "figures", "*.parquet"))
     spoil(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["train", "--resume", str(run)]) == 2
