@@ -1,7 +1,8 @@
 """Stochastic gradient ascent over points, its gradient estimated from two pulls on either side of where it stands.
 
 Reference: Agarwal, Dekel, Xiao: Optimal Algorithms for Online Convex Optimization with Multi-Point Bandit Feedback,
-COLT 2010, section 4 (two points); differs: ascent, a constant rate, and the two pulls come one after the other.
+COLT 2010, section 4 (two points); differs: ascent, a constant rate that has absorbed the estimate's factor d, and the
+two pulls come one after the other.
 """
 
 from __future__ import annotations

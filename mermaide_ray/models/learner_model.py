@@ -27,8 +27,8 @@ from torch import Tensor
 
 from mermaide_ray.models.posterior import LogDensity, Luck, climb, wander
 
-# Before anything is seen: mean and standard deviation, in units of the agent's reward. Wide: a prior, not a setting.
-_BASE = (0.5, 0.3)  # base rewards
+# Before anything is seen: mean and standard deviation, in units of the agent's reward. A prior, not a setting.
+_BASE = (0.5, 0.3)  # base rewards: as the default game draws them, U[0, 1] has 0.5 and 0.29; the others are wide
 _OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))  # ln c, u, ln tau, logit lapse
 # The search starts at one who explores by the bonus, and at one who explores at random; after some steps the more
 # probable goes on alone. Fewer steps leave a support of five episodes unexplained.
