@@ -54,7 +54,8 @@ def dry_run(sweep: Sweep, where: str) -> None:
     told = "as the search goes" if rows is None else rows
     console.print(
         f"{plan.num_runs} runs, {count(plan.env_steps)} env steps, about {clock(plan.cpu_seconds())} of CPU time, "
-        f"{clock(plan.cpu_seconds() / at_once)} here with {at_once} at a time (scoring not counted); rows: {told}",
+        f"{clock(plan.cpu_seconds() / at_once)} here with {at_once} at a time (start-up and scoring not counted); "
+        f"rows: {told}",
         highlight=False,
     )
     _check_rows(plan, rows)
