@@ -294,7 +294,7 @@ def test_sweep_into_such_a_bucket_starts_nothing(
     missing = bucket.replace("s3://sweeps/", "s3://nobodys/")
     assert main(["sweep", str(config), "--out", missing]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("mermaide: error: the sweep's storage must be writable, but s3://nobodys/mine/sweep.yaml")
+    assert error.startswith("mermaide: error: the sweep's storage must be writable, but s3://nobodys/mine/prov")
     assert error.count("\n") == 1
 
 

@@ -46,7 +46,10 @@ BASE: dict[str, Any] = {
 
 def _method(**sections: dict[str, Any]) -> Method:
     settings = {name: {**values, **sections.get(name, {})} for name, values in BASE.items()}
-    return Method.of(tiny(environment=GAME, **settings))
+    # Set past the checks: with a carried state it is refused, as a poor baseline, but its gradients must be right.
+    baseline = {"baseline": settings["training"].pop("baseline")}
+    experiment = tiny(environment=GAME, **settings)
+    return Method.of(experiment.model_copy(update={"training": experiment.training.model_copy(update=baseline)}))
 
 
 def _experience(method: Method, episodes: int, seed: int, tasks: int = B) -> Experience:

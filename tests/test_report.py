@@ -234,7 +234,8 @@ def test_mistakes_of_the_command_end_with_one_line(tmp_path: Path, capsys: pytes
         (["report"], 2, "required: DIR"),
         (["report", str(tmp_path / "none")], 2, "needs the folder of a sweep or a run, got"),
         (["report", str(tmp_path)], 2, "got neither in"),
-        (["report", str(folder), "--out", str(blocked)], 1, "the report must be writable, but"),
+        (["report", str(folder), "--out", str(blocked)], 2, "--out must be a folder, got"),
+        (["report", str(folder), "--out", str(blocked / "beneath")], 1, "the report must be writable, but"),
     ):
         assert main(arguments) == code
         out, err = capsys.readouterr()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -194,8 +195,8 @@ def test_a_sweep_that_is_killed_before_it_is_written_is_begun_anew(
     assert {"sweep.yaml", "provenance.json"} <= {path.name for path in store.path.iterdir()}
 
 
-def test_failed_runs_are_told_even_if_there_can_be_no_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_failed_runs_are_told_beside_the_report_and_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = {"compare": "training.meta_lr", "value": "1e+30"}
     config = write_sweep(tmp_path, search={"training.meta_lr": {"grid": [1e-3, 1e30]}}, seeds=1, answer=claim)
@@ -203,9 +204,11 @@ def test_failed_runs_are_told_even_if_there_can_be_no_report(
     run = SweepRun(plan, plan.settings[0], 0, store)
     told_by(run)
     SweepRun(plan, plan.settings[1], 0, store).fail(ValueError("no luck"))
-    with pytest.raises(
-        RunFault, match=r"1 of 2 runs failed, .*ValueError: no luck.*no report: `answer\.value` must be"
-    ):
+    with pytest.raises(RunFault, match=r"1 of 2 runs failed, .*ValueError: no luck.*tries them again\)$"):
+        _conclude(plan, store, Console(), with_report=True)
+    assert "Not judged, since no run with training.meta_lr = 1e+30 is finished." in capsys.readouterr().out
+    monkeypatch.setattr("mermaide_ray.report.document.read_study", Mock(side_effect=InputError("nothing to tell")))
+    with pytest.raises(RunFault, match=r"1 of 2 runs failed, .*ValueError: no luck.*no report: nothing to tell$"):
         _conclude(plan, store, Console(), with_report=True)
 
 
