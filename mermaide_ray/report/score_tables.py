@@ -225,13 +225,8 @@ def _of_setting(study: Study, key: str) -> Table:
 
 
 def _gain_text(study: Study, method: str, condition: str, settings: Sequence[str]) -> str:
-    ks = study.cells.ks(method, condition)
-    low, high = (study.cells_of(method, k, [condition], settings) for k in (ks[0], ks[-1])) if ks else ([], [])
-    gain = study.cells.gain(high, low)
-    # A method that does not adapt scores the very same at every K.
-    if len(ks) < 2 or not gain.size or not gain.to_numpy().any():
-        return NONE
-    return interval_text(bootstrap_interval(gain.to_numpy(), seed=0), "{:+.3f}")
+    gain = study.gain_of_k(method, condition, settings)
+    return interval_text(bootstrap_interval(gain.to_numpy(), seed=0) if gain.size else None, "{:+.3f}")
 
 
 def _best_settings(study: Study) -> Table:

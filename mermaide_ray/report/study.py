@@ -125,6 +125,15 @@ class Study:
             cell for k in self.largest(method, condition) for cell in self.cells_of(method, k, [condition], settings)
         ]
 
+    def gain_of_k(self, method: str, condition: str, settings: Sequence[str] | None = None) -> pd.DataFrame:
+        """What the largest K adds to the smallest one's score, [S, T]; empty where a method scores alike at every K."""
+        ks = self.cells.ks(method, condition)
+        if len(ks) < 2:
+            return pd.DataFrame()
+        low, high = (self.cells_of(method, k, [condition], settings) for k in (ks[0], ks[-1]))
+        gain = self.cells.gain(high, low)
+        return gain if gain.size and gain.to_numpy().any() else pd.DataFrame()
+
     def better_floor(self, cells: Sequence[Cell]) -> tuple[str, pd.DataFrame]:
         """The stronger predictor that learns nothing beforehand, and the world model's loss less its loss, [S, T]."""
         after = self.cells.pooled(cells, "wm_nll_after")

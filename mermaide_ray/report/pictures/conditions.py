@@ -155,12 +155,9 @@ def _gains(study: Study, method: str) -> dict[str, Interval]:
     """What the largest K adds to the score, by condition; nothing where a method scores alike at every K."""
     found = {}
     for condition in study.conditions:
-        ks = study.cells.ks(method, condition)
-        if len(ks) > 1:
-            low, high = (study.cells_of(method, k, [condition]) for k in (ks[0], ks[-1]))
-            gain = study.cells.gain(high, low)
-            if gain.size and gain.to_numpy().any():
-                found[condition] = bootstrap_interval(gain.to_numpy(), seed=0)
+        gain = study.gain_of_k(method, condition)
+        if gain.size:
+            found[condition] = bootstrap_interval(gain.to_numpy(), seed=0)
     return found
 
 
