@@ -30,7 +30,8 @@ for attempt in $(seq 60); do
     [ "$attempt" -lt 60 ] || { echo "Ray's head must start within a minute or two, see ray-head-$SLURM_JOB_ID.log" >&2; exit 1; }
     sleep 1
 done
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 \
+# srun takes no notice of sbatch's --cpus-per-task (Slurm 22.05 and later): without, a worker would have one CPU.
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
     ray start --address="$address" --num-cpus="$SLURM_CPUS_PER_TASK" "${common[@]}" > "ray-workers-$SLURM_JOB_ID.log" 2>&1 &
 
 # In the background, so that bash can hear a TERM meanwhile; `mermaide` waits by itself for the workers that it needs.

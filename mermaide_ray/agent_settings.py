@@ -62,7 +62,8 @@ CONTINUOUS_FAMILIES: dict[str, Any] = {
 def default_families(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The mixture of an experiment whose settings name none."""
     environment = settings.get("environment")
-    continuous = isinstance(environment, Mapping) and environment.get("game") == "continuous"
+    game = environment.get("game") if isinstance(environment, Mapping) else getattr(environment, "game", None)
+    continuous = game == "continuous"
     return CONTINUOUS_FAMILIES if continuous else DEFAULT_FAMILIES
 
 

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(str(error), RunFault.exit_code)
     except KeyboardInterrupt:
-        how = {"train": f"; the run goes on with: {resume}", "sweep": "; the same command goes on with it"}
+        same = "; the same command goes on with it"
+        how = {"train": f"; the run goes on with: {resume}", "sweep": same, "stackelberg": same}
         print(f"mermaide: interrupted{how.get(args.command, '')}", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -76,11 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_seed(train)
     train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
-    train.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="with --resume: unpickle checkpoints that others may have written, which runs their code",
-    )
+    _add_trust(train, "with --resume: ")
     train.add_argument(
         "--baseline",
         action="append",
@@ -129,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--dry-run", action="store_true", help="list the trials, their steps and time; start nothing")
     sweep.add_argument("--no-report", action="store_true", help="end without the report (mermaide report DIR makes it)")
+    _add_trust(sweep)
     _add_address(sweep)
     sweep.set_defaults(call=_sweep)
 
@@ -198,6 +196,14 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="change one setting, such as training.meta_lr=1e-3; repeatable",
+    )
+
+
+def _add_trust(parser: argparse.ArgumentParser, when: str = "") -> None:
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help=f"{when}unpickle checkpoints that others may have written, which runs their code",
     )
 
 
@@ -367,7 +373,7 @@ def _sweep(args: argparse.Namespace) -> None:
         return
     name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
     root = args.resume or args.out or below(args.storage or "runs", name)
-    run_sweep(sweep, where, root, not args.no_report, args.principals)
+    run_sweep(sweep, where, root, not args.no_report, args.principals, args.trust_checkpoint)
 
 
 def _tensorboard(args: argparse.Namespace) -> None:

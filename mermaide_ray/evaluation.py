@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,9 @@ class Bounds:
         return ((returns - self.never) / span).where(span >= LEAST_SPAN, torch.full_like(span, float("nan")))
 
 
-_known_bounds: dict[tuple[str, int, Split, tuple[int, ...], int], Bounds] = {}
-"""By game and agents, seed, split, task ids and episodes: the oracle takes longer than any method's evaluation."""
+_played: dict[tuple[str, int, Split, tuple[int, ...], int], dict[str, Trajectories]] = {}
+"""What `never` and `oracle` played, by game and agents, seed, split, task ids and episodes: the oracle's search takes
+longer than any method's evaluation, and both are scored, too."""
 
 
 @dataclass(frozen=True)
@@ -149,20 +151,25 @@ class Evaluation:
         self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
         self._incentives, self._space = incentives_of(experiment.environment), experiment.environment.space
 
-    @property
+    @cached_property
     def bounds(self) -> Bounds:
-        """Returns of no intervention and of the privileged oracle on the same luck, found once per process."""
-        # What the principal sees changes neither end.
+        """Returns of no intervention and of the privileged oracle on the same luck."""
+        return Bounds(self._returns(self._ends["never"]), self._returns(self._ends["oracle"]))
+
+    @cached_property
+    def _ends(self) -> dict[str, Trajectories]:
+        """What no intervention and the oracle play, found once per process."""
+        # What the principal sees changes neither.
         game = self.experiment.model_dump_json(include={"environment", "agents"}, exclude={"environment": {"sight"}})
         key = (game, self.experiment.seed_of(self.split), self.split, self.tasks.ids, self.episodes)
-        if key not in _known_bounds:
-            never, oracle = (self._returns(self._play(self._rule(name))) for name in ("never", "oracle"))
-            _known_bounds[key] = Bounds(never, oracle)
-        return _known_bounds[key]
+        if key not in _played:
+            _played[key] = {name: self._play(self._rule(name)) for name in ("never", "oracle")}
+        return _played[key]
 
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
-        return self.principal(name, 0, self._rule(name))
+        played = self._ends[name] if name in self._ends else self._play(self._rule(name))
+        return self._results(self._origin(name, 0), 0, slice(None), played)
 
     def principal(self, name: str, seed: int, principal: Principal) -> Results:
         """Scores whoever plays the lockstep game without adapting: K = 0.
@@ -176,6 +183,8 @@ class Evaluation:
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes.
+
+        It plans if it says so, whatever this experiment has: see `Contender.at`.
 
         Raises:
             InputError: Its networks can't be used in this game.

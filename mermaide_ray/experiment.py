@@ -257,10 +257,10 @@ class Experiment(Section):
             )
         if not self.world_model.enabled and meta.adapt == "world_model":
             raise ValueError("`meta_learning.adapt` = world_model needs `world_model.enabled` = true, got false")
-        if not self.world_model.enabled and not self.world_model.policy_gradient:
+        if not self.world_model.policy_gradient and not (self.world_model.enabled and self.world_model.loss_weight):
             raise ValueError(
-                "`world_model.policy_gradient` must be true where `world_model.enabled` is false: nothing else would "
-                "train the recurrent core, got false"
+                "`world_model.policy_gradient` must be true where world_model.enabled is false or "
+                "world_model.loss_weight 0: nothing else would train the recurrent core, got false"
             )
         if self.environment.changes.of_base and self.agents.base_reward[0] == self.agents.base_reward[1]:
             raise ValueError(
@@ -466,12 +466,10 @@ def overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def with_setting(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """The settings with one changed, by its dotted key: a mixture whole; of a family in it, that setting alone."""
     path = override_path(dotted)
-    if path == ("agents", "families"):
-        settings = merge(settings, {"agents": {"families": None}})
     if path[:2] == ("agents", "families") and len(path) > 2:
         default = {"agents": {"families": default_families(settings)}}
-        settings = overlaid(default, settings)
-    return merge(settings, nested(path, value))
+        return merge(overlaid(default, settings), nested(path, value))
+    return overlaid(settings, nested(path, value))
 
 
 def override_path(dotted: str) -> tuple[str, ...]:

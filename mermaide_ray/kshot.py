@@ -17,6 +17,7 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import (
     LATENTS,
     Arms,
+    Outputs,
     Weights,
     choose,
     conditioned,
@@ -207,7 +208,7 @@ class Table:
         return plan(self.environment, learner, history, latents, policy, tasks.ids, luck)
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
-        """The inner loop on given support episodes; the outcome carries no graph."""
+        """The inner loop on given support episodes; the outcome carries no graph, and none of its memory."""
         experience, learner = self.experience(support), self.method.architecture.learner
         if learner is not None:
             history = experience.history
@@ -216,8 +217,15 @@ class Table:
             leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
             with_axis = shared(leaves, len(support.target))
             adaptation = adapt(self.method, with_axis, inner_rates, experience, create_graph=False)
+        said = adaptation.outputs
         return replace(
             adaptation,
+            outputs=Outputs(
+                arm_logits=None if said.arm_logits is None else said.arm_logits.detach(),
+                policy_logits=said.policy_logits.detach(),
+                values=said.values.detach(),
+                state=said.state.detach(),
+            ),
             weights={name: value.detach() for name, value in adaptation.weights.items()},
             state=None if adaptation.state is None else adaptation.state.detach(),
         )

@@ -22,11 +22,13 @@ class Metric:
         key: Flat name, the same wherever the number appears; `group/name` for a training scalar.
         unit: What one of it is; "1" for a pure number.
         meaning: What it says, in a phrase.
+        falls: Of a training scalar, whether less of it is better, or it is a price: nothing for a search to maximise.
     """
 
     key: str
     unit: str
     meaning: str
+    falls: bool = False
 
 
 def validation_key(k: int) -> str:
@@ -70,24 +72,26 @@ ROW_METRICS = (
 SCALARS = (
     Metric("principal/return", "principal reward per episode", "undiscounted return on query episodes"),
     Metric("principal/success_rate", "share of pulls", "pulls on the target arm in query episodes"),
-    Metric("principal/interventions", "per episode", "interventions other than none in query episodes"),
-    Metric("principal/cost", "per episode", "what the interventions cost, before the cost weight alpha"),
+    Metric("principal/interventions", "per episode", "interventions other than none in query episodes", falls=True),
+    Metric("principal/cost", "per episode", "what the interventions cost, before the cost weight alpha", falls=True),
     Metric("principal/entropy", "nats per pull", "entropy of the intervention policy"),
-    Metric("principal/value_loss", "1", "squared error of the value baseline, in units of the value scale"),
+    Metric("principal/value_loss", "1", "squared error of the value baseline, in units of the value scale", falls=True),
     Metric("principal/grad_norm", "1", "norm of the meta-gradient before clipping"),
     Metric("principal/meta_lr", "1", "meta (outer) learning rate"),
     Metric("adaptation/support_return", "principal reward per episode", "return on support episodes, before adapting"),
     Metric("adaptation/gain", "principal reward per episode", "query return minus support return"),
     Metric("adaptation/inner_grad_norm", "1", "norm of the inner gradient, mean over tasks"),
     Metric("adaptation/inner_lr", "1", "inner learning rate, mean over parameter tensors"),
-    Metric("world_model/nll_before", "nats per pull", "next-pull loss on support episodes, before adaptation"),
-    Metric("world_model/nll_after", "nats per pull", "next-pull loss on query episodes, after adaptation"),
+    Metric(
+        "world_model/nll_before", "nats per pull", "next-pull loss on support episodes, before adaptation", falls=True
+    ),
+    Metric("world_model/nll_after", "nats per pull", "next-pull loss on query episodes, after adaptation", falls=True),
     Metric("world_model/accuracy", "share of pulls", "pulls that were the likeliest arm, after adaptation"),
     Metric("throughput/env_steps", "env steps", "environment steps so far, support and query together"),
     Metric("throughput/env_steps_per_s", "env steps per second", "environment steps per wall-clock second"),
-    Metric("throughput/sample_s", "seconds per iteration", "sampling and inner adaptation"),
-    Metric("throughput/update_s", "seconds per iteration", "meta-gradient and optimiser step"),
-    Metric("throughput/bytes_per_env_step", "bytes", "trajectory bytes shipped per environment step"),
+    Metric("throughput/sample_s", "seconds per iteration", "sampling and inner adaptation", falls=True),
+    Metric("throughput/update_s", "seconds per iteration", "meta-gradient and optimiser step", falls=True),
+    Metric("throughput/bytes_per_env_step", "bytes", "trajectory bytes shipped per environment step", falls=True),
     validation_metric(0),
     validation_metric(1),
 )

@@ -12,6 +12,7 @@ unpickles nothing. (Agent families that its settings name by a dotted path are i
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -373,10 +375,20 @@ def provenance() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [without_credentials(argument) for argument in sys.argv],
         "commit": git("rev-parse", "HEAD") if is_ours else None,
+        "sources": sources_digest(),
         "uncommitted_changes": None if changes is None else bool(changes),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }
+
+
+@cache
+def sources_digest() -> str:
+    """What tells this package's code, presets included, from any other: where no .git came along there is no commit."""
+    digest, root = hashlib.sha256(), Path(__file__).resolve().parent
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def without_credentials(text: str) -> str:

@@ -24,7 +24,7 @@ def contrast(low: float, high: float, condition: str = "test") -> Contrast:
     difference = Interval((low + high) / 2, low, high)
     better = True if low > 0 else False if high < 0 else None
     level = Interval(0.5, 0.4, 0.6)
-    return Contrast("other", (condition,), level, level, difference, None, 5, 20, better)
+    return Contrast("other", (condition,), level, level, difference, None, 5, 20, 1, better)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_where_less_is_better_the_lower_one_wins(tmp_path: Path) -> None:
 
 def test_k_is_compared_within_the_main_method(tmp_path: Path) -> None:
     found = answered(tmp_path / "sweep", {"compare": "k", "value": 1, "against": [0]})
-    assert (found.verdict, found.name, found.contrasts[0].other) == (SUPPORTED, "K = 1", "K = 0")
+    assert (found.verdict, found.name, found.contrasts[0].other) == (SUPPORTED, "mermaide, K = 1", "mermaide, K = 0")
     assert found.contrasts[0].difference.value == pytest.approx(0.04, abs=0.01)
 
 
@@ -184,9 +184,11 @@ def test_values_of_a_setting_are_paired_only_where_the_game_is_the_same(tmp_path
 
 
 def test_a_claim_that_names_no_side_is_about_the_largest_k_or_the_first_value(tmp_path: Path) -> None:
-    assert answered(tmp_path / "k", {"compare": "k"}).name == "K = 1"
+    assert answered(tmp_path / "k", {"compare": "k"}).name == "mermaide, K = 1"
     search = {"training.meta_lr": [0.01, 0.001]}
-    assert answered(tmp_path / "rate", {"compare": "training.meta_lr"}, search=search).name == "meta_lr = 0.001"
+    assert (
+        answered(tmp_path / "rate", {"compare": "training.meta_lr"}, search=search).name == "mermaide, meta_lr = 0.001"
+    )
 
 
 def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
@@ -219,14 +221,56 @@ def test_a_claim_about_what_is_not_there_is_refused(claim: dict[str, Any], messa
 def test_conditions_are_compared_within_the_main_method(tmp_path: Path) -> None:
     claim = {"compare": "condition", "value": "validation", "k": 0}
     found = answered(tmp_path / "sweep", claim)
-    assert (found.verdict, found.name, found.contrasts[0].other) == (SUPPORTED, "validation", "test")
+    assert (found.verdict, found.name, found.contrasts[0].other) == (
+        SUPPORTED,
+        "mermaide, validation",
+        "mermaide, test",
+    )
     assert found.contrasts[0].difference.value == pytest.approx(0.1, abs=0.05)
     assert "(K = 0)" in found.sentence
 
 
+def test_what_is_no_method_is_compared_within_the_main_one_and_names_it(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    methods = {"rl2": Effects(per_setting={key: -0.2}), "mermaide": Effects(per_setting={key: 0.2})}
+    options: dict[str, Any] = {"methods": methods, "search": {key: [0.001, 0.01]}}
+    found = answered(tmp_path / "sweep", {"compare": key, "value": 0.001}, **options)
+    assert (found.verdict, found.name) == (SUPPORTED, "rl2, meta_lr = 0.001")
+    # Methods are compared over both, and the sentence says so.
+    of_methods = answered(tmp_path / "methods", {"value": "mermaide", "against": ["rl2"]}, **options)
+    assert "K = 1, mean of 2 settings), " in of_methods.sentence
+
+
+def test_the_main_method_is_the_one_that_the_claim_is_about(tmp_path: Path) -> None:
+    methods = {"rl2": Effects(), "mermaide": Effects()}
+    folder = write_sweep(tmp_path / "sweep", methods, answer={"value": "mermaide"}, **FAR)
+    assert read_study([folder]).main == "mermaide"
+
+
+def test_conditions_are_compared_at_a_k_that_both_have(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", ks=(0, 1, 5), answer={"compare": "condition", "value": "test"}, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[(rows["condition"] != "test") | (rows["k"] < 5)].to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder]))
+    assert found.verdict == CONTRADICTED
+    assert "(K = 1)" in found.sentence
+    rows[(rows["condition"] == "test") == (rows["k"] == 5)].to_parquet(folder / "rows.parquet")
+    assert "was scored at no K in common in test, validation" in answer(read_study([folder])).sentence
+
+
+def test_a_mixture_may_be_compared_beside_a_folder_that_names_another(tmp_path: Path) -> None:
+    key = "agents.families"
+    folder = write_sweep(
+        tmp_path / "sweep", search={key: ["narrow", "{ucb: {train: {}}}"]}, answer={"compare": key}, **FAR
+    )
+    assert answer(read_study([folder])).name.endswith("families = narrow")
+
+
 def test_where_no_value_is_named_the_first_is_claimed(tmp_path: Path) -> None:
     options: dict[str, Any] = {"search": {"training.meta_lr": [0.001, 0.01]}}
-    assert answered(tmp_path / "setting", {"compare": "training.meta_lr"}, **options).name == "meta_lr = 0.001"
+    assert (
+        answered(tmp_path / "setting", {"compare": "training.meta_lr"}, **options).name == "mermaide, meta_lr = 0.001"
+    )
     # As a resolved sweep.yaml holds it: what was not given is null.
     empty = {"value": None, "against": None, "conditions": None, "k": None, "measure": "normalised_score"}
     assert answered(tmp_path / "method", {"compare": "method", **empty}).name == "mermaide"
@@ -263,6 +307,10 @@ def test_what_shares_no_condition_is_named_and_not_compared(tmp_path: Path) -> N
 
 
 def test_values_are_compared_with_the_digits_that_labels_have(tmp_path: Path) -> None:
-    claim = {"compare": "training.meta_lr", "value": 0.0123456, "against": [0.2]}
-    found = answered(tmp_path / "sweep", claim, search={"training.meta_lr": [0.01235, 0.2]})
-    assert len(found.contrasts) == 1
+    for claim in ({"value": 0.0123456, "against": [0.2]}, {"value": 0.0123456}):
+        found = answered(
+            tmp_path / f"sweep{len(claim)}",
+            {"compare": "training.meta_lr"} | claim,
+            search={"training.meta_lr": [0.01235, 0.2]},
+        )
+        assert [contrast.other for contrast in found.contrasts] == ["mermaide, meta_lr = 0.2"]

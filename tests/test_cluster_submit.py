@@ -28,6 +28,8 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ["train", "--set", "agents.families.ucb={train: {ucb_coefficient: [0, 1]}}", "--seed", "3"],
         ["train", "--set", "name=three plain words", "--set", "seed=1", "--out", "x"],
         ["train", "--set", "evaluation.k=[0, 1, 5]"],
+        ["train", "--set=evaluation.k=[0, 1, 5]", "--seed", "3"],
+        ["sweep", "--set", "name=two words", __file__],
         ["evaluate", "runs/x", "--k", "0", "1", "5", "--tasks", "3"],
         ["train"],
         [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from mermaide_ray import evaluation
 from mermaide_ray.agents.base import Family, Params, State
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.baselines import BASELINES
+from mermaide_ray.baselines import BASELINES, oracles, rules
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import (
     CALIBRATION_BINS,
@@ -142,6 +143,25 @@ def test_never_scores_0_and_the_oracle_1(held_out: Evaluation) -> None:
     assert len(never) == len(oracle) >= 4
     assert (never == 0).all()
     np.testing.assert_allclose(oracle, 1, rtol=1e-6)
+
+
+def test_the_oracle_is_searched_once_and_a_rule_s_number_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    for module, name in ((oracles, "best_rules"), (oracles, "returns_of"), (rules, "_best_on_validation")):
+        monkeypatch.setattr(module, name, partial(_counted, searched, name, getattr(module, name)))
+    experiment = _experiment(agents={"seed": 4711})
+    for split in ("validation", "test"):
+        once, again = (Evaluation(experiment, split, 2, 2) for _ in range(2))
+        for name in ("first_n", "privileged_gap", "oracle"):
+            pd.testing.assert_frame_equal(once.baseline(name).rows, again.baseline(name).rows)
+    assert searched.count("best_rules") == 2  # once per split
+    assert searched.count("_best_on_validation") == 1
+    assert searched.count("returns_of") == 2 * 2 + 1  # two rounds for each oracle, one for the gap
+
+
+def _counted(counts: list[str], name: str, function: Any, *arguments: Any, **named: Any) -> Any:
+    counts.append(name)
+    return function(*arguments, **named)
 
 
 def test_no_rule_earns_more_than_the_oracle() -> None:

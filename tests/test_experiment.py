@@ -9,9 +9,12 @@ import yaml
 from conftest import of_mermaide
 
 from mermaide_ray.config_file import explained_yaml, load_yaml
+from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
+    Evaluation,
     Experiment,
+    WorldModel,
     elsewhere,
     load_experiment,
     load_preset,
@@ -143,6 +146,7 @@ REFUSED = {
     "{training: {baseline: leave_one_out}, meta_learning: {query_episodes: 1}}": "`meta_learning.query_episodes` must",
     "{world_model: {enabled: false}, meta_learning: {adapt: world_model}}": "needs `world_model.enabled` = true",
     "world_model: {enabled: false, policy_gradient: false}": "`world_model.policy_gradient` must be true where",
+    "world_model: {loss_weight: 0, policy_gradient: false}": "nothing else would train the recurrent core, got false",
     "{world_model: {enabled: false}, meta_learning: {inner_policy_weight: 0}}": "the inner step would have no loss",
     "{meta_learning: {inner_policy_weight: 0, adapt: policy}}": "nothing else would move it, got 0",
     "agents: {families: {ucb: {train: {ucb_coefficient: [0, 1]}, test: {ucb_coefficient: [2, 3]}}, "
@@ -226,6 +230,21 @@ def test_families_in_a_file_replace_the_mixture_and_an_override_changes_one_of_i
     assert changed.train == {"ucb_coefficient": (0.1, 0.5)}
     default = load_experiment(overrides={"agents.families.ucb.weight": 3}).agents.families
     assert {name: family.weight for name, family in default.items()} == {"ucb": 3, "epsilon_greedy": 1}
+
+
+def test_a_mixture_given_as_part_of_its_section_replaces_the_mixture(tmp_path: Path) -> None:
+    softmax = {"softmax": {"train": {"temperature": [0.1, 0.2]}, "test": {"temperature": [0.3, 1]}}}
+    changed = load_experiment(written(tmp_path, UCB), overrides={"agents": {"families": softmax}})
+    assert list(changed.agents.families) == ["softmax"]
+
+
+def test_the_continuous_game_has_its_own_mixture_however_it_is_given() -> None:
+    made = Experiment(
+        environment=Environment(game="continuous"),
+        world_model=WorldModel(kind="recurrent"),
+        evaluation=Evaluation(planning=False),
+    )
+    assert "kernel_ucb" in made.agents.families
 
 
 def test_families_in_a_file_replace_those_of_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

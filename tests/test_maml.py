@@ -20,6 +20,7 @@ from mermaide_ray.learners.maml import (
     inner_loss,
     meta_loss,
     sampling_log_p,
+    support_advantages,
     trial_advantages,
     unroll,
     unroll_support,
@@ -46,10 +47,13 @@ BASE: dict[str, Any] = {
 
 def _method(**sections: dict[str, Any]) -> Method:
     settings = {name: {**values, **sections.get(name, {})} for name, values in BASE.items()}
-    # Set past the checks: with a carried state it is refused, as a poor baseline, but its gradients must be right.
-    baseline = {"baseline": settings["training"].pop("baseline")}
+    # Set past the checks, which refuse some of these beside each other: their gradients must be right all the same.
+    past = {"training": {"baseline": settings["training"].pop("baseline")}}
+    if "policy_gradient" in settings["world_model"]:
+        past["world_model"] = {"policy_gradient": settings["world_model"].pop("policy_gradient")}
     experiment = tiny(environment=GAME, **settings)
-    return Method.of(experiment.model_copy(update={"training": experiment.training.model_copy(update=baseline)}))
+    changed = {name: getattr(experiment, name).model_copy(update=update) for name, update in past.items()}
+    return Method.of(experiment.model_copy(update=changed))
 
 
 def _experience(method: Method, episodes: int, seed: int, tasks: int = B) -> Experience:
@@ -461,6 +465,21 @@ def test_an_inner_step_weighs_actions_by_the_policy_that_chose_them() -> None:
         scaled = centred / centred.square().mean((1, 2), keepdim=True).sqrt()
         expected = _gradients(-((log_p - chosen_by).exp() * scaled).mean((1, 2)).sum(), weights)
         torch.testing.assert_close(_flat(found), _flat(expected), rtol=1e-5, atol=1e-8)
+
+
+def test_a_carried_trial_does_not_end_where_adaptation_looks_at_it() -> None:
+    """Of equal rewards for ever, held to be worth just that, no pull is better than expected, the last ones neither."""
+    gamma, reward = 0.9, 0.8
+    method = _method(meta_learning={"carry_state": True}, training={"baseline": "value", "gamma": gamma})
+    support = _experience(method, K, 0)
+    outputs = unroll(method, shared(_weights(method), B), support.history)
+    rewards = torch.full_like(support.rewards, reward, dtype=torch.float64)
+    knows = replace(outputs, values=torch.full_like(rewards, reward / (1 - gamma)))
+    advantages, targets = support_advantages(method, knows, rewards)
+    torch.testing.assert_close(advantages, torch.zeros_like(rewards), rtol=0, atol=1e-12)
+    torch.testing.assert_close(targets, knows.values)
+    afresh = _method(meta_learning={"carry_state": False}, training={"baseline": "value", "gamma": gamma})
+    assert (support_advantages(afresh, knows, rewards)[0][:, -1] < -1).all()
 
 
 def test_support_actions_of_a_carried_trial_are_credited_with_the_query() -> None:

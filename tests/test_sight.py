@@ -168,6 +168,19 @@ def test_neither_the_inner_nor_the_outer_step_learns_from_a_pull_that_was_not_se
     assert (losses(renamed(seen=True)) != losses(parts)).all()
 
 
+def test_a_meta_batch_of_which_nothing_was_seen_has_finite_metrics() -> None:
+    experiment = tiny(environment={"sight": {"share": 1e-9}})
+    module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
+    table, tasks = Table(experiment.environment, module.method), AgentDistribution(experiment).tasks("train", range(2))
+    meeting = table.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "tests", 0))
+    assert meeting.support is not None
+    support, query = (table.experience(part) for part in (meeting.support, meeting.query))
+    assert query.history.seen is not None
+    assert not query.history.seen.any()
+    told = meta_loss(module.method, module.weights(), module.inner_rates(), support, query, 0.01)
+    assert all(torch.isfinite(value) for value in (told.loss, *told.metrics.values()))
+
+
 @pytest.mark.parametrize("sight", SIGHTS.values(), ids=SIGHTS)
 def test_rows_score_the_prediction_against_what_was_really_pulled(sight: dict[str, Any]) -> None:
     experiment = tiny(environment={"sight": sight})
@@ -190,7 +203,7 @@ def test_both_ends_of_the_scale_and_rules_see_the_truth() -> None:
     """Fixed rules look at nothing of the agent, oracles at the truth: how badly the principal sees changes neither."""
     plain, partial = (tiny(environment={"sight": sight}) for sight in ({}, SIGHTS["all three"]))
     one, other = Evaluation(plain, "validation"), Evaluation(partial, "validation")
-    assert one.bounds is other.bounds  # found once, since
+    assert one._ends is other._ends  # found once, since
     for name in ("never", "oracle"):
         returns = [found._returns(found._play(found._rule(name))) for found in (one, other)]
         assert torch.equal(*returns), name

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pandas as pd
@@ -34,7 +37,7 @@ from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, load_sweep
 from mermaide_ray.sweep.job import _alone, _begin, _conclude
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
-from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.run import SweepRun, origin_of
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST, SweepTrial
 
@@ -146,7 +149,7 @@ def test_resume_needs_no_file(swept: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_another_sweep_is_refused_the_folder(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep(write_sweep(tmp_path, seeds=3), "--out", swept) == 2
+    assert sweep(write_sweep(tmp_path, seeds=[1, 2]), "--out", swept) == 2
     assert "a sweep that goes on must stay the same, but `seeds` is not that of" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -173,6 +176,68 @@ def test_rules_may_change_until_a_run_is_scored_beside_them(
     _begin(store, load_sweep(write_sweep(tmp_path, "before.yaml", seeds=1, baselines=["never", "always"])))
     assert b"always" in (store.read("sweep.yaml") or b"")
     assert store.names("baselines") == []
+
+
+def test_a_sweep_may_go_on_with_more_seeds(swept: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(swept, tmp_path / "out")
+    rows, name = sorted_rows(out), "cost_weight=1,seed=1"
+    before = (out / "runs" / name / "rows.parquet").stat().st_mtime_ns
+    assert sweep(write_sweep(tmp_path, seeds=3), "--out", out) == 0
+    grown = sorted_rows(out)
+    assert set(grown["seed"]) == {0, 1, 2}
+    pd.testing.assert_frame_equal(grown[grown["seed"] < 2].reset_index(drop=True), rows)
+    assert (out / "runs" / name / "rows.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "goes_on"),
+    [
+        ({"seeds": 1}, {"seeds": 2}, True),
+        ({"seeds": 2}, {"seeds": 1}, False),
+        ({"tune": {"samples": 2}}, {"tune": {"samples": 3, "max_failures": 0}}, True),
+        ({"tune": {"samples": 3}}, {"tune": {"samples": 2}}, False),
+        ({"tune": {"samples": 2}}, {"tune": {"samples": 3, "seed": 1}}, False),
+        # What a scheduler has compared, it has compared with all its seeds.
+        ({"tune": {"scheduler": "asha"}, "seeds": 1}, {"tune": {"scheduler": "asha"}, "seeds": 2}, False),
+    ],
+)
+def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
+    earlier: dict[str, Any], later: dict[str, Any], goes_on: bool, tmp_path: Path
+) -> None:
+    search = {"training.gamma": {"uniform": [0.9, 1.0]}}
+    _, store = held(write_sweep(tmp_path, search=search, answer=None, **earlier), tmp_path / "out")
+    changed = load_sweep(write_sweep(tmp_path, search=search, answer=None, **later))
+    with nullcontext() if goes_on else pytest.raises(InputError, match=r"must stay the same.*more `seeds` and"):
+        _begin(store, changed)
+
+
+def test_going_on_with_other_code_is_put_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, sweep = Store(str(tmp_path / "out")), load_sweep(write_sweep(tmp_path, seeds=1))
+    for _ in range(2):
+        _begin(store, sweep)
+    begun = origin_of(store)
+    assert "continued" not in json.loads(store.read("provenance.json") or b"")
+    monkeypatch.setattr("mermaide_ray.sweep.job.provenance", lambda: begun | {"sources": "other", "commit": "b"})
+    for _ in range(2):
+        _begin(store, sweep)
+    record = json.loads(store.read("provenance.json") or b"")
+    assert (record["sources"], [one["commit"] for one in record["continued"]]) == (begun["sources"], ["b"])
+    assert origin_of(store)["commit"] == "b"
+
+
+def test_checkpoints_that_others_may_have_written_are_loaded_only_if_trusted(tmp_path: Path) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    run.advance()
+    run.close()
+    checkpoint = next((tmp_path / "out" / "runs" / run.name / "checkpoints").iterdir())
+    (checkpoint / "meta.json").chmod(0o666)
+    with pytest.raises(InputError, match=r"everybody may write to .*meta.json \(--trust-checkpoint"):
+        SweepRun(plan, plan.settings[0], 0, store).advance()
+    trusting = SweepRun(plan, plan.settings[0], 0, store, trusted=True)
+    trusting.advance()
+    assert trusting.env_steps == run.env_steps
+    trusting.close()
 
 
 def test_a_sweep_that_is_killed_before_it_is_written_is_begun_anew(

@@ -170,6 +170,20 @@ def test_what_is_wrong_with_a_combination_names_the_trial() -> None:
         plan_of(search={"training.gamma": {"uniform": [0.5, 1.5]}}, tune={"searcher": "optuna", "samples": 2})
 
 
+@pytest.mark.parametrize("tune", [{"searcher": "optuna", "samples": 2}, {"scheduler": "pbt", "samples": 2}])
+def test_each_alternative_of_a_search_is_checked(tune: dict[str, Any]) -> None:
+    search = {"meta_learning.meta_batch_size": {"choice": [24, 2, 48]}}
+    with pytest.raises(InputError, match=r"`meta_learning.meta_batch_size` must be >= training.minibatches .* got 2"):
+        plan_of(search=search, tune=tune)
+
+
+def test_a_run_whose_name_no_folder_can_have_is_refused() -> None:
+    values = {f"agents.families.{name}.weight": {"grid": [1]} for name in ("ucb", "epsilon_greedy")}
+    labels = {"environment.cost_weight": {"grid": {"x" * 200: 0.1}}}
+    with pytest.raises(InputError, match=r"must have at most 230 characters, got \d+ in agents"):
+        plan_of(search=values | labels)
+
+
 def test_rows_are_counted_beforehand_with_each_game_once() -> None:
     plan = plan_of(
         settings={"evaluation": {"tasks": 6, "k": [0, 1, 2]}},
@@ -194,6 +208,7 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             },
             "got 'validation/scor_k1' (did you mean 'validation/score_k1'?)",
         ),
+        ({"tune": {"stop": {"world_model/nll_after": 0.5}}}, "is to rise (principal/return, "),
         ({"answer": {"compare": "k", "value": 7}}, "`answer.value` must be among what the sweep scores (0, 1), got 7"),
         ({"answer": {"k": 9}}, "`answer.k` must be among what the sweep scores (0, 1), got 9"),
         ({"answer": {"value": "mermaid"}}, "`answer.value` must be among what the sweep scores (always"),

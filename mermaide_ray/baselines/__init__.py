@@ -61,7 +61,8 @@ BASELINES: dict[str, Baseline] = {
     ),
     "oracle": Baseline(
         "mermaide_ray.baselines.oracles:oracle",
-        "privileged: the best of these rules for each single task; 1 on the normalised scale",
+        "privileged: for each single task the best rule by the clock, by the agent's estimates, or for when the target "
+        "is next; 1 on the normalised scale",
         privileged=True,
     ),
 }

@@ -1,4 +1,4 @@
-"""Privileged oracles: rules that see what no principal may see. Bounds to compare with, never available to one.
+"""Privileged oracles: rules that see what no principal may see. References to compare with, never available to one.
 
 Three kinds of privilege: the agent's estimates (its `mean` of each arm), its next arm, and, for the oracle, which rule
 is best for each single task. The oracle's choice is honest: rules are chosen on episodes of their own and then scored
@@ -25,7 +25,7 @@ from torch import Tensor
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.base import Family
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.rules import announced, shares_of, toward_target
+from mermaide_ray.baselines.rules import announced, once_per_game, shares_of, toward_target
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
@@ -71,21 +71,6 @@ class Rule:
     size: int = 1
     goals_only: bool = False
     restarts: bool = False
-
-    def __str__(self) -> str:
-        """A short name for tables."""
-        if not self.until:
-            return "never"
-        parts = [f"first {self.until}" + " after each change" * self.restarts]
-        if self.gap < float("inf"):
-            parts.append(f"gap < {self.gap:g}")
-        if self.next_arm != "any":
-            parts.append({"target": "next is target", "other": "next is another"}.get(self.next_arm, "next is away"))
-        if self.goals_only:
-            parts.append("next is a goal")
-        if self.size > 1:
-            parts.append(f"size {self.size}")
-        return ", ".join(parts)
 
 
 class PrivilegedRules:
@@ -284,11 +269,14 @@ def oracle(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) ->
 
 
 def _same_for_all(experiment: Experiment, rules: Sequence[Rule], tasks: Tasks, episodes: int) -> Principal:
-    validation = AgentDistribution(experiment).held_out("validation", experiment.evaluation.tasks)
-    key = (experiment.agents.seed, "validation", "baselines/choice", 0)
-    pairs = [list(rules)] * len(validation)
-    means = returns_of(experiment.environment, validation, pairs, key, _FIRST_ROUND).mean((0, 2))
-    return PrivilegedRules(experiment.environment, [rules[int(means.argmax())]] * len(tasks), episodes)
+    def best() -> int:
+        validation = AgentDistribution(experiment).held_out("validation", experiment.evaluation.tasks)
+        key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+        pairs = [list(rules)] * len(validation)
+        return int(returns_of(experiment.environment, validation, pairs, key, _FIRST_ROUND).mean((0, 2)).argmax())
+
+    rule = rules[once_per_game(experiment, tuple(rules), best)]
+    return PrivilegedRules(experiment.environment, [rule] * len(tasks), episodes)
 
 
 def best_rules(experiment: Experiment, split: Split, tasks: Tasks, rules: Sequence[Rule] | None = None) -> list[Rule]:

@@ -5,7 +5,7 @@ The one number of a rule is chosen on validation agents, for the whole mixture: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -100,14 +100,35 @@ def chosen_n(experiment: Experiment) -> int:
     """The n of first-n with the highest return on validation agents; the smallest of equals."""
     environment = experiment.environment
     grid = shares_of(environment.horizon, _SHARES)
-    return grid[_best_on_validation(experiment, [partial(FixedRule, environment, n) for n in grid])]
+    rules = [partial(FixedRule, environment, n) for n in grid]
+    return grid[once_per_game(experiment, "first_n", lambda: _best_on_validation(experiment, rules))]
 
 
 def chosen_probability(experiment: Experiment) -> float:
     """The p of random(p) with the highest return on validation agents; the smallest of equals."""
     environment = experiment.environment
     rules = [partial(FixedRule, environment, environment.horizon, p) for p in _SHARES]
-    return _SHARES[_best_on_validation(experiment, rules)]
+    return _SHARES[once_per_game(experiment, "random", lambda: _best_on_validation(experiment, rules))]
+
+
+_chosen: dict[tuple[str, Hashable], int] = {}
+
+
+def once_per_game(experiment: Experiment, among: Hashable, choose: Callable[[], int]) -> int:
+    """What is best on the validation agents, found once per process: all splits and conditions of a game ask for it.
+
+    Args:
+        experiment: The game and the agents.
+        among: What it is chosen among.
+        choose: Finds its index.
+    """
+    game = experiment.model_dump_json(
+        include={"environment": True, "agents": True, "evaluation": {"tasks", "episodes"}}
+    )
+    key = game, among
+    if key not in _chosen:
+        _chosen[key] = choose()
+    return _chosen[key]
 
 
 def shares_of(horizon: int, shares: Sequence[float]) -> list[int]:

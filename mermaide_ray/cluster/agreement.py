@@ -21,19 +21,13 @@ def check_versions() -> None:
     """
 
     def versions() -> dict[str, str]:
-        import hashlib
         from importlib.metadata import version
-        from pathlib import Path
 
-        import mermaide_ray
+        from mermaide_ray import __version__
+        from mermaide_ray.storage import sources_digest
 
-        sources = hashlib.sha256()
-        root = Path(mermaide_ray.__file__).parent
-        # Presets too: whoever trains a baseline or a trial reads its own.
-        for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
-            sources.update(str(path.relative_to(root)).encode() + path.read_bytes())
         mine = {name: version(name) for name in ("torch", "numpy")}
-        return {**mine, "mermaide_ray": f"{mermaide_ray.__version__} (sources {sources.hexdigest()[:8]})"}
+        return {**mine, "mermaide_ray": f"{__version__} (sources {sources_digest()})"}
 
     here = versions()
     for node, there in on_every_node(versions):

@@ -16,8 +16,10 @@ import ray
 from rich.console import Console
 
 from mermaide_ray.cluster.agreement import check_gpus, check_storage, check_versions
+from mermaide_ray.cluster.nodes import said
 from mermaide_ray.cluster.resources import Bundle, await_resources
 from mermaide_ray.errors import RunFault
+from mermaide_ray.machine import cpus
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
     workers = sum(round(bundle.get("CPU", 0)) for bundle in bundles) + 1
     here: dict[str, Any] = {
         "address": "local",
-        "num_cpus": max(os.cpu_count() or 1, workers),
+        "num_cpus": max(cpus(), workers),
         "include_dashboard": False,
         "log_to_driver": False,
     }
@@ -50,7 +52,7 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
         if mine:
             ray.init(logging_level=logging.ERROR, **({"log_to_driver": False} if joins else here))
     except Exception as error:
-        got = str(error).strip().splitlines()[0].rstrip(".")
+        got = said(error)[0].rstrip(".")
         advice = " (start it again, best when the machine is less busy)" if "timed out" in got else ""
         raise RunFault(f"Ray must start, got: {got}{advice}") from None
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -62,6 +64,8 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
             check_gpus()
         if joins:
             check_versions()
+            if not bundles:
+                console.print("this process samples and learns alone (env_runners.num_env_runners: 0)", highlight=False)
             if storage is not None:
                 check_storage(storage)
         yield

@@ -69,4 +69,9 @@ def on_every_node(question: Callable[..., Any], *arguments: Any) -> list[tuple[s
 
 def last_line(error: Exception) -> str:
     """What an exception says in the end, after Ray's frames around it."""
-    return str(error).strip().splitlines()[-1]
+    return said(error)[-1]
+
+
+def said(error: Exception) -> list[str]:
+    """What an exception says, line by line: at the least what it is."""
+    return str(error).strip().splitlines() or [type(error).__name__]

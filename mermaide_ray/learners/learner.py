@@ -1,9 +1,9 @@
 """The meta-learner as an RLlib Learner.
 
 RLlib's Learner serves as the container: module, optimizer, groups of learners, checkpoints, metrics. Its update is
-replaced as a whole: the unit of data is the task, whose support and query belong together, and there is one
-meta-gradient per epoch. RLlib's own meta learners are not used: they step once per minibatch, can't accumulate over
-tasks, and don't synchronise gradients between learners (ray 2.60, rllib/core/learner/torch/torch_meta_learner.py).
+replaced as a whole: the unit of data is the task, whose support and query belong together, and a minibatch is some of
+the tasks. RLlib's own meta learners are not used: they cut minibatches out of the pulls, and don't synchronise
+gradients between learners (ray 2.60, rllib/core/learner/torch/torch_meta_learner.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MermaideLearner(TorchLearner):
             training_data.solve_refs()
             batch = training_data.batch
         self._weights_seq_no += 1
-        # Only what was put in: rllib adds columns of its own to some batches.
+        # What rllib adds to some batches is never asked for.
         columns = {key: torch.from_numpy(value) for key, value in batch.policy_batches[PRINCIPAL].items()}
         try:
             told = self._meta_update(columns, float((timesteps or {}).get("progress", 0.0)))

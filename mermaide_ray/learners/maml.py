@@ -6,6 +6,8 @@ MAML (Finn et al., arXiv 1703.03400) over a policy gradient and the world model'
     adapted = theta - inner_lr * d/dtheta [ NLL(support; theta) + w * PG(support; theta) ]        per task
     meta    = PG(query; adapted) + NLL(query; adapted) + support_weight * [the same on support, unadapted]
 
+(each PG in the meta-objective with its value loss and entropy bonus, each NLL times `world_model.loss_weight`).
+
 Every weight carries a task axis. The unadapted weights enter it by expansion, so their gradient *is* per task, and the
 first pass over the support runs with plain matrix products.
 """
@@ -132,9 +134,25 @@ def trial_advantages(
     order, and then the query (the mean over its episodes) are one long episode.
     Source: Duan et al., arXiv 1611.02779 (RL squared), section 2.2.
     """
-    training, (batch, time, episodes) = method.training, rewards.shape
     query_advantages, _ = advantages_of(method, query, query_rewards)
-    after = (query_advantages[:, 0].mean(1), query.values[:, 0].detach().mean(1))
+    return _in_a_row(method, outputs, rewards, (query_advantages[:, 0].mean(1), query.values[:, 0].detach().mean(1)))
+
+
+def support_advantages(method: Method, outputs: Outputs, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets of support episodes [B, T, K] before the query is played.
+
+    Where the state is carried over, values are of the whole trial (`trial_advantages`): an episode's end is not the
+    end, and what follows the support is worth what the last pull of it was held to be worth.
+    """
+    if not (method.meta.carry_state and method.training.baseline == "value"):
+        return advantages_of(method, outputs, rewards)
+    follows = outputs.values[:, -1, -1].detach()
+    return _in_a_row(method, outputs, rewards, (torch.zeros_like(follows), follows))
+
+
+def _in_a_row(method: Method, outputs: Outputs, rewards: Tensor, after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets [B, T, K] of episodes that follow each other, and are followed by `after`."""
+    training, (batch, time, episodes) = method.training, rewards.shape
 
     def in_a_row(x: Tensor) -> Tensor:
         return x.detach().to(after[0].dtype).transpose(1, 2).reshape(batch, episodes * time, 1)
@@ -197,7 +215,7 @@ def adapt(
             `weights` if not given.
     """
     outputs = unroll_support(method, weights, support.history)
-    advantages, value_targets = advantages_of(method, outputs, support.rewards)
+    advantages, value_targets = support_advantages(method, outputs, support.rewards)
     names = method.adaptable()
     if old_log_p is None:
         old_log_p = log_probability(outputs.policy_logits, support.history.actions).detach()
@@ -378,5 +396,8 @@ class _Part:
             history = self._experience.history
             hit = hits(self._method.architecture, self._outputs.arm_logits, history.labels).float()
             told["world_model/nll_after"] = self.nll.detach()
-            told["world_model/accuracy"] = hit.mean() if history.seen is None else hit[history.seen].mean()
+            # 0 where nothing was seen, as the loss is.
+            told["world_model/accuracy"] = (
+                hit.mean() if history.seen is None else hit[history.seen].sum() / history.seen.sum().clamp(min=1)
+            )
         return told

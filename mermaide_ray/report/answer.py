@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.cells import Cell, is_trained
 from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
 from mermaide_ray.report.statistics import (
     QUARTILE,
@@ -40,6 +40,7 @@ class Contrast:
         difference: This minus the other, positive where this is the higher.
         probability: That this one is better on a random task; None where their tasks differ.
         seeds, tasks: What this side's figure rests on.
+        settings: Settings that both figures are means over.
         better: Whether the claimed side is better for sure (True), worse for sure (False), or neither (None).
         too_few: Whether nothing is for sure because a trained side has too few training seeds.
     """
@@ -52,6 +53,7 @@ class Contrast:
     probability: Interval | None
     seeds: int
     tasks: int
+    settings: int
     better: bool | None
     too_few: bool = False
 
@@ -174,7 +176,7 @@ def _contrast(
     assert other_level is not None
     better = sign * difference.value > 0
     too_few = any(
-        len(matrix) < FEWEST_SEEDS and study.is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
+        len(matrix) < FEWEST_SEEDS and is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
     )
     return Contrast(
         other=other.name,
@@ -185,6 +187,7 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
+        settings=len({cell.setting for cell in mine}),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -227,9 +230,10 @@ def measure_name(measure: str) -> str:
     return MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
-def _where(conditions: Sequence[str], k: int) -> str:
+def _where(conditions: Sequence[str], k: int, settings: int) -> str:
     places = named_conditions([name for name in conditions if name != ANYWHERE], " and ")
-    return ", ".join(filter(None, (places, f"K = {k}" if k >= 0 else "")))
+    over = f"mean of {settings} settings" if settings > 1 else ""
+    return ", ".join(filter(None, (places, f"K = {k}" if k >= 0 else "", over)))
 
 
 def named_conditions(conditions: Sequence[str], last: str = ", ") -> str:
@@ -262,8 +266,8 @@ def _sentence(
     only = " alone" if because is not None and len(decisive.conditions) < len(contrasts[0].conditions) else ""
     return (
         f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
-        f"({_where(decisive.conditions, k)}{only}), {abs(difference.value):.3f} {way} {decisive.other}{among} "
-        f"(95% interval of the difference {_span(difference)}; {_basis(decisive)})."
+        f"({_where(decisive.conditions, k, decisive.settings)}{only}), {abs(difference.value):.3f} {way} "
+        f"{decisive.other}{among} (95% interval of the difference {_span(difference)}; {_basis(decisive)})."
         + f" With fewer than {FEWEST_SEEDS} training seeds there is no verdict."
         * decisive.too_few
     )
@@ -274,22 +278,24 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
     way = "above" if difference.value >= 0 else "below"
     sure = "" if _excludes_zero(difference) else ", which includes 0: the difference may be chance"
     return (
-        f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} ({_where(closest.conditions, k)}), "
-        f"{abs(difference.value):.3f} {way} {closest.other}, the best unprivileged other method (95% interval of the "
-        f"difference {_span(difference)}{sure}; {_basis(closest)})."
+        f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} "
+        f"({_where(closest.conditions, k, closest.settings)}), {abs(difference.value):.3f} {way} {closest.other}, "
+        f"the best unprivileged other method (95% interval of the difference {_span(difference)}{sure}; "
+        f"{_basis(closest)})."
     )
 
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
+    where = _where(conditions, k, len({cell.setting for cell in one.over(conditions)}))
     if interval is None and measure == SCORE:
         return (
-            f"No score for {one.name} ({_where(conditions, k)}): on none of these agents does the oracle gain anything "
+            f"No score for {one.name} ({where}): on none of these agents does the oracle gain anything "
             "by intervening. They do not respond to incentives, or not for what these cost."
         )
     if interval is None:
-        return f"{one.name} has no {measure_name(measure)} ({_where(conditions, k)}): nothing can be said."
+        return f"{one.name} has no {measure_name(measure)} ({where}): nothing can be said."
     return (
-        f"{one.name} reaches a {measure_name(measure)} of {interval.value:.3f} ({_where(conditions, k)}; 95% interval "
+        f"{one.name} reaches a {measure_name(measure)} of {interval.value:.3f} ({where}; 95% interval "
         f"{interval.low:.3f} to {interval.high:.3f}); there is nothing yet to compare it with."
     )

@@ -9,7 +9,7 @@ from typing import Any
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
-from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.cells import Cell, is_trained
 from mermaide_ray.report.sources import number
 from mermaide_ray.report.study import Study, short, shown
 from mermaide_ray.report.table import SCORE, is_privileged, label
@@ -69,10 +69,14 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
         if any(method in (source.settings.get("methods") or ()) for source in study.sources):
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
-    given = claim.get("k")
+    given, against = claim.get("k"), claim.get("against")
+    named = against if isinstance(against, list | tuple) else study.conditions if against is None else [against]
+    places = [value or study.conditions[0], *named] if compare == CONDITION else conditions
     # At the largest K that all these conditions have in common, if they have any.
-    scored = [set(study.cells.ks(method, condition)) for condition in conditions if condition != ANYWHERE]
+    scored = [set(ks) for place in dict.fromkeys(map(str, places)) if (ks := study.cells.ks(method, place))]
     shared = set.intersection(*scored) if scored else set()
+    if compare == CONDITION and given is None and scored and not shared:
+        raise Unjudged(f"{method} was scored at no K in common in {', '.join(dict.fromkeys(map(str, places)))}")
     k = max(shared or study.cells.ks(method)) if given is None else int(given)
     if compare != K and k not in study.cells.ks(method):
         raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
@@ -89,8 +93,10 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
         raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
     if value is None:
         value = max(every) if compare == K else every[0]
-    default = [other for other in every if number(other) != number(value)]
-    against = claim.get("against")
+    default = [other for other in every if _as_in_rows(other) != _as_in_rows(value)]
+    # Whose, where it isn't the only one: methods are not averaged over.
+    several = sum(is_trained(name) for name in study.methods) > 1
+    whose = f"{label(method)}, " if several and compare != METHOD else ""
     rivals = default if against is None else list(against) if isinstance(against, list | tuple) else [against]
     if compare == METHOD:
         unknown = [name for name in rivals if name not in study.methods]
@@ -100,26 +106,26 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
 
         def side(name: Any) -> Side:
             own = study.k_for(str(name), k)
-            at = f" at K = {own}" * (own != k and study.is_trained(str(name)))
+            at = f" at K = {own}" * (own != k and is_trained(str(name)))
             return Side(label(str(name)) + at, {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
 
     elif compare == K:
 
         def side(name: Any) -> Side:
-            return Side(f"K = {int(name)}", {c: study.cells_of(method, int(name), [c]) for c in conditions})
+            return Side(f"{whose}K = {int(name)}", {c: study.cells_of(method, int(name), [c]) for c in conditions})
 
     elif compare == CONDITION:
 
         def side(name: Any) -> Side:
-            return Side(str(name), {ANYWHERE: study.cells_of(method, k, [str(name)])})
+            return Side(f"{whose}{name}", {ANYWHERE: study.cells_of(method, k, [str(name)])})
 
     else:
 
         def side(name: Any) -> Side:
-            wanted = number(label_of(name))  # as rows have it, with a label's digits
+            wanted = _as_in_rows(name)
             chosen = [str(s) for s, at in study.settings[compare].items() if at == wanted]
             return Side(
-                f"{short(compare)} = {shown(number(name))}",
+                f"{whose}{short(compare)} = {shown(number(name))}",
                 {c: study.cells_of(method, k, [c], chosen) for c in conditions},
             )
 
@@ -127,3 +133,9 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     if not one.over(conditions):
         raise Unjudged(f"no run with {compare} = {value} is finished")
     return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k
+
+
+def _as_in_rows(value: Any) -> Any:
+    """A value of a setting as rows have it: a number with a label's digits."""
+    value = number(value)
+    return number(label_of(value)) if isinstance(value, float) else value

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.cells import Cell, is_trained
 from mermaide_ray.report.sources import FAILED
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import FLOORS, Study
@@ -88,15 +88,11 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
-    for method, k, condition, cells in _trained(study, largest=True):
+    for method, k, condition, _ in _trained(study, largest=True):
+        gain = study.gain_of_k(method, condition)
+        if not gain.size:
+            continue
         least = min(study.cells.ks(method, condition))
-        before = study.cells_of(method, least, [condition], [cell.setting for cell in cells])
-        if k == least or not before:
-            continue
-        gain = study.cells.gain(cells, before)
-        # A method that doesn't adapt scores the very same at every K.
-        if not gain.size or not gain.to_numpy().any():
-            continue
         overall = _interval(gain, QUARTILE)
         if overall.high < 0:
             yield SERIOUS, f"{method}, {condition}: K = {k} is worse than K = {least}, by {_told(overall)} in score."
@@ -189,7 +185,7 @@ def _collapse(study: Study) -> Iterator[tuple[str, str]]:
 
 def _few_seeds(study: Study) -> Iterator[tuple[str, str]]:
     for method in study.methods:
-        cells = [cell for cell in study.cells if cell.method == method and study.is_trained(method)]
+        cells = [cell for cell in study.cells if cell.method == method and is_trained(method)]
         fewest = min((len(study.cells.seeds(cell)) for cell in cells), default=FEW_SEEDS)
         if fewest < FEW_SEEDS:
             only = "its intervals are over tasks only" if fewest == 1 else "its intervals are too narrow"
@@ -275,7 +271,7 @@ CHECKS: dict[str, Check] = {
 def _trained(study: Study, largest: bool) -> Iterator[tuple[str, int, str, list[Cell]]]:
     """(method, K, condition, cells) of trained methods, at the largest K or at all."""
     for method in study.methods:
-        if study.is_trained(method):
+        if is_trained(method):
             for condition in study.conditions:
                 ks = study.cells.ks(method, condition)
                 for k in ks[-1:] if largest else ks:

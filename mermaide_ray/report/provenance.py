@@ -49,15 +49,21 @@ def failed_table(sources: Sequence[Source]) -> Table | None:
 def _facts(source: Source) -> dict[str, str]:
     told = source.provenance
     facts = {"folder": str(source.folder), "kind": "sweep" if source.is_sweep else "run"}
-    for key in ("started", "ended"):
-        if told.get(key):
-            facts[key] = str(told[key])
+    if told.get("started"):
+        facts["started"] = str(told["started"])
     command = told.get("command")
     if isinstance(command, list):
         facts["command"] = " ".join(map(str, command))
+    codes = _codes(source)
+    if codes:
+        facts["sources"] = codes
     if told.get("commit"):
         facts["commit"] = str(told["commit"]) + (" with uncommitted changes" if told.get("uncommitted_changes") else "")
-    for key in ("versions", "machine", "hardware"):
+    if later := told.get("continued"):
+        facts["continued with other code"] = ", ".join(
+            f"{one.get('started')}: {one.get('commit') or one.get('sources')}" for one in later
+        )
+    for key in ("versions", "machine"):
         if isinstance(told.get(key), Mapping):
             facts[key] = _listed(told[key])
     facts["training seeds"] = _seeds(source)
@@ -74,6 +80,14 @@ def _facts(source: Source) -> dict[str, str]:
                 f" and {len(hosts) - MOST_SEEDS} more" if len(hosts) > MOST_SEEDS else ""
             )
     return facts
+
+
+def _codes(source: Source) -> str:
+    """The code that ran, by its hash; of a sweep that of each run, which may have been changed meanwhile."""
+    if source.trials is None or "sources" not in source.trials:
+        return str(source.provenance.get("sources") or "")
+    counts = source.trials["sources"].dropna().astype(str).value_counts()
+    return ", ".join(f"{code} ({count} runs)" if len(counts) > 1 else str(code) for code, count in counts.items())
 
 
 def _listed(told: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
-from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.cells import Cell, is_trained
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, trimmed_mean
 from mermaide_ray.report.study import FLOORS, Study, short, shown
 from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
@@ -142,7 +142,7 @@ def _of_condition(study: Study, condition: str) -> Table:
     rows: list[tuple[str, ...]] = []
     rules, before = set(), 0
     for method in study.methods:
-        group = 2 * is_privileged(method) + (not study.is_trained(method))
+        group = 2 * is_privileged(method) + (not is_trained(method))
         if rows and group != before:
             rules.add(len(rows))
         before = group
@@ -183,7 +183,7 @@ def _mean_text(study: Study, cells: Sequence[Cell], measure: str) -> str:
 def _of_setting(study: Study, key: str) -> Table:
     rows: list[tuple[str, ...]] = []
     rules = set()
-    methods = [method for method in study.methods if study.is_trained(method)]
+    methods = [method for method in study.methods if is_trained(method)]
     held_out = study.shift_condition
     adapts = any(len(study.cells.ks(method, held_out)) > 1 for method in methods)
     # Beside the score: a high return from cheap and from costly interventions are different results.

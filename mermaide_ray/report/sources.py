@@ -257,10 +257,13 @@ def curves_of(source: Source, keys: tuple[str, ...]) -> dict[str, list[pd.DataFr
 
 
 def compute_time(source: Source) -> dict[str, float]:
-    """Wall and CPU hours of all training runs of a sweep, and their env steps, as far as they are told."""
+    """Wall and CPU hours of all training runs of a sweep, and their env steps, as far as they are told.
+
+    CPU hours are those of the processes that trained, not of the actors beside them.
+    """
     if source.trials is None:
         return {}
-    named = {"wall_s": "wall hours", "cpu_s": "CPU hours", "env_steps": "environment steps"}
+    named = {"wall_s": "wall hours", "cpu_s": "CPU hours (without actors)", "env_steps": "environment steps"}
     found = {}
     for column, name in named.items():
         if column in source.trials:

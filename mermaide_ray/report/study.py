@@ -61,7 +61,7 @@ class Study:
     def methods(self) -> list[str]:
         """The main method, other trained ones, fixed rules, privileged ones."""
         found = list(dict.fromkeys(cell.method for cell in self.cells))
-        return sorted(found, key=lambda name: (is_privileged(name), not self.is_trained(name), name != self.main))
+        return sorted(found, key=lambda name: (is_privileged(name), not is_trained(name), name != self.main))
 
     @property
     def conditions(self) -> list[str]:
@@ -83,10 +83,6 @@ class Study:
     def shift_condition(self) -> str:
         """The condition that says most where there is room for one: test, else the last."""
         return "test" if "test" in self.conditions else self.conditions[-1]
-
-    def is_trained(self, method: str) -> bool:
-        """See `cells.is_trained`."""
-        return is_trained(method)
 
     def holds(self, source: int, method: str, setting: str) -> bool:
         """Whether the folder with this number has rows of a method in a setting ("" for any)."""
@@ -130,7 +126,8 @@ class Study:
         ks = self.cells.ks(method, condition)
         if len(ks) < 2:
             return pd.DataFrame()
-        low, high = (self.cells_of(method, k, [condition], settings) for k in (ks[0], ks[-1]))
+        high = self.cells_of(method, ks[-1], [condition], settings)
+        low = self.cells_of(method, ks[0], [condition], [cell.setting for cell in high])
         gain = self.cells.gain(high, low)
         return gain if gain.size and gain.to_numpy().any() else pd.DataFrame()
 
@@ -191,8 +188,9 @@ def shown(value: Any) -> str:
 
 
 def _main_method(study: Study) -> str:
-    claim, trained = study.claim or {}, [name for name in study.methods if study.is_trained(name)]
-    wanted: list[Any] = [claim.get("value")] if claim.get("compare") == "method" else [claim.get("method")]
+    claim, trained = study.claim or {}, [name for name in study.methods if is_trained(name)]
+    # A resolved sweep leaves out what is as by default: methods are what is compared.
+    wanted: list[Any] = [claim.get("value")] if claim.get("compare", "method") == "method" else []
     for source in study.sources:
         methods, settings = source.settings.get("methods"), source.settings.get("settings")
         wanted += methods[:1] if isinstance(methods, list) else []

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mermaide_ray.baselines import BASELINES
 from mermaide_ray.report.statistics import QUARTILE, RESAMPLES, bootstrap_interval, score_matrix
 
 ALL_FAMILIES = "all"
@@ -35,8 +36,10 @@ METHOD_WIDTH = 26
 
 
 def is_privileged(method: str) -> bool:
-    """Whether a method sees what no principal can see: rows carry names only, and by convention the name tells."""
-    return any(word in method.lower() for word in ("oracle", "privileged"))
+    """Whether a method sees what no principal can see. Of a rule of one's own (a dotted path) the name tells."""
+    if method in BASELINES:
+        return BASELINES[method].privileged
+    return ":" in method and any(word in method.lower() for word in ("oracle", "privileged"))
 
 
 def label(method: str) -> str:
@@ -118,19 +121,6 @@ def render_terminal(summary: pd.DataFrame, console: Console) -> None:
         console.print(table)
         console.print()
     console.print(Text(caption(summary), style="dim"))
-
-
-def to_markdown(summary: pd.DataFrame) -> str:
-    """The same tables as Markdown, one per split and family."""
-    headings = ["method", "K", *(_one_line(heading) for heading, _ in MEASURES.values()), "seeds x tasks"]
-    parts = []
-    for (split, family), group in summary.groupby(["split", "family"], sort=False):
-        parts.append(f"### {SPLIT_TITLES.get(str(split), split)}, {_family_title(str(family))}\n")
-        parts.append(f"| {' | '.join(headings)} |")
-        parts.append(f"|---|{'---:|' * (len(headings) - 1)}")
-        parts.extend(f"| {' | '.join(cells)} |" for cells in _lines(group))
-        parts.append("")
-    return "\n".join([*parts, caption(summary), ""])
 
 
 def caption(summary: pd.DataFrame) -> str:

@@ -108,7 +108,9 @@ def figure(rows: pd.DataFrame, target: float, note: str = "") -> Figure:
                     for noise, found in reached.items()
                 }
                 draw_error_bars(last, method, shown, styles[method])
-        last.set(title=f"episodes until {target:g}", xlabel="observation noise p", ylabel="episodes")
+                beyond = [noise for noise, found in reached.items() if found.high > longest]
+                last.plot(beyond, [longest] * len(beyond), "^", color=styles[method]["color"], markersize=6)
+        last.set(title=f"episodes until {target:g}\n(▲: beyond)", xlabel="observation noise p", ylabel="episodes")
         last.set_ylim(bottom=0)
     draw_legend(drawn, axes, methods)
     finish(drawn)

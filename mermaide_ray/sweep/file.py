@@ -156,7 +156,8 @@ class Tuning(Section):
         None, description="what search and scheduler maximise, mean over seeds; validation/score_k<largest K>"
     )
     stop: dict[str, Number] = Field(
-        default_factory=dict, description="metric: value at which a run is good enough and is scored at once"
+        default_factory=dict,
+        description="metric: value from which upwards a run is good enough and is scored at once",
     )
     env_steps: Whole | None = Field(
         None, ge=1, description="budget of the whole sweep (of a population: of each attempt); running trials then stop"
@@ -174,6 +175,9 @@ class Resources(Section):
         0,
         ge=0,
         description="of that process; at the least what its learner takes (env_runners.num_gpus_per_learner)",
+    )
+    concurrent: Whole | None = Field(
+        None, ge=1, description="trials at the same time, at most; as many as there is room for if not given"
     )
     seeds_per_trial: Whole = Field(
         1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mermaide_ray.errors import InputError, RunFault
+from mermaide_ray.machine import cpus
 from mermaide_ray.progress import clock, count, tell, terminal
+from mermaide_ray.storage import one_process, provenance, refuse_used
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.store import Store
@@ -32,6 +33,7 @@ def dry_run(sweep: Sweep, where: str) -> None:
     """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
     plan, console = Plan(sweep, where), terminal()
     plan.check()
+    _check_names(plan)
     console.print(Text(sweep.question, style="bold"))
     if sweep.is_planned:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -48,8 +50,8 @@ def dry_run(sweep: Sweep, where: str) -> None:
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
-    places = (os.cpu_count() or 1) // max(1, round(sum(bundle["CPU"] for bundle in plan.bundles)))
-    at_once = max(1, min(places, plan.num_trials))
+    places = cpus() // max(1, round(sum(bundle["CPU"] for bundle in plan.bundles)))
+    at_once = max(1, min(places, plan.num_trials, sweep.resources.concurrent or places))
     rows = plan.num_rows()
     told = "as the search goes" if rows is None else rows
     console.print(
@@ -61,7 +63,14 @@ def dry_run(sweep: Sweep, where: str) -> None:
     _check_rows(plan, rows)
 
 
-def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, principals: Sequence[Path] = ()) -> None:
+def run_sweep(
+    sweep: Sweep,
+    where: str,
+    root: str,
+    with_report: bool = True,
+    principals: Sequence[Path] = (),
+    trusted: bool = False,
+) -> None:
     """Runs a sweep, or goes on with it where it was interrupted.
 
     Args:
@@ -70,6 +79,7 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
         root: Folder or URI of the results.
         with_report: Whether to end with a report.
         principals: Folders of sweeps whose finished runs with the same settings are scored, not trained again.
+        trusted: Whether checkpoints in the folder that others may have written may be unpickled.
 
     Raises:
         InputError: The sweep is not valid, the folder holds another one, or another process works in it.
@@ -93,11 +103,11 @@ def run_sweep(sweep: Sweep, where: str, root: str, with_report: bool = True, pri
 
             adopt(plan, store, sources, console)
         if not sweep.is_planned or unfinished(plan, store):
-            _train(plan, store, console)
+            _train(plan, store, console, trusted)
         _conclude(plan, store, console, with_report)
 
 
-def _train(plan: Plan, store: Store, console: Console) -> None:
+def _train(plan: Plan, store: Store, console: Console, trusted: bool) -> None:
     from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.sweep.panel import Panel
     from mermaide_ray.sweep.tuning import fit
@@ -106,7 +116,7 @@ def _train(plan: Plan, store: Store, console: Console) -> None:
         ray_running(plan.bundles, console, storage=store.root),
         Panel(console, plan.sweep.name, plan.num_trials, plan.env_steps, plan.metric) as panel,
     ):
-        fit(plan, store, panel)
+        fit(plan, store, panel, trusted)
 
 
 def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:
@@ -144,6 +154,8 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
             if fault is None:
                 raise
             fault += f"; and there is no report: {error}"  # for want of what failed, as a rule
+    elif with_report and done:
+        tell(console, f"no report in a bucket: copy {store.uri('')} to a folder, then `mermaide report FOLDER`")
     if fault is not None:
         raise RunFault(fault)
 
@@ -154,8 +166,6 @@ def _alone(store: Store) -> Iterator[None]:
     if not store.is_folder:
         yield
         return
-    from mermaide_ray.storage import one_process, refuse_used
-
     if store.read(SWEEP_FILE) is None:
         refuse_used(store.path, ", which is no sweep's")
         try:
@@ -170,8 +180,6 @@ def _begin(store: Store, sweep: Sweep) -> None:
     """Writes the sweep, or makes sure that the one already there is the same."""
     known = store.read(SWEEP_FILE)
     if known is None:
-        from mermaide_ray.storage import provenance
-
         # The sweep last: a folder without it is nobody's, and may be begun anew.
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
@@ -184,15 +192,42 @@ def _begin(store: Store, sweep: Sweep) -> None:
     other_rules = theirs.baselines != sweep.baselines and not any(done_runs(store))
     if other_rules:
         free.add("baselines")
+    grown = _grown(theirs, sweep)
     for key in type(sweep).model_fields.keys() - free:
-        if getattr(theirs, key) != getattr(sweep, key):
+        if getattr(grown, key) != getattr(sweep, key):
+            more = "; more `seeds` and `tune.samples` may follow" if key in ("seeds", "tune") else ""
             raise InputError(
                 f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri(SWEEP_FILE)} "
-                "(give another --out)"
+                f"(give another --out{more})"
             )
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
+    _note_other_code(store)
+
+
+def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
+    """An earlier sweep, with as many seeds and samples as it has now, where these only add to what was done."""
+    tuning = {"max_failures": sweep.tune.max_failures}
+    # A scheduler has judged trials by all their seeds, and against each other.
+    if theirs.tune.scheduler == sweep.tune.scheduler == "none" and theirs.tune.samples < sweep.tune.samples:
+        tuning["samples"] = sweep.tune.samples
+    changed: dict[str, object] = {"tune": theirs.tune.model_copy(update=tuning)}
+    planned = theirs.is_planned and sweep.tune.scheduler == "none"
+    if planned and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:
+        changed["seeds"] = sweep.seeds
+    return theirs.model_copy(update=changed)
+
+
+def _note_other_code(store: Store) -> None:
+    """Puts on record that the sweep goes on with other code, or other versions, than it was begun with."""
+    from mermaide_ray.sweep.run import origin_of
+
+    before, now = origin_of(store), provenance()
+    if any(before.get(key) != now[key] for key in ("sources", "versions")):
+        record = json.loads(store.read("provenance.json") or b"{}")
+        record["continued"] = [*record.get("continued", []), now]
+        store.write("provenance.json", json.dumps(record, indent=1).encode())
 
 
 def _check_rows(plan: Plan, rows: int | None) -> None:

@@ -50,9 +50,9 @@ class Panel:
         if self._live:
             self._live.stop()
 
-    def known(self, trial: str, env_steps: int) -> None:
+    def known(self, trial: str, env_steps: int, score: float | None) -> None:
         """A trial was done by an earlier attempt."""
-        self._trials[trial] = _Trial("done", env_steps)
+        self._trials[trial] = _Trial("done", env_steps, score)
         self._began[trial] = env_steps
 
     def started(self, trial: str) -> None:

@@ -37,6 +37,9 @@ from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
 
+# What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
+_LONGEST_NAME = 230
+
 # Env steps of training per CPU second with the default networks and arms (`make bench`): for estimates only.
 _SPEED = 45_000
 _SPEED_WITH_LEARNER_MODEL = 28_000
@@ -113,10 +116,19 @@ class Plan:
         """
         self._check_names()
         settings = self.settings
-        if not self.sweep.is_planned:
-            # Settings are found as the search goes; what is wrong with the ends of the ranges is found now.
-            settings = [self.setting({key: _end(d, end) for key, d in self.dimensions.items()}) for end in (0, 1)]
+        if not self._is_listed:
+            # Settings are found as the search goes; what is wrong with the ends of the ranges, or with a single
+            # alternative, is found now.
+            first, last = ({key: _end(d, end) for key, d in self.dimensions.items()} for end in (0, 1))
+            each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
+            settings = [self.setting(values) for values in (first, last, *each)]
         for setting in settings:
+            if len(name := setting.run_name(max(self.sweep.seeds))) > _LONGEST_NAME:
+                raise InputError(
+                    f"a run's name, which is its folder's, must have at most {_LONGEST_NAME} characters, got "
+                    f"{len(name)} in {name[:60]}… (give the values of `search` shorter labels, or vary fewer settings; "
+                    f"{self._where})"
+                )
             check_own_families(setting.experiment)
             self._check_conditions(setting)
         self._check_metrics(settings)
@@ -315,13 +327,13 @@ class Plan:
     def _check_metrics(self, settings: Sequence[Setting]) -> None:
         """A search or a stop by what training never tells would go blindly on."""
         tune = self.sweep.tune
-        told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/")]
+        told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/") and not metric.falls]
         told += sorted({validation_key(k) for setting in settings for k in setting.experiment.evaluation.k})
         asked = [("metric", tune.metric)] if tune.metric else []
         for place, name in [*asked, *(("stop", name) for name in tune.stop)]:
             if name not in told:
                 raise InputError(
-                    f"`tune.{place}` must be among what training tells ({', '.join(told)}), got {name!r}"
+                    f"`tune.{place}` must be among what training tells and is to rise ({', '.join(told)}), got {name!r}"
                     f"{near(name, told)} ({self._where})"
                 )
 

@@ -183,7 +183,7 @@ def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
 
 
 def _line(status: dict[str, Any]) -> pd.DataFrame:
-    shown = ("method", "seed", "status", "error", "env_steps", "wall_s", "cpu_s", "hostname")
+    shown = ("method", "seed", "status", "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources")
     metrics = {
         key: value for key, value in status.get("metrics", {}).items() if key.startswith(("score/", "validation/"))
     }

@@ -26,7 +26,7 @@ from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
 from mermaide_ray.session import Session, checkpoint_seconds
-from mermaide_ray.storage import RunDirectory, clear, whole_file, whole_folder
+from mermaide_ray.storage import RunDirectory, clear, sources_digest, whole_file, whole_folder
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
 from mermaide_ray.sweep.results import (
     DONE,
@@ -51,6 +51,13 @@ MOST_RUNS_WITH_FIGURES = 50
 Told = dict[str, float]
 
 
+def origin_of(store: Store) -> dict[str, Any]:
+    """Where the sweep was started, or gone on with: a worker knows no command, and its own arguments are Ray's."""
+    record: dict[str, Any] = json.loads(store.read("provenance.json") or b"{}")
+    origin: dict[str, Any] = (record.get("continued") or [record])[-1]
+    return origin
+
+
 class SweepRun:
     """A run, told and gone on with from milestone to milestone.
 
@@ -60,10 +67,14 @@ class SweepRun:
         seed: Training seed.
         store: The sweep's.
         changed: Whether the settings may differ from those of its checkpoint (population based training).
+        trusted: Whether checkpoints that others may have written may be unpickled.
     """
 
-    def __init__(self, plan: Plan, setting: Setting, seed: int, store: Store, changed: bool = False) -> None:
-        self._plan, self._setting, self.seed, self._store, self._changed = plan, setting, seed, store, changed
+    def __init__(
+        self, plan: Plan, setting: Setting, seed: int, store: Store, changed: bool = False, trusted: bool = False
+    ) -> None:
+        self._plan, self._setting, self.seed, self._store = plan, setting, seed, store
+        self._changed, self._trusted = changed, trusted
         self.name = setting.run_name(seed)
         self._folder = f"runs/{self.name}"
         self._experiment = setting.with_seed(seed)
@@ -205,7 +216,7 @@ class SweepRun:
             self.close()
             return None
         if (local / "config.yaml").is_file():
-            run = RunDirectory.open(local)
+            run = RunDirectory.open(local, self._trusted)
             if run.experiment() != self._experiment and not self._changed:
                 raise InputError(
                     f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others"
@@ -248,12 +259,9 @@ class SweepRun:
     def _begin(self, local: Path, **about: Any) -> RunDirectory:
         """The run from nothing, whatever an earlier attempt has left."""
         clear(local)
-        return RunDirectory.create(local, self._experiment, {**self._origin(), **about})
-
-    def _origin(self) -> dict[str, Any]:
-        """Where the sweep was started: a worker knows no command, and its own arguments are Ray's."""
-        origin: dict[str, Any] = json.loads(self._store.read("provenance.json") or b"{}")
-        return origin
+        return RunDirectory.create(
+            local, self._experiment, {**origin_of(self._store), "sources": sources_digest(), **about}
+        )
 
     def _keep(self) -> None:
         if self._session is not None:
@@ -342,6 +350,7 @@ class SweepRun:
             "budget": budget_of(self._experiment),
             **self._clock,
             "hostname": platform.node(),
+            "sources": sources_digest(),
             "metrics": metrics,
         }
         self._store.write(f"{self._folder}/{STATUS}", json.dumps(told, indent=1).encode())

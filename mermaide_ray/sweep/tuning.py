@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ TUNE_FOLDER = "tune"
 WORST = -1e6
 # Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
 SPENT = "budget_spent"
+# To a computer 0.3 is less than 3 * 0.1, and 0.6 - 0.4 less than 0.2: a rung or a perturbation would be missed.
+_HAIR = 1e-9
 # Whether a trial has come to its own end: Tune sets `done` where it stops one before that, too.
 OVER = "over"
 
@@ -50,8 +52,9 @@ tune.register_trainable(NAME, Mermaide)
 class SweepTrial(tune.Trainable):
     """One setting with some training seeds, each step to the next milestone of all of them.
 
-    `config`: `root` (the sweep's folder), `path` (where the driver finds modules) and either `trial` (a planned one) or
-    `drawn` (what Tune draws: dotted key to number or label).
+    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), `trusted` (whether others'
+    checkpoints are loaded) and either `trial` (a planned one) or `drawn` (what Tune draws: dotted key to number or
+    label).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -65,7 +68,7 @@ class SweepTrial(tune.Trainable):
         self._breeds = self._plan.sweep.tune.scheduler == "pbt"
         self._trial = trial_of(self._plan, config, self.trial_id)
         self._runs = [
-            SweepRun(self._plan, self._trial.setting, seed, self._store, changed=self._breeds)
+            SweepRun(self._plan, self._trial.setting, seed, self._store, self._breeds, bool(config.get("trusted")))
             for seed in self._trial.seeds
         ]
 
@@ -92,7 +95,7 @@ class SweepTrial(tune.Trainable):
             metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / self._trial.env_steps),
+            SPENT: min(1.0, env_steps / self._trial.env_steps + _HAIR),
             "done": over,
             OVER: over,
         }
@@ -197,8 +200,14 @@ class _Budget(tune.Stopper):
         return sum(self._spent.values()) >= self._budget
 
 
-def fit(plan: Plan, store: Store, panel: Panel) -> None:
+def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     """Runs every trial that the plan asks for and the store does not know. Ray must be up.
+
+    Args:
+        plan: The sweep's.
+        store: The sweep's.
+        panel: Where it is told.
+        trusted: Whether checkpoints that others may have written may be unpickled.
 
     A planned sweep starts afresh each time: its runs know what they have done. What Tune draws goes on from the runs
     that are finished (Optuna) or from Tune's own state (population based training).
@@ -232,7 +241,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
     tuner = None
     trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(plan.bundles))
     if tuning.scheduler == "pbt":
-        tuner = _restored(store, trainable)
+        tuner = _restored(store, trainable, trusted)
         if tuner is None:
             # Half a population is of no use without Tune's record of who copied from whom.
             if any(done_runs(store)):
@@ -243,7 +252,7 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
             store.delete("runs")
     if tuner is None:
         store.delete(TUNE_FOLDER)
-        tuner = _fresh(plan, store, trainable, run_config)
+        tuner = _fresh(plan, store, trainable, run_config, trusted)
     if tuner is None:
         return
     for result in tuner.fit():
@@ -256,10 +265,10 @@ def fit(plan: Plan, store: Store, panel: Panel) -> None:
                     SweepRun(plan, trial.setting, seed, store).fail(result.error)
 
 
-def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
+def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig, trusted: bool) -> tune.Tuner | None:
     """A tuner from the start, or None where nothing is left to do."""
     tuning = plan.sweep.tune
-    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
+    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())], "trusted": trusted}
     search, scheduler, samples = None, _scheduler(plan), 1
     if not plan.sweep.is_planned:
         search, samples = _optuna(plan, store)
@@ -272,7 +281,10 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         trials = unfinished(plan, store)
         for trial in plan.trials:
             if trial not in trials:
-                _Watch.panel.known(_label(plan, trial.setting.trial, trial.seeds), trial.env_steps)
+                names = [trial.setting.run_name(seed) for seed in trial.seeds]
+                _tell_known(
+                    plan, _label(plan, trial.setting.trial, trial.seeds), [read_status(store, n) for n in names]
+                )
         space["trial"] = tune.grid_search(
             [
                 {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
@@ -283,12 +295,22 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
         search_alg=search,
         scheduler=scheduler,
         num_samples=samples,
+        max_concurrent_trials=plan.sweep.resources.concurrent,
         metric=None if scheduler is None and search is None else plan.metric,
         mode=None if scheduler is None and search is None else "max",
         reuse_actors=True,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
     return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
+
+
+def _tell_known(plan: Plan, name: str, statuses: Sequence[Mapping[str, Any] | None]) -> None:
+    """Tells the panel of a trial that was done before, all its runs ended."""
+    ended = [status for status in statuses if status is not None]
+    scores = [status["metrics"].get(plan.metric, WORST) for status in ended]
+    score = float(np.mean(scores)) if scores else WORST
+    steps = sum(int(status["env_steps"]) for status in ended)
+    _Watch.panel.known(name, steps, score if score > WORST else None)
 
 
 def _spent(plan: Plan, store: Store) -> int:
@@ -307,15 +329,15 @@ def _root(store: Store) -> str:
     return str(store.path) if store.is_folder else store.root
 
 
-def _restored(store: Store, trainable: Any) -> tune.Tuner | None:
+def _restored(store: Store, trainable: Any, trusted: bool) -> tune.Tuner | None:
     """The tuner of an interrupted sweep, as far as Tune has kept it."""
     path = below(_root(store), TUNE_FOLDER)
     if not tune.Tuner.can_restore(path):
         return None
-    if store.is_folder and (foreign := written_by_others(store.path / TUNE_FOLDER, store.path)):
+    if store.is_folder and not trusted and (foreign := written_by_others(store.path / TUNE_FOLDER, store.path)):
         raise InputError(
             "Tune's record of a population holds pickles, which run code when they are loaded: it must be yours alone "
-            f"to write, but {foreign} (give another --out to start the population afresh)"
+            f"to write, but {foreign} (--trust-checkpoint loads it all the same; another --out starts afresh)"
         )
     return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
 
@@ -330,7 +352,7 @@ def _scheduler(plan: Plan) -> TrialScheduler | None:
     if tuning.scheduler == "pbt":
         return PopulationBasedTraining(
             time_attr=SPENT,
-            perturbation_interval=tuning.pbt.interval,
+            perturbation_interval=tuning.pbt.interval - _HAIR,
             quantile_fraction=tuning.pbt.quantile,
             # Alternatives as a list, through which it moves: what is drawn from a `choice` it would multiply.
             hyperparam_mutations={
@@ -359,11 +381,13 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
     tuning, metric = plan.sweep.tune, plan.metric
     scores: dict[str, list[float]] = {}
     values: dict[str, dict[str, str]] = {}
+    statuses: dict[str, list[dict[str, Any]]] = {}
     for name in store.names("runs"):
         status = read_status(store, name)
         if status is None:
             continue
         values[status["trial"]] = status["values"]
+        statuses.setdefault(status["trial"], []).append(status)
         if has_ended(status):
             scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
     known = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
@@ -381,6 +405,7 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
         seed=int(dice.integers(2**31)),
     )
     for trial in known:
+        _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses[trial])
         search.add_evaluated_point(points[trial], float(np.mean(scores[trial])))
     return search, max(0, tuning.samples - len(known))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.charts import adaptation_gain as draw_gains
 from mermaide_ray.report.charts import world_model_losses
 from mermaide_ray.report.pictures.picture import (
@@ -91,7 +92,7 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
     losses: dict[str, dict[str, Interval]] = {}
     floors = {"wm_nll_uniform": "floor: uniform", "wm_nll_frequency": "floor: running frequencies"}
     for condition in panels_of(study):
-        for method in [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]:
+        for method in [method for method in study.methods if is_trained(method)][:MOST_METHODS]:
             cells = study.at_largest(method, condition)
             if not study.cells.pooled(cells, "wm_nll_after").size:
                 continue

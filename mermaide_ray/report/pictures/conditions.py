@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, measure_name
+from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
@@ -21,7 +22,7 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     """Scores, differences and the gain of adapting in every condition."""
     if len(study.conditions) <= MOST_PANELS:
         return
-    trained = [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]
+    trained = [method for method in study.methods if is_trained(method)][:MOST_METHODS]
     scores = {label(method): _levels(study, method) for method in trained}
     gains = {label(method): _gains(study, method) for method in trained}
     against: dict[str, dict[str, Interval]] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.pictures.picture import (
     MOST_METHODS,
     MOST_PANELS,
@@ -30,7 +31,7 @@ MOST_MATRICES = 4
 
 def setting_curves(study: Study) -> Iterator[Picture]:
     """Scores over each numeric setting."""
-    methods = [method for method in study.methods if study.is_trained(method)][:MOST_METHODS]
+    methods = [method for method in study.methods if is_trained(method)][:MOST_METHODS]
     for key in [key for key in study.dimensions if study.is_numeric(key)][:MOST_DIMENSIONS]:
         values = study.values_of(key)
         many = len(values) > MOST_VALUES
@@ -67,7 +68,7 @@ def setting_curves(study: Study) -> Iterator[Picture]:
 def shift_matrices(study: Study) -> Iterator[Picture]:
     """Scores at the crossings of settings with conditions and with each other."""
     discrete = [key for key in study.dimensions if len(study.values_of(key)) <= MOST_VALUES]
-    methods = [method for method in study.methods if study.is_trained(method)][:MOST_PANELS]
+    methods = [method for method in study.methods if is_trained(method)][:MOST_PANELS]
     drawn = 0
     for place, key in enumerate(discrete):
         # A setting against the conditions, and against each later setting.
