@@ -25,11 +25,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import mermaide_ray
 from mermaide_ray import __version__
 from mermaide_ray.config_file import dump_yaml, merge, read_yaml
 from mermaide_ray.errors import InputError, RunFault
@@ -382,10 +382,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-@cache
 def sources_digest() -> str:
     """What tells this package's code, presets included, from any other: where no .git came along there is no commit."""
-    digest, root = hashlib.sha256(), Path(__file__).resolve().parent
+    digest, root = hashlib.sha256(), Path(str(mermaide_ray.__file__)).resolve().parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]

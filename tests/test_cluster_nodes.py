@@ -213,7 +213,7 @@ def test_other_code_on_a_node_is_refused_with_both_versions(monkeypatch: pytest.
         agreement.check_versions()
     changed = {"mermaide_ray": "0.1.0 (sources 00000000)"}
     with pytest.raises(
-        RunFault, match=r"the mermaide_ray of this process, 0\.1\.0 \(sources \w{8}\), but b \(2\) has 0"
+        RunFault, match=r"the mermaide_ray of this process, 0\.1\.0 \(sources \w{12}\), but b \(2\) has 0"
     ):
         agreement.check_versions()
     monkeypatch.setattr(
@@ -234,7 +234,7 @@ def test_other_presets_on_a_node_are_other_code(monkeypatch: pytest.MonkeyPatch,
         return [("b (2)", question())]
 
     monkeypatch.setattr(agreement, "on_every_node", elsewhere)
-    with pytest.raises(RunFault, match=r"must run the mermaide_ray of this process, \S+ \(sources \w{8}\), but b"):
+    with pytest.raises(RunFault, match=r"must run the mermaide_ray of this process, \S+ \(sources \w{12}\), but b"):
         agreement.check_versions()
 
 

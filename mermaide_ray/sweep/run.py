@@ -45,6 +45,8 @@ from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from
 
 CLOCK = "clock.json"
+# Of the code that this process has imported, whatever becomes of its files later.
+_SOURCES = sources_digest()
 # Drawing takes seconds per run: in a larger sweep nobody looks at every run's figures, and the report has them.
 MOST_RUNS_WITH_FIGURES = 50
 
@@ -259,9 +261,9 @@ class SweepRun:
     def _begin(self, local: Path, **about: Any) -> RunDirectory:
         """The run from nothing, whatever an earlier attempt has left."""
         clear(local)
-        return RunDirectory.create(
-            local, self._experiment, {**origin_of(self._store), "sources": sources_digest(), **about}
-        )
+        # The code that trains it may be newer than that of the driver.
+        origin = origin_of(self._store) | {"sources": _SOURCES} | about
+        return RunDirectory.create(local, self._experiment, origin)
 
     def _keep(self) -> None:
         if self._session is not None:
@@ -350,7 +352,7 @@ class SweepRun:
             "budget": budget_of(self._experiment),
             **self._clock,
             "hostname": platform.node(),
-            "sources": sources_digest(),
+            "sources": _SOURCES,
             "metrics": metrics,
         }
         self._store.write(f"{self._folder}/{STATUS}", json.dumps(told, indent=1).encode())

@@ -274,6 +274,7 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig,
         search, samples = _optuna(plan, store)
         if not samples:
             return None
+        _tell_ended(plan, store)
     elif tuning.scheduler == "pbt":
         space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
         search, samples = BasicVariantGenerator(random_state=tuning.seed), tuning.samples
@@ -304,6 +305,17 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig,
     return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
 
 
+def _tell_ended(plan: Plan, store: Store) -> None:
+    """Tells the panel of all trials of a search that were done before."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in store.names("runs"):
+        if (status := read_status(store, name)) is not None and has_ended(status):
+            found.setdefault(status["trial"], []).append(status)
+    for trial, statuses in found.items():
+        if len(statuses) == len(plan.sweep.seeds):
+            _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses)
+
+
 def _tell_known(plan: Plan, name: str, statuses: Sequence[Mapping[str, Any] | None]) -> None:
     """Tells the panel of a trial that was done before, all its runs ended."""
     ended = [status for status in statuses if status is not None]
@@ -329,7 +341,7 @@ def _root(store: Store) -> str:
     return str(store.path) if store.is_folder else store.root
 
 
-def _restored(store: Store, trainable: Any, trusted: bool) -> tune.Tuner | None:
+def _restored(store: Store, trainable: Any, trusted: bool = False) -> tune.Tuner | None:
     """The tuner of an interrupted sweep, as far as Tune has kept it."""
     path = below(_root(store), TUNE_FOLDER)
     if not tune.Tuner.can_restore(path):
@@ -381,13 +393,11 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
     tuning, metric = plan.sweep.tune, plan.metric
     scores: dict[str, list[float]] = {}
     values: dict[str, dict[str, str]] = {}
-    statuses: dict[str, list[dict[str, Any]]] = {}
     for name in store.names("runs"):
         status = read_status(store, name)
         if status is None:
             continue
         values[status["trial"]] = status["values"]
-        statuses.setdefault(status["trial"], []).append(status)
         if has_ended(status):
             scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
     known = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
@@ -405,7 +415,6 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
         seed=int(dice.integers(2**31)),
     )
     for trial in known:
-        _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses[trial])
         search.add_evaluated_point(points[trial], float(np.mean(scores[trial])))
     return search, max(0, tuning.samples - len(known))
 
