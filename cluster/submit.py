@@ -22,7 +22,7 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()
 def together(arguments: Sequence[str]) -> list[str]:
     """Arguments as they were before spaces tore `--set KEY=VALUE` apart: all up to the next option is the value.
 
-    But for what is a file here: `--set KEY=VALUE FILE`.
+    But for what is a file or folder here: `--set KEY=VALUE FILE`.
     """
     whole: list[str] = []
     in_value = False
@@ -30,7 +30,7 @@ def together(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             in_value = argument == "--set" or argument.startswith("--set=")
             whole.append(argument)
-        elif in_value and whole[-1] != "--set" and not Path(argument).is_file():
+        elif in_value and whole[-1] != "--set" and not Path(argument).exists():
             whole[-1] += f" {argument}"
         else:
             whole.append(argument)

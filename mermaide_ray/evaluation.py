@@ -34,6 +34,8 @@ from mermaide_ray.trajectory import Trajectories, view_of
 CALIBRATION_BINS = 15
 # Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
 LEAST_SPAN = 1.0
+# Games of which it is kept what the ends of the scale have played, half a megabyte each by default.
+_MOST_PLAYED = 32
 # Tasks evaluated at once: bounds memory, changes nothing else.
 _CHUNK = 64
 
@@ -163,6 +165,8 @@ class Evaluation:
         game = self.experiment.model_dump_json(include={"environment", "agents"}, exclude={"environment": {"sight"}})
         key = (game, self.experiment.seed_of(self.split), self.split, self.tasks.ids, self.episodes)
         if key not in _played:
+            if len(_played) >= _MOST_PLAYED:
+                del _played[next(iter(_played))]  # the oldest
             _played[key] = {name: self._play(self._rule(name)) for name in ("never", "oracle")}
         return _played[key]
 

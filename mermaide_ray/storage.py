@@ -386,7 +386,8 @@ def sources_digest() -> str:
     """What tells this package's code, presets included, from any other: where no .git came along there is no commit."""
     digest, root = hashlib.sha256(), Path(str(mermaide_ray.__file__)).resolve().parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        if path.is_file() and not path.name.startswith("."):  # an editor's lock leads nowhere
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -297,6 +297,15 @@ def test_test_agents_choose_no_setting(tmp_path: Path) -> None:
     assert (ranked_on(ranked), ranked_on(unranked)) == ("validation", None)
 
 
+def test_whole_numbers_are_compared_with_all_their_digits(tmp_path: Path) -> None:
+    key = "training.env_steps"
+    claim = {"compare": key, "value": 65536}
+    found = answered(tmp_path / "sweep", claim, search={key: [16384, 65536]})
+    assert [contrast.other for contrast in found.contrasts] == ["mermaide, env_steps = 16384"]
+    against = answered(tmp_path / "against", claim | {"against": [16384]}, search={key: [16384, 65536, 65540]})
+    assert (against.name, len(against.contrasts)) == ("mermaide, env_steps = 65536", 1)
+
+
 def test_what_shares_no_condition_is_named_and_not_compared(tmp_path: Path) -> None:
     claim = {"compare": "method", "value": "mermaide"}
     ours = write_sweep(tmp_path / "ours", {"mermaide": Effects()}, answer=claim, conditions=["far"], **FAR)

@@ -30,6 +30,7 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ["train", "--set", "evaluation.k=[0, 1, 5]"],
         ["train", "--set=evaluation.k=[0, 1, 5]", "--seed", "3"],
         ["sweep", "--set", "name=two words", __file__],
+        ["evaluate", "--set", "environment.cost_weight=0.3", str(REPOSITORY)],
         ["evaluate", "runs/x", "--k", "0", "1", "5", "--tasks", "3"],
         ["train"],
         [],

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from conftest import SECRET, tiny
 from pyarrow.fs import FileSelector, FileSystem
+from ray import tune
 from rich.console import Console
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -34,7 +35,7 @@ from mermaide_ray.session import Session
 from mermaide_ray.storage import load_principal, one_process
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, load_sweep
-from mermaide_ray.sweep.job import _alone, _begin, _conclude
+from mermaide_ray.sweep.job import _alone, _begin, _conclude, _note_other_code
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun, origin_of
@@ -196,6 +197,8 @@ def test_a_sweep_may_go_on_with_more_seeds(swept: Path, tmp_path: Path) -> None:
         ({"seeds": 2}, {"seeds": 1}, False),
         ({"tune": {"samples": 2}}, {"tune": {"samples": 3, "max_failures": 0}}, True),
         ({"tune": {"samples": 3}}, {"tune": {"samples": 2}}, False),
+        ({"tune": {"env_steps": 5000}}, {"tune": {"env_steps": 9000}}, True),
+        ({"tune": {"env_steps": 9000}}, {"tune": {"env_steps": 5000}}, False),
         ({"tune": {"samples": 2}}, {"tune": {"samples": 3, "seed": 1}}, False),
         # What a scheduler has compared, it has compared with all its seeds.
         ({"tune": {"scheduler": "asha"}, "seeds": 1}, {"tune": {"scheduler": "asha"}, "seeds": 2}, False),
@@ -212,14 +215,15 @@ def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
 
 
 def test_going_on_with_other_code_is_put_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, sweep = Store(str(tmp_path / "out")), load_sweep(write_sweep(tmp_path, seeds=1))
+    store = Store(str(tmp_path / "out"))
     for _ in range(2):
-        _begin(store, sweep)
+        _begin(store, load_sweep(write_sweep(tmp_path, seeds=1)))
+        _note_other_code(store)
     begun = origin_of(store)
     assert "continued" not in json.loads(store.read("provenance.json") or b"")
     monkeypatch.setattr("mermaide_ray.sweep.job.provenance", lambda: begun | {"sources": "other", "commit": "b"})
     for _ in range(2):
-        _begin(store, sweep)
+        _note_other_code(store)
     record = json.loads(store.read("provenance.json") or b"")
     assert (record["sources"], [one["commit"] for one in record["continued"]]) == (begun["sources"], ["b"])
     assert origin_of(store)["commit"] == "b"
@@ -234,6 +238,11 @@ def test_checkpoints_that_others_may_have_written_are_loaded_only_if_trusted(tmp
     (checkpoint / "meta.json").chmod(0o666)
     with pytest.raises(InputError, match=r"everybody may write to .*meta.json \(--trust-checkpoint"):
         SweepRun(plan, plan.settings[0], 0, store).advance()
+    config = {"root": store.root, "path": [], "trial": {"values": run._setting.values, "method": None, "seeds": [0]}}
+    trial = tune.with_parameters(SweepTrial, trusted=True)(config)
+    assert trial._runs[0]._trusted
+    assert trial.reset_config(config)
+    assert trial._runs[0]._trusted
     trusting = SweepRun(plan, plan.settings[0], 0, store, trusted=True)
     trusting.advance()
     assert trusting.env_steps == run.env_steps

@@ -209,6 +209,10 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             "got 'validation/scor_k1' (did you mean 'validation/score_k1'?)",
         ),
         ({"tune": {"stop": {"world_model/nll_after": 0.5}}}, "is to rise (principal/return, "),
+        (
+            {"answer": {"compare": "condition"}, "conditions": {"near": {"k": [0]}, "far": {"k": [1, 5]}}},
+            "needs a K in common (test.yaml), got near: [0]; far: [1, 5]",
+        ),
         ({"answer": {"compare": "k", "value": 7}}, "`answer.value` must be among what the sweep scores (0, 1), got 7"),
         ({"answer": {"k": 9}}, "`answer.k` must be among what the sweep scores (0, 1), got 9"),
         ({"answer": {"value": "mermaid"}}, "`answer.value` must be among what the sweep scores (always"),

@@ -187,7 +187,7 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        settings=len({cell.setting for cell in mine}),
+        settings=_settings(study, mine, measure),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -223,6 +223,11 @@ def _elsewhere(study: Study, one: Cell, other: Cell) -> bool:
     """Whether two settings differ in a single key (and the cells in nothing else)."""
     lines = study.settings.loc[one.setting], study.settings.loc[other.setting]
     return one.condition == other.condition and sum(a != b for a, b in zip(*lines, strict=True)) == 1
+
+
+def _settings(study: Study, cells: Sequence[Cell], measure: str) -> int:
+    """The settings that a figure over these cells is a mean of."""
+    return len({cell.setting for cell in cells if study.cells.matrix(cell, measure).size})
 
 
 def measure_name(measure: str) -> str:
@@ -287,7 +292,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
-    where = _where(conditions, k, len({cell.setting for cell in one.over(conditions)}))
+    where = _where(conditions, k, _settings(study, one.over(conditions), measure))
     if interval is None and measure == SCORE:
         return (
             f"No score for {one.name} ({where}): on none of these agents does the oracle gain anything "

@@ -93,7 +93,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
         raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
     if value is None:
         value = max(every) if compare == K else every[0]
-    default = [other for other in every if _as_in_rows(other) != _as_in_rows(value)]
+    own = _as_in_rows(study, compare, value)
+    default = [other for other in every if number(other) != own]
     # Whose, where it isn't the only one: methods are not averaged over.
     several = sum(is_trained(name) for name in study.methods) > 1
     whose = f"{label(method)}, " if several and compare != METHOD else ""
@@ -122,7 +123,7 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     else:
 
         def side(name: Any) -> Side:
-            wanted = _as_in_rows(name)
+            wanted = _as_in_rows(study, compare, name)
             chosen = [str(s) for s, at in study.settings[compare].items() if at == wanted]
             return Side(
                 f"{whose}{short(compare)} = {shown(number(name))}",
@@ -135,7 +136,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k
 
 
-def _as_in_rows(value: Any) -> Any:
-    """A value of a setting as rows have it: a number with a label's digits."""
+def _as_in_rows(study: Study, compare: str, value: Any) -> Any:
+    """A value as rows have it: of a setting as it stands, or with the digits that labels of broken numbers have."""
     value = number(value)
-    return number(label_of(value)) if isinstance(value, float) else value
+    known = set(study.settings[compare]) if compare in study.settings else {value}
+    return value if value in known or not isinstance(value, float) else number(label_of(value))

@@ -58,10 +58,10 @@ def _facts(source: Source) -> dict[str, str]:
     if codes:
         facts["sources"] = codes
     if told.get("commit"):
-        facts["commit"] = str(told["commit"]) + (" with uncommitted changes" if told.get("uncommitted_changes") else "")
+        facts["commit"] = _commit(told)
     if later := told.get("continued"):
         facts["continued with other code"] = ", ".join(
-            f"{one.get('started')}: {one.get('commit') or one.get('sources')}" for one in later
+            f"{one.get('started')}: sources {one.get('sources')}, {_commit(one)}" for one in later
         )
     for key in ("versions", "machine"):
         if isinstance(told.get(key), Mapping):
@@ -82,11 +82,16 @@ def _facts(source: Source) -> dict[str, str]:
     return facts
 
 
+def _commit(told: Mapping[str, Any]) -> str:
+    return f"{told.get('commit')}{' with uncommitted changes' if told.get('uncommitted_changes') else ''}"
+
+
 def _codes(source: Source) -> str:
     """The code that ran, by its hash; of a sweep that of each run, which may have been changed meanwhile."""
     if source.trials is None or "sources" not in source.trials:
         return str(source.provenance.get("sources") or "")
-    counts = source.trials["sources"].dropna().astype(str).value_counts()
+    done = source.trials[source.trials["status"].astype(str) == DONE]
+    counts = done["sources"].fillna("unknown").astype(str).value_counts()
     return ", ".join(f"{code} ({count} runs)" if len(counts) > 1 else str(code) for code, count in counts.items())
 
 

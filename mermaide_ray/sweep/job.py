@@ -98,6 +98,8 @@ def run_sweep(
     with _alone(store):
         _begin(store, sweep)
         console.print(f"results in {root}", soft_wrap=True, highlight=False)
+        if principals or not sweep.is_planned or unfinished(plan, store):
+            _note_other_code(store)
         if principals:
             from mermaide_ray.sweep.adopt import adopt
 
@@ -203,16 +205,18 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
-    _note_other_code(store)
 
 
 def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
-    """An earlier sweep, with as many seeds and samples as it has now, where these only add to what was done."""
-    tuning = {"max_failures": sweep.tune.max_failures}
+    """An earlier sweep, with the seeds, samples and budget that it has now, where these only add to what was done."""
+    before, now = theirs.tune, sweep.tune
+    tuning: dict[str, object] = {"max_failures": now.max_failures}
     # A scheduler has judged trials by all their seeds, and against each other.
-    if theirs.tune.scheduler == sweep.tune.scheduler == "none" and theirs.tune.samples < sweep.tune.samples:
-        tuning["samples"] = sweep.tune.samples
-    changed: dict[str, object] = {"tune": theirs.tune.model_copy(update=tuning)}
+    if before.scheduler == now.scheduler == "none" and before.samples < now.samples:
+        tuning["samples"] = now.samples
+    if before.env_steps is not None and (now.env_steps is None or now.env_steps >= before.env_steps):
+        tuning["env_steps"] = now.env_steps
+    changed: dict[str, object] = {"tune": before.model_copy(update=tuning)}
     planned = theirs.is_planned and sweep.tune.scheduler == "none"
     if planned and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:
         changed["seeds"] = sweep.seeds

@@ -123,7 +123,8 @@ class Plan:
             each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
             settings = [self.setting(values) for values in (first, last, *each)]
         for setting in settings:
-            if len(name := setting.run_name(max(self.sweep.seeds))) > _LONGEST_NAME:
+            bred = self.sweep.tune.scheduler == "pbt"  # its members have numbers for names
+            if not bred and len(name := setting.run_name(max(self.sweep.seeds))) > _LONGEST_NAME:
                 raise InputError(
                     f"a run's name, which is its folder's, must have at most {_LONGEST_NAME} characters, got "
                     f"{len(name)} in {name[:60]}… (give the values of `search` shorter labels, or vary fewer settings; "
@@ -344,6 +345,15 @@ class Plan:
             return
         among = claim.conditions or tuple(self.sweep.conditions)
         ks = {k for setting in settings for name, _, scored in self.scored_in(setting) if name in among for k in scored}
+        if claim.compare == "condition" and claim.k is None:
+            places = [claim.value or next(iter(self.sweep.conditions)), *(claim.against or self.sweep.conditions)]
+            for setting in settings:
+                scored_at = {name: set(scored) for name, _, scored in self.scored_in(setting)}
+                if not set.intersection(*(scored_at[str(place)] for place in places)):
+                    raise InputError(
+                        f"`answer.compare` = condition needs a K in common ({self._where}), got "
+                        + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(places))
+                    )
         methods = {*(setting.experiment.name for setting in settings), *self.baselines}
         sides = {"value": (claim.value,), "against": claim.against or ()}
         known: dict[str, set[Any]] = {"k": ks, "method": methods}

@@ -52,13 +52,12 @@ tune.register_trainable(NAME, Mermaide)
 class SweepTrial(tune.Trainable):
     """One setting with some training seeds, each step to the next milestone of all of them.
 
-    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), `trusted` (whether others'
-    checkpoints are loaded) and either `trial` (a planned one) or `drawn` (what Tune draws: dotted key to number or
-    label).
+    `config`: `root` (the sweep's folder), `path` (where the driver finds modules) and either `trial` (a planned one) or
+    `drawn` (what Tune draws: dotted key to number or label).
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """See base."""
+    def setup(self, config: dict[str, Any], trusted: bool = False) -> None:
+        """See base; `trusted`: whether checkpoints that others may have written are loaded."""
         torch.set_num_threads(1)
         for name in ("ray", "ray.rllib", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -68,7 +67,7 @@ class SweepTrial(tune.Trainable):
         self._breeds = self._plan.sweep.tune.scheduler == "pbt"
         self._trial = trial_of(self._plan, config, self.trial_id)
         self._runs = [
-            SweepRun(self._plan, self._trial.setting, seed, self._store, self._breeds, bool(config.get("trusted")))
+            SweepRun(self._plan, self._trial.setting, seed, self._store, self._breeds, trusted)
             for seed in self._trial.seeds
         ]
 
@@ -239,7 +238,9 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         verbose=0,
     )
     tuner = None
-    trainable = tune.with_resources(SweepTrial, tune.PlacementGroupFactory(plan.bundles))
+    # Not by its settings: those of a restored trial are as they were.
+    trial_class = tune.with_parameters(SweepTrial, trusted=True) if trusted else SweepTrial
+    trainable = tune.with_resources(trial_class, tune.PlacementGroupFactory(plan.bundles))
     if tuning.scheduler == "pbt":
         tuner = _restored(store, trainable, trusted)
         if tuner is None:
@@ -252,7 +253,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
             store.delete("runs")
     if tuner is None:
         store.delete(TUNE_FOLDER)
-        tuner = _fresh(plan, store, trainable, run_config, trusted)
+        tuner = _fresh(plan, store, trainable, run_config)
     if tuner is None:
         return
     for result in tuner.fit():
@@ -265,11 +266,12 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
                     SweepRun(plan, trial.setting, seed, store).fail(result.error)
 
 
-def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig, trusted: bool) -> tune.Tuner | None:
+def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
     """A tuner from the start, or None where nothing is left to do."""
     tuning = plan.sweep.tune
-    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())], "trusted": trusted}
+    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
     search, scheduler, samples = None, _scheduler(plan), 1
+    concurrent = plan.sweep.resources.concurrent
     if not plan.sweep.is_planned:
         search, samples = _optuna(plan, store)
         if not samples:
@@ -277,7 +279,8 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig,
         _tell_ended(plan, store)
     elif tuning.scheduler == "pbt":
         space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
-        search, samples = BasicVariantGenerator(random_state=tuning.seed), tuning.samples
+        search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
+        samples = tuning.samples
     else:
         trials = unfinished(plan, store)
         for trial in plan.trials:
@@ -296,7 +299,8 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig,
         search_alg=search,
         scheduler=scheduler,
         num_samples=samples,
-        max_concurrent_trials=plan.sweep.resources.concurrent,
+        # A population's generator has a limit of its own, and takes no other.
+        max_concurrent_trials=None if tuning.scheduler == "pbt" else concurrent,
         metric=None if scheduler is None and search is None else plan.metric,
         mode=None if scheduler is None and search is None else "max",
         reuse_actors=True,
