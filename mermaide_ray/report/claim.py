@@ -70,7 +70,8 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
     given, against = claim.get("k"), claim.get("against")
-    named = against if isinstance(against, list | tuple) else study.conditions if against is None else [against]
+    against = against if against is None or isinstance(against, list | tuple) else [against]
+    named = study.conditions if against is None else against
     places = [value or study.conditions[0], *named] if compare == CONDITION else conditions
     # At the largest K that all these conditions have in common, if they have any.
     scored = [set(ks) for place in dict.fromkeys(map(str, places)) if (ks := study.cells.ks(method, place))]
@@ -93,12 +94,12 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
         raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
     if value is None:
         value = max(every) if compare == K else every[0]
-    own = _as_in_rows(study, compare, value)
-    default = [other for other in every if number(other) != own]
+    claimed = _as_in_rows(study, compare, value)
+    default = [other for other in every if number(other) != claimed]
     # Whose, where it isn't the only one: methods are not averaged over.
     several = sum(is_trained(name) for name in study.methods) > 1
     whose = f"{label(method)}, " if several and compare != METHOD else ""
-    rivals = default if against is None else list(against) if isinstance(against, list | tuple) else [against]
+    rivals = default if against is None else list(against)
     if compare == METHOD:
         unknown = [name for name in rivals if name not in study.methods]
         # A sweep that is still running may lack one of them yet.

@@ -33,7 +33,6 @@ def dry_run(sweep: Sweep, where: str) -> None:
     """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
     plan, console = Plan(sweep, where), terminal()
     plan.check()
-    _check_names(plan)
     console.print(Text(sweep.question, style="bold"))
     if sweep.is_planned:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -88,7 +87,6 @@ def run_sweep(
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
     _check_rows(plan, plan.num_rows())
-    _check_names(plan)
     if principals:
         from mermaide_ray.sweep.adopt import trained_in
 
@@ -237,12 +235,6 @@ def _note_other_code(store: Store) -> None:
 def _check_rows(plan: Plan, rows: int | None) -> None:
     if plan.sweep.rows is not None and rows is not None and rows != plan.sweep.rows:
         raise InputError(f"`rows` must be what the sweep yields at this scale, {rows}, got {plan.sweep.rows}")
-
-
-def _check_names(plan: Plan) -> None:
-    for setting in plan.settings:
-        if setting.experiment.name in plan.baselines:
-            raise InputError(f"methods must have names of their own, got {setting.experiment.name!r}, a baseline's")
 
 
 def _print_best(plan: Plan, trials: pd.DataFrame, console: Console) -> None:

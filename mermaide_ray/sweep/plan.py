@@ -123,6 +123,8 @@ class Plan:
             each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
             settings = [self.setting(values) for values in (first, last, *each)]
         for setting in settings:
+            if setting.experiment.name in self.baselines:
+                raise InputError(f"methods must have names of their own, got {setting.experiment.name!r}, a baseline's")
             bred = self.sweep.tune.scheduler == "pbt"  # its members have numbers for names
             if not bred and len(name := setting.run_name(max(self.sweep.seeds))) > _LONGEST_NAME:
                 raise InputError(
