@@ -369,7 +369,7 @@ def _sweep(args: argparse.Namespace) -> None:
     from mermaide_ray.sweep.job import dry_run, run_sweep
 
     if args.dry_run:
-        dry_run(sweep, where)
+        dry_run(sweep, where, args.principals)
         return
     name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
     root = args.resume or args.out or below(args.storage or "runs", name)

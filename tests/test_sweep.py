@@ -33,8 +33,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.session import Session
 from mermaide_ray.storage import load_principal, one_process
-from mermaide_ray.sweep.adopt import adopt, trained_in
-from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, load_sweep
+from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.job import _alone, _begin, _conclude, _note_other_code
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
@@ -330,48 +329,6 @@ def test_a_milestone_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Session, "save", lambda session: (saved.append(session.iteration), save(session)))
     told_by(SweepRun(plan, plan.settings[0], 0, store))
     assert saved == list(range(1, 9))
-
-
-def test_principals_of_another_sweep_are_scored_and_not_trained_again(
-    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conditions = {"test": {"split": "test"}, "further": {"split": "validation", "k": [0]}}
-    config = write_sweep(tmp_path, conditions=conditions)
-    monkeypatch.setattr(SweepRun, "advance", lambda run: pytest.fail("trained again"))
-    assert sweep(config, "--out", tmp_path / "out", "--principals", swept) == 0
-    rows, theirs = sorted_rows(tmp_path / "out"), sorted_rows(swept)
-    at_test = rows[rows["condition"] == "test"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(at_test, theirs[theirs["condition"] == "test"].reset_index(drop=True))
-    assert set(rows["condition"]) == set(conditions)
-    pd.testing.assert_frame_equal(sorted_progress(tmp_path / "out"), sorted_progress(swept))
-
-
-def test_principals_with_other_settings_are_refused_or_left_alone(
-    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lr = {"training.meta_lr": {"grid": [1e-4]}}
-    other = write_sweep(tmp_path, search={"environment.cost_weight": {"grid": [0.1]}} | lr)
-    assert sweep(other, "--out", tmp_path / "out", "--principals", swept) == 2
-    told = capsys.readouterr().err
-    assert f"got {swept}, in which training.meta_lr is 0.002 there and 0.0001 here" in told
-    assert not (tmp_path / "out").exists()
-    # Of two settings one is there.
-    plan = plan_from(write_sweep(tmp_path, search={"environment.cost_weight": {"grid": [0.1, 0.2]}}))
-    store = Store(str(tmp_path / "out"))
-    adopt(plan, store, trained_in([swept], plan), Console())
-    assert store.names("runs") == ["cost_weight=0.1,seed=0", "cost_weight=0.1,seed=1"]
-    assert "2 of 4 runs have none there, and are trained" in capsys.readouterr().out
-    stopped = plan_from(write_sweep(tmp_path, tune={"stop": {"throughput/env_steps": 700}}))
-    with pytest.raises(InputError, match=r"must stand without a searcher, a scheduler or tune\.stop"):
-        trained_in([swept], stopped)
-    # What the members of a population end with is not what they were trained with.
-    drawn = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
-    population = tmp_path / "population"
-    population.mkdir()
-    bred = plan_from(write_sweep(tmp_path, search=drawn, tune={"scheduler": "pbt", "samples": 2}, answer=None))
-    (population / SWEEP_FILE).write_text(dump_sweep(bred.sweep))
-    with pytest.raises(InputError, match=r"got a population, whose members change them .*sweep\.yaml, tune\.scheduler"):
-        trained_in([population], plan)
 
 
 def test_a_failing_trial_is_on_record_and_takes_no_other_down(

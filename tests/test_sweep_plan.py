@@ -262,6 +262,9 @@ def test_time_is_estimated_by_what_is_trained() -> None:
     assert plan.cpu_seconds() == pytest.approx(2 * (quick + slow))
     points = plan_of(preset="mermaide", settings={"environment": {"game": "continuous"}})
     assert points.cpu_seconds() > 1.3 * quick
+    environment, model = {"num_arms": 200, "horizon": 290}, {"arms": "equivariant"}
+    many = plan_of(preset="mermaide", settings={"environment": environment, "world_model": model})
+    assert many.cpu_seconds() > 4 * quick
 
 
 @pytest.mark.parametrize(("label", "value"), [("5", 5), ("0.001", 0.001), ("1e-05", 1e-5), ("narrow", "narrow")])

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mermaide_ray.config_file import one_line
@@ -17,15 +16,14 @@ from mermaide_ray.storage import RunDirectory
 from mermaide_ray.sweep.file import SWEEP_FILE, read_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
 from mermaide_ray.sweep.results import DONE, STATUS
-from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 
 Sources = Mapping[str, Path]
-"""What a principal depends on, as text -> folder of the run that trained it."""
+"""Name of a run -> folder of another sweep's run that trained its principal."""
 
 
 def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
-    """The runs of other sweeps whose principals a sweep can score.
+    """Those runs of a sweep whose principals other sweeps have trained.
 
     Args:
         folders: Those of the sweeps, which may be under way.
@@ -38,8 +36,12 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
     tune = plan.sweep.tune
     if not plan.sweep.is_planned or tune.scheduler != "none" or tune.stop:
         raise InputError("--principals must stand without a searcher, a scheduler or tune.stop: these end runs early")
-    wanted = {training_of(setting.with_seed(seed)) for setting in plan.settings for seed in plan.sweep.seeds}
-    sources: dict[str, Path] = {}
+    wanted = {
+        setting.run_name(seed): training_of(setting.with_seed(seed))
+        for seed in plan.sweep.seeds
+        for setting in plan.settings
+    }
+    found: dict[str, Path] = {}
     for folder in folders:
         if not (folder / SWEEP_FILE).is_file():
             raise InputError(f"--principals must be the folder of a sweep, which holds {SWEEP_FILE}, got {folder}")
@@ -50,17 +52,17 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
                 f"change them while they are trained ({file}, tune.scheduler)"
             )
         trained = dict(_trained(folder / "runs"))
-        if not trained.keys() & wanted:
+        if not trained.keys() & set(wanted.values()):
             raise InputError(
                 f"--principals must hold finished runs with the settings of this sweep, got {folder}, "
-                + (f"in which {_nearest(trained, wanted)}" if trained else "in which none is finished")
+                + (f"in which {_nearest(trained, set(wanted.values()))}" if trained else "in which none is finished")
             )
-        sources |= trained
-    return sources
+        found |= trained
+    return {name: found[training] for name, training in wanted.items() if training in found}
 
 
 def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
-    """Scores every planned run whose principal is already there.
+    """Gives every planned run its principal, where that is already there; its trial scores it.
 
     Args:
         plan: The sweep's.
@@ -68,16 +70,15 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
         sources: Trained principals, of `trained_in`.
         console: Where it is told.
     """
-    torch.set_num_threads(1)  # as where runs are trained and scored
-    left = 0
+    from mermaide_ray.sweep.run import SweepRun
+
     for seed in plan.sweep.seeds:
         for setting in plan.settings:
-            run, source = SweepRun(plan, setting, seed, store), sources.get(training_of(setting.with_seed(seed)))
-            if source is not None and not run.is_scored:
-                run.adopt(source)
-                console.print(f"{run.name}: principal of {source}", soft_wrap=True, highlight=False)
-            left += not run.is_scored
-    if left:
+            run = SweepRun(plan, setting, seed, store)
+            if run.name in sources and not run.is_scored:
+                run.adopt(sources[run.name])
+                console.print(f"{run.name}: principal of {sources[run.name]}", soft_wrap=True, highlight=False)
+    if left := plan.num_runs - len(sources):
         console.print(f"{left} of {plan.num_runs} runs have none there, and are trained", highlight=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +29,22 @@ _MOST_LISTED = 40
 _BEST = 5
 
 
-def dry_run(sweep: Sweep, where: str) -> None:
-    """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing."""
+def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
+    """Prints what a sweep would do: its trials, their environment steps and time. Starts nothing.
+
+    Args:
+        sweep: The resolved sweep.
+        where: The file it is from, for messages.
+        principals: As for `run_sweep`.
+
+    Raises:
+        InputError: The sweep is not valid, or a folder holds no principal for it.
+    """
     plan, console = Plan(sweep, where), terminal()
     plan.check()
+    sources = _sources(principals, plan)
     console.print(Text(sweep.question, style="bold"))
+    env_steps, cpu_seconds = plan.env_steps, plan.cpu_seconds()
     if sweep.is_planned:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for heading in ("trial", "method", "env steps", "CPU time"):
@@ -43,9 +54,12 @@ def dry_run(sweep: Sweep, where: str) -> None:
         for place, trial in enumerate(shown):
             if len(trials) > len(shown) and place == _MOST_LISTED // 2:
                 table.add_row(f"… {len(trials) - len(shown)} more …", "", "", "")
-            cells = (trial.name, trial.setting.experiment.name, count(trial.env_steps), clock(trial.cpu_seconds))
-            table.add_row(*map(Text, cells))
+            left = trial.without(sources)
+            steps, time = (count(left.env_steps), clock(left.cpu_seconds)) if left.seeds else ("scored only", "")
+            table.add_row(*map(Text, (trial.name, trial.setting.experiment.name, steps, time)))
         console.print(table)
+        env_steps -= sum(trial.env_steps - trial.without(sources).env_steps for trial in trials)
+        cpu_seconds -= sum(trial.cpu_seconds - trial.without(sources).cpu_seconds for trial in trials)
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
@@ -54,8 +68,8 @@ def dry_run(sweep: Sweep, where: str) -> None:
     rows = plan.num_rows()
     told = "as the search goes" if rows is None else rows
     console.print(
-        f"{plan.num_runs} runs, {count(plan.env_steps)} env steps, about {clock(plan.cpu_seconds())} of CPU time, "
-        f"{clock(plan.cpu_seconds() / at_once)} here with {at_once} at a time (start-up and scoring not counted); "
+        f"{plan.num_runs} runs, {count(env_steps)} env steps, about {clock(cpu_seconds)} of CPU time, "
+        f"{clock(cpu_seconds / at_once)} here with {at_once} at a time (start-up and scoring not counted); "
         f"rows: {told}",
         highlight=False,
     )
@@ -87,24 +101,28 @@ def run_sweep(
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
     _check_rows(plan, plan.num_rows())
-    if principals:
-        from mermaide_ray.sweep.adopt import trained_in
-
-        sources = trained_in(principals, plan)
+    sources = _sources(principals, plan)
     from mermaide_ray.sweep.results import unfinished
 
     with _alone(store):
         _begin(store, sweep)
         console.print(f"results in {root}", soft_wrap=True, highlight=False)
-        if principals or not sweep.is_planned or unfinished(plan, store):
-            _note_other_code(store)
-        if principals:
-            from mermaide_ray.sweep.adopt import adopt
-
-            adopt(plan, store, sources, console)
         if not sweep.is_planned or unfinished(plan, store):
+            _note_other_code(store)
+            if principals:
+                from mermaide_ray.sweep.adopt import adopt
+
+                adopt(plan, store, sources, console)
             _train(plan, store, console, trusted)
         _conclude(plan, store, console, with_report)
+
+
+def _sources(principals: Sequence[Path], plan: Plan) -> Mapping[str, Path]:
+    if not principals:
+        return {}
+    from mermaide_ray.sweep.adopt import trained_in
+
+    return trained_in(principals, plan)
 
 
 def _train(plan: Plan, store: Store, console: Console, trusted: bool) -> None:

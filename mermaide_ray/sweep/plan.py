@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -40,10 +40,11 @@ Values = dict[str, str]
 # What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
 _LONGEST_NAME = 230
 
-# Env steps of training per CPU second with the default networks and arms (`make bench`): for estimates only.
-_SPEED = 45_000
-_SPEED_WITH_LEARNER_MODEL = 28_000
-_SPEED_OF_POINTS = 25_000
+# CPU microseconds of training per env step with the default networks and arms (`make bench`): for estimates only.
+_MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
+# What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms (docs/results.md).
+_MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
+_MICROSECONDS_OF_EQUIVARIANCE = 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class Trial:
     def env_steps(self) -> int:
         """Environment steps of all its runs, if it is not stopped early."""
         return budget_of(self.setting.experiment) * len(self.seeds)
+
+    def without(self, runs: Container[str]) -> Trial:
+        """The trial less those of its runs that are named."""
+        return replace(self, seeds=tuple(seed for seed in self.seeds if self.setting.run_name(seed) not in runs))
 
     @property
     def cpu_seconds(self) -> float:
@@ -388,11 +393,12 @@ def budget_of(experiment: Experiment) -> int:
 
 def cpu_seconds_of(experiment: Experiment) -> float:
     """A rough estimate of a run's time of training on a core of its own."""
+    model, steps = experiment.world_model, budget_of(experiment)
     if experiment.environment.game == "continuous":
-        speed = _SPEED_OF_POINTS
-    else:
-        speed = _SPEED_WITH_LEARNER_MODEL if experiment.world_model.kind == "learner" else _SPEED
-    return budget_of(experiment) / speed
+        return steps * _MICROSECONDS["continuous"] / 1e6
+    each = _MICROSECONDS["learner_model" if model.kind == "learner" else "bandit"]
+    wide = _MICROSECONDS_PER_ARM[model.arms] * (experiment.environment.num_arms - 10)
+    return steps * (each + wide + _MICROSECONDS_OF_EQUIVARIANCE * (model.arms == "equivariant")) / 1e6
 
 
 def typed(label: str) -> Any:

@@ -139,23 +139,19 @@ class SweepRun:
         return told
 
     def adopt(self, source: Path) -> None:
-        """Takes the principal of a finished run with the same settings, scores it, and is done.
+        """Takes the principal of a finished run with the same settings: what is left is to score it, with `advance`.
 
         Args:
             source: That run's folder.
         """
         theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
-        run = self._begin(self._hold(), principal=theirs)
-        with whole_folder(run.principal) as unfinished:
-            shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
+        local = self._hold()
+        run = self._begin(local, principal=theirs)
         shutil.copy(source / run.progress.name, run.progress)
-        told = run.read_progress()[-1]
-        board = Board(run.path)
-        board.begin(self._experiment, self._swept(), self._plan.sweep.question)
-        with self._clocked():
-            outcome = self._scored(run, board, told, int(told["throughput/env_steps"]))
-        board.close()
-        self._conclude(run, outcome)
+        with whole_folder(run.principal) as unfinished:  # last: with it there is nothing left to train
+            shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
+        self._store.keep_run(self._folder, local, told=(run.progress.name,))
+        self.close()
 
     def fail(self, error: BaseException) -> None:
         """Puts the failure on record, with settings and traceback. Env steps that it did no longer count."""
@@ -209,7 +205,10 @@ class SweepRun:
         self.close()
 
     def _open(self) -> Session | None:
-        """The session to go on with; None if another trial with the same settings has brought the run to its end."""
+        """The session to go on with; None where nothing is left to train.
+
+        Another trial with the same settings has brought the run to its end, or its principal is another sweep's.
+        """
         if self._session is not None:
             return self._session
         local = self._hold()
@@ -217,7 +216,9 @@ class SweepRun:
         if self._outcome is not None:
             self.close()
             return None
-        if (local / "config.yaml").is_file():
+        run = RunDirectory(local, self._trusted)
+        trained = run.latest_checkpoint() is None and run.principal.is_dir()
+        if trained or run.latest_checkpoint() is not None:
             run = RunDirectory.open(local, self._trusted)
             if run.experiment() != self._experiment and not self._changed:
                 raise InputError(
@@ -228,6 +229,9 @@ class SweepRun:
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._write_status(UNFINISHED, {}, None)
+        if trained:
+            self._finish_adopted(run)
+            return None
         with self._clocked():
             session = self._session = self._held.enter_context(
                 Session(
@@ -298,6 +302,16 @@ class SweepRun:
             session.export()
             outcome = self._scored(session.run, session.board, told, session.env_steps)
         self._conclude(session.run, outcome)
+
+    def _finish_adopted(self, run: RunDirectory) -> None:
+        """Scores a run whose principal another sweep has trained."""
+        told = run.read_progress()[-1]
+        board = Board(run.path)
+        board.begin(self._experiment, self._swept(), self._plan.sweep.question)
+        with self._clocked():
+            outcome = self._scored(run, board, told, int(told["throughput/env_steps"]))
+        board.close()
+        self._conclude(run, outcome)
 
     def _scored(self, run: RunDirectory, board: Board, told: Told, env_steps: int) -> Told:
         """Scores the run's principal in every condition, writes the tables, and returns all that is to be told."""
