@@ -16,7 +16,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.session import Session
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep
-from mermaide_ray.sweep.results import read_status, unfinished
+from mermaide_ray.sweep.results import read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 
@@ -74,7 +74,7 @@ def test_a_trial_scores_what_was_adopted_without_training(
     store = Store(str(tmp_path / "out") if place == "folder" else request.getfixturevalue(place))
     store.write(SWEEP_FILE, dump_sweep(plan.sweep).encode())
     adopt(plan, store, trained_in([trained], plan), Console())
-    assert len(unfinished(plan, store)) == plan.num_trials
+    assert len(unfinished(plan, read_statuses(store))) == plan.num_trials
     monkeypatch.setattr(Session, "__init__", lambda *_, **__: pytest.fail("trained again"))
     run = SweepRun(plan, plan.settings[0], 0, store)
     told = run.advance()

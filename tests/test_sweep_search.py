@@ -13,7 +13,7 @@ from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.sweep import tuning
-from mermaide_ray.sweep.results import assemble, read_status, unfinished
+from mermaide_ray.sweep.results import assemble, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST
@@ -37,7 +37,7 @@ def test_a_scheduler_hears_of_every_milestone_of_what_has_ended(tmp_path: Path) 
     assert outcome.count("stopped") == 1
     assert (outcome.trials["cpu_s"] > 0).all()
     # Nothing is left to do, so nobody is asked again ...
-    assert unfinished(plan, store) == []
+    assert unfinished(plan, read_statuses(store)) == []
     # ... but where another trial is not done yet, the scheduler compares it with these.
     again = SweepRun(plan, ended, 0, store)
     assert (again.is_scored, again.is_over) == (True, False)
@@ -58,7 +58,7 @@ def test_a_trial_that_is_stopped_for_a_failure_is_left_to_be_tried_again(tmp_pat
     told = {"env_steps": 240, "validation/score_k1": WORST, "failed": "ValueError: no luck"}
     tuning._stop(plan, store, trial, told)
     assert [status_of(store, run) for run in (one, other)] == ["unfinished", "failed"]
-    assert trial in unfinished(plan, store)
+    assert trial in unfinished(plan, read_statuses(store))
 
 
 def status_of(store: Store, run: SweepRun) -> Any:
@@ -80,7 +80,7 @@ def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
         setting = plan.setting(values)
         for seed in plan.sweep.seeds:
             SweepRun(plan, setting, seed, store)._write_status(status, {"validation/score_k1": 0.5}, None)
-    found, left = tuning._optuna(plan, store)
+    found, left = tuning._optuna(plan, read_statuses(store))
     assert left == 3
     tried = [trial.params["drawn/world_model.hidden_size"] for trial in found._ot_study.trials if trial.params]
     assert tried == [4, 5]
@@ -107,14 +107,14 @@ def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, mon
     config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
     plan, store = held(config, tmp_path / "out")
     told_by(SweepRun(plan, plan.settings[0], 0, store))
-    assert tuning._spent(plan, store) == 1920
+    assert tuning._spent(plan, read_statuses(store)) == 1920
     # One seed of a trial that goes on is told of again.
     both = plan_from(write_sweep(tmp_path, "both.yaml", seeds=2, tune={"env_steps": 2000}))
-    assert tuning._spent(both, store) == 0
+    assert tuning._spent(both, read_statuses(store)) == 0
     assert not tuning._Budget(2000, 1920).stop_all()
     spent = tuning._Budget(2000, 1920)
     assert [spent("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]
-    monkeypatch.setattr(tuning, "_spent", lambda plan, store: 2000)
+    monkeypatch.setattr(tuning, "_spent", lambda *_: 2000)
     monkeypatch.setattr(tuning, "_fresh", lambda *given: pytest.fail("trained beyond the budget"))
     tuning.fit(plan, store, None)  # type: ignore[arg-type]
 
@@ -160,12 +160,12 @@ def test_a_population_s_finished_members_are_neither_begun_again_nor_deleted(tmp
     members = [tuning.trial_of(plan, {"drawn": {"training.meta_lr": 1e-3}}, f"a1b2c_0000{i}").setting for i in (0, 1)]
     runs = [SweepRun(plan, member, 0, store, changed=True) for member in members]
     runs[0]._write_status("done", {}, None)
-    assert unfinished(plan, store)
+    assert unfinished(plan, read_statuses(store))
     with pytest.raises(InputError, match=r"a population must go on from .*/tune, which is gone, and some .* are done"):
         tuning.fit(plan, store, None)  # type: ignore[arg-type]
     assert store.names("runs") == ["member=0,seed=0"]
     runs[1]._write_status("done", {}, None)
-    assert unfinished(plan, store) == []
+    assert unfinished(plan, read_statuses(store)) == []
 
 
 @pytest.mark.slow

@@ -102,12 +102,12 @@ def run_sweep(
     plan.check()
     _check_rows(plan, plan.num_rows())
     sources = _sources(principals, plan)
-    from mermaide_ray.sweep.results import unfinished
+    from mermaide_ray.sweep.results import read_statuses, unfinished
 
     with _alone(store):
         _begin(store, sweep)
         console.print(f"results in {root}", soft_wrap=True, highlight=False)
-        if not sweep.is_planned or unfinished(plan, store):
+        if not sweep.is_planned or unfinished(plan, read_statuses(store)):
             _note_other_code(store)
             if principals:
                 from mermaide_ray.sweep.adopt import adopt
@@ -202,12 +202,13 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    from mermaide_ray.sweep.results import done_runs
+    from mermaide_ray.sweep.results import DONE, read_statuses
 
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
     free = {"resources", "answer", "question", "rows"}
-    other_rules = theirs.baselines != sweep.baselines and not any(done_runs(store))
+    scored = (status["status"] == DONE for status in read_statuses(store).values())
+    other_rules = theirs.baselines != sweep.baselines and not any(scored)
     if other_rules:
         free.add("baselines")
     grown = _grown(theirs, sweep)

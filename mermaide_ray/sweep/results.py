@@ -21,6 +21,8 @@ STATUS = "status.json"
 DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
 TABLES = ("rows", "calibration", "profiles")
 SETTING = "setting."
+Statuses = Mapping[str, dict[str, Any]]
+"""What is on record of runs, by name."""
 # Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.
 _MOST_PROFILE_ROWS = 30_000_000
 
@@ -55,16 +57,15 @@ def read_status(store: Store, run_name: str) -> dict[str, Any] | None:
     return status
 
 
+def read_statuses(store: Store) -> Statuses:
+    """What is on record of every run that was begun, by name."""
+    found = ((name, read_status(store, name)) for name in store.names("runs"))
+    return {name: status for name, status in found if status is not None}
+
+
 def has_ended(status: Mapping[str, Any] | None) -> bool:
     """Whether a run is not to be gone on with: it is scored, or was stopped."""
     return status is not None and status["status"] in (DONE, STOPPED)
-
-
-def done_runs(store: Store) -> Iterator[str]:
-    """Names of the runs that are scored."""
-    for name in store.names("runs"):
-        if (status := read_status(store, name)) is not None and status["status"] == DONE:
-            yield name
 
 
 def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
@@ -72,11 +73,11 @@ def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
     return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
 
 
-def unfinished(plan: Plan, store: Store) -> list[Trial]:
+def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
     """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
 
     def is_over(setting: str, seeds: Sequence[int]) -> bool:
-        return all(has_ended(read_status(store, trial_name(setting, (seed,)))) for seed in seeds)
+        return all(has_ended(known.get(trial_name(setting, (seed,)))) for seed in seeds)
 
     if plan.sweep.tune.scheduler == "pbt":
         members = map(member_name, range(plan.sweep.tune.samples))
@@ -130,9 +131,7 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
                 }
                 yield name, read_status(store, name) or {**begun, "status": UNFINISHED}
         return
-    for name in store.names("runs"):
-        if (status := read_status(store, name)) is not None:
-            yield name, status
+    yield from read_statuses(store).items()
 
 
 def _read(store: Store, name: str) -> pd.DataFrame | None:

@@ -31,7 +31,7 @@ from mermaide_ray.storage import written_by_others
 from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
-from mermaide_ray.sweep.results import UNFINISHED, done_runs, has_ended, read_status, unfinished
+from mermaide_ray.sweep.results import DONE, UNFINISHED, Statuses, has_ended, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
 
@@ -221,7 +221,8 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuning = plan.sweep.tune
-    budget = _Budget(tuning.env_steps, _spent(plan, store)) if tuning.env_steps else None
+    known = read_statuses(store)
+    budget = _Budget(tuning.env_steps, _spent(plan, known)) if tuning.env_steps else None
     if budget and budget.stop_all():
         return
     run_config = tune.RunConfig(
@@ -245,7 +246,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         tuner = _restored(store, trainable, trusted)
         if tuner is None:
             # Half a population is of no use without Tune's record of who copied from whom.
-            if any(done_runs(store)):
+            if any(status["status"] == DONE for status in known.values()):
                 raise InputError(
                     f"a population must go on from {store.uri(TUNE_FOLDER)}, which is gone, and some of its runs are "
                     f"done (give another --out, or delete {store.uri('runs')} to start it afresh)"
@@ -253,7 +254,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
             store.delete("runs")
     if tuner is None:
         store.delete(TUNE_FOLDER)
-        tuner = _fresh(plan, store, trainable, run_config)
+        tuner = _fresh(plan, store, known, trainable, run_config)
     if tuner is None:
         return
     for result in tuner.fit():
@@ -266,29 +267,27 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
                     SweepRun(plan, trial.setting, seed, store).fail(result.error)
 
 
-def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
+def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
     """A tuner from the start, or None where nothing is left to do."""
     tuning = plan.sweep.tune
     space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
     search, scheduler, samples = None, _scheduler(plan), 1
     concurrent = plan.sweep.resources.concurrent
     if not plan.sweep.is_planned:
-        search, samples = _optuna(plan, store)
+        search, samples = _optuna(plan, known)
         if not samples:
             return None
-        _tell_ended(plan, store)
+        _tell_ended(plan, known)
     elif tuning.scheduler == "pbt":
         space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
         samples = tuning.samples
     else:
-        trials = unfinished(plan, store)
+        trials = unfinished(plan, known)
         for trial in plan.trials:
             if trial not in trials:
-                names = [trial.setting.run_name(seed) for seed in trial.seeds]
-                _tell_known(
-                    plan, _label(plan, trial.setting.trial, trial.seeds), [read_status(store, n) for n in names]
-                )
+                statuses = [known.get(trial.setting.run_name(seed)) for seed in trial.seeds]
+                _tell_known(plan, _label(plan, trial.setting.trial, trial.seeds), statuses)
         space["trial"] = tune.grid_search(
             [
                 {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
@@ -309,12 +308,11 @@ def _fresh(plan: Plan, store: Store, trainable: Any, run_config: tune.RunConfig)
     return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
 
 
-def _tell_ended(plan: Plan, store: Store) -> None:
+def _tell_ended(plan: Plan, known: Statuses) -> None:
     """Tells the panel of all trials of a search that were done before."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in store.names("runs"):
-        if (status := read_status(store, name)) is not None and has_ended(status):
-            found.setdefault(status["trial"], []).append(status)
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for status in filter(has_ended, known.values()):
+        found.setdefault(status["trial"], []).append(status)
     for trial, statuses in found.items():
         if len(statuses) == len(plan.sweep.seeds):
             _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses)
@@ -329,15 +327,14 @@ def _tell_known(plan: Plan, name: str, statuses: Sequence[Mapping[str, Any] | No
     _Watch.panel.known(name, steps, score if score > WORST else None)
 
 
-def _spent(plan: Plan, store: Store) -> int:
+def _spent(plan: Plan, known: Statuses) -> int:
     """Environment steps of runs that have ended, and that no trial will tell of again."""
-    found = {name: status for name in store.names("runs") if (status := read_status(store, name))}
     if plan.sweep.is_planned:
-        again = {trial.setting.run_name(seed) for trial in unfinished(plan, store) for seed in trial.seeds}
+        again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
     else:
-        open_ones = {status["trial"] for status in found.values() if not has_ended(status)}
-        again = {name for name, status in found.items() if status["trial"] in open_ones}
-    return sum(int(it["env_steps"]) for name, it in found.items() if has_ended(it) and name not in again)
+        open_ones = {status["trial"] for status in known.values() if not has_ended(status)}
+        again = {name for name, status in known.items() if status["trial"] in open_ones}
+    return sum(int(it["env_steps"]) for name, it in known.items() if has_ended(it) and name not in again)
 
 
 def _root(store: Store) -> str:
@@ -389,7 +386,7 @@ def _within_bounds(dimensions: Mapping[str, Dimension], config: dict[str, Any]) 
     return config
 
 
-def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
+def _optuna(plan: Plan, known: Statuses) -> tuple[OptunaSearch, int]:
     """The searcher, told of all trials that have ended and to go on first with those that have not; samples left."""
     import optuna
 
@@ -397,14 +394,11 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
     tuning, metric = plan.sweep.tune, plan.metric
     scores: dict[str, list[float]] = {}
     values: dict[str, dict[str, str]] = {}
-    for name in store.names("runs"):
-        status = read_status(store, name)
-        if status is None:
-            continue
+    for status in known.values():
         values[status["trial"]] = status["values"]
         if has_ended(status):
             scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
-    known = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
+    scored = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
     points = {
         trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}
         for trial, found in values.items()
@@ -415,12 +409,12 @@ def _optuna(plan: Plan, store: Store) -> tuple[OptunaSearch, int]:
         {"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
         metric=metric,
         mode="max",
-        points_to_evaluate=[point for trial, point in points.items() if trial not in known],
+        points_to_evaluate=[point for trial, point in points.items() if trial not in scored],
         seed=int(dice.integers(2**31)),
     )
-    for trial in known:
+    for trial in scored:
         search.add_evaluated_point(points[trial], float(np.mean(scores[trial])))
-    return search, max(0, tuning.samples - len(known))
+    return search, max(0, tuning.samples - len(scored))
 
 
 def _point(plan: Plan, key: str, label: str) -> Any:
