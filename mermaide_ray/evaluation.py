@@ -36,8 +36,8 @@ CALIBRATION_BINS = 15
 LEAST_SPAN = 1.0
 # Games of which it is kept what the ends of the scale have played, half a megabyte each by default.
 _MOST_PLAYED = 32
-# Tasks evaluated at once: bounds memory, changes nothing else.
-_CHUNK = 64
+# Tasks evaluated at once, and floats that their query episodes may take in the networks (1 GiB): they bound memory.
+_MOST_TASKS, _MOST_FLOATS = 64, 2**28
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,17 @@ class Evaluation:
         """
         if contender.table.environment != self.experiment.environment:
             contender = replace(contender.at(self.experiment), planning=contender.planning)
-        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self.tasks), _CHUNK)]
+        at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.table.method.architecture)))
+        chunks = [slice(start, start + at_once) for start in range(0, len(self.tasks), at_once)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
+
+    def _floats_of(self, architecture: Architecture) -> int:
+        """Roughly what one task takes while the networks are unrolled over its query episodes."""
+        environment = self.experiment.environment
+        # Measured: gates and hidden layers of a pull; of equivariant networks, the encoder and its pools of an arm.
+        per_arm = 3 * architecture.per_arm.encoder_size if architecture.per_arm else 4
+        per_pull = 8 * architecture.hidden_size + environment.num_arms * per_arm
+        return self.episodes * environment.horizon * per_pull
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
         """Normalised score (interquartile mean over tasks) after each number of support episodes, NaN if none."""

@@ -168,6 +168,6 @@ def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
             raise InputError(
                 f"a checkpoint must be complete, got a broken one in {latest} ({type(error).__name__}: {error}); "
                 "delete it to go on from the one before"
-            ) from None
+            ) from error
     assert algorithm.meta_iteration == iteration
     return algorithm

@@ -159,8 +159,14 @@ class RunDirectory:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.checkpoints.glob("iteration_*"))
+        found = self._by_iteration()
         return found[-1] if found else None
+
+    def _by_iteration(self) -> list[Path]:
+        """The complete checkpoints, the oldest first."""
+        return sorted(
+            self.checkpoints.glob("iteration_[0-9]*"), key=lambda path: int(path.name.removeprefix("iteration_"))
+        )
 
     def save_checkpoint(self, iteration: int, write: Callable[[Path], None]) -> Path:
         """Writes a checkpoint beside the others, then drops the oldest.
@@ -176,7 +182,7 @@ class RunDirectory:
             write(folder)
             meta = {"format": CHECKPOINT_FORMAT, "iteration": iteration, "versions": versions()}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        for old in sorted(self.checkpoints.glob("iteration_*"))[:-_KEPT_CHECKPOINTS]:
+        for old in self._by_iteration()[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
         return target
 

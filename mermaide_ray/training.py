@@ -80,10 +80,12 @@ def train(
     if _is_finished(run):
         console.print("the run is already finished: nothing is trained or scored again", highlight=False)
     else:
-        with run.alone(), _Companions([RunDirectory.open(path, trusted) for path in beside]) as companions:
-            meta_train(run, console, companions.check)
-            companions.wait(console)
-        _score([run, *(RunDirectory.open(path) for path in beside)])
+        rivals = [RunDirectory.open(path, trusted) for path in beside]
+        with run.alone():
+            with _Companions([other for other in rivals if not _is_trained(other)]) as companions:
+                meta_train(run, console, companions.check)
+                companions.wait(console)
+            _score([run, *rivals])
     _report(run, console)
 
 
@@ -204,7 +206,12 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
 def _is_finished(run: RunDirectory) -> bool:
     """Whether a run is trained and scored, with the settings that it has now."""
     # The last that scoring writes.
-    if not (run.principal.is_dir() and (run.path / "profiles.parquet").is_file()):
+    return (run.path / "profiles.parquet").is_file() and _is_trained(run)
+
+
+def _is_trained(run: RunDirectory) -> bool:
+    """Whether a run has come to the end of its training, with the settings that it has now."""
+    if not run.principal.is_dir():
         return False
     trained, _ = load_principal(run.principal)
     then, now = (settings.model_dump(exclude={"env_runners"}) for settings in (trained, run.experiment()))

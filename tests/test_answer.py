@@ -11,9 +11,11 @@ import pytest
 from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
 from mermaide_ray.report.document import write_report
 from mermaide_ray.report.score_tables import best_settings, ranked_on
+from mermaide_ray.report.sources import MEASURES
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
 
@@ -86,6 +88,29 @@ def test_one_or_two_training_seeds_give_no_verdict(seeds: int, tmp_path: Path) -
     assert found.contrasts[0].difference.low > 0
     assert found.verdict == UNDECIDED
     assert found.sentence.endswith("With fewer than 3 training seeds there is no verdict.")
+
+
+def test_a_few_seeds_in_common_do_not_throw_the_others_away(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "conditions": ["test"], "k": 0}
+    methods = {"mermaide": Effects(), "rl2": Effects(score=0.6, model_margin=None)}
+    folder = write_sweep(tmp_path / "sweep", methods, answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(seed=rows["seed"] + 4 * (rows["method"] == "rl2")).to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder]))
+    assert (found.verdict, found.contrasts[0].seeds) == (SUPPORTED, 5)
+    # Where all seeds of one side are the other's, they are paired.
+    fewer = rows[(rows["method"] != "rl2") | (rows["seed"] < 3)]
+    fewer.to_parquet(folder / "rows.parquet")
+    assert answer(read_study([folder])).contrasts[0].seeds == 3
+
+
+def test_every_metric_of_the_rows_may_be_what_a_claim_is_about(tmp_path: Path) -> None:
+    assert set(MEASURES) == {metric.key for metric in ROW_METRICS}
+    claim = {"compare": "k", "value": 1, "against": [0], "measure": "wm_accuracy_before"}
+    folder = write_sweep(tmp_path / "sweep", answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(wm_accuracy_before=rows["success_rate"]).to_parquet(folder / "rows.parquet")
+    assert "accuracy" in answer(read_study([folder])).sentence
 
 
 def test_a_training_that_failed_is_not_replaced_by_that_of_another_setting(tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
 
 def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
     cells = Cells(rows(("m", "a", "test", 0, {0: [0.0]}), ("m", "b", "test", 0, {1: [1.0]})))
-    assert cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)]).to_numpy().ravel().tolist() == [
-        0.0,
-        1.0,
-    ]
+    pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
+    assert pooled.to_numpy().ravel().tolist() == [0.0, 1.0]
+    # No numbers, which could be seeds of what they are compared with.
+    assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
 
 
 def test_a_rule_is_found_by_the_game_that_it_played() -> None:

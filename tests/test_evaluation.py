@@ -205,7 +205,7 @@ def test_held_out_agents_do_not_depend_on_the_training_seed() -> None:
 def test_result_does_not_depend_on_how_many_tasks_are_met_at_once(
     held_out: Evaluation, scored: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_CHUNK", 2)
+    monkeypatch.setattr(evaluation, "_MOST_TASKS", 2)
     chunked = held_out.contender(_contender(_experiment(), seed=7), (0, 1, 2))
     keys = ["method", "seed", "split", "k", "family", "bin"]
     _same(chunked.rows, scored.rows, rtol=1e-5, atol=1e-6)

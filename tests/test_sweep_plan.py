@@ -172,9 +172,31 @@ def test_what_is_wrong_with_a_combination_names_the_trial() -> None:
 
 @pytest.mark.parametrize("tune", [{"searcher": "optuna", "samples": 2}, {"scheduler": "pbt", "samples": 2}])
 def test_each_alternative_of_a_search_is_checked(tune: dict[str, Any]) -> None:
-    search = {"meta_learning.meta_batch_size": {"choice": [24, 2, 48]}}
-    with pytest.raises(InputError, match=r"`meta_learning.meta_batch_size` must be >= training.minibatches .* got 2"):
+    search = {"training.minibatches": {"choice": [2, 100, 4]}}
+    with pytest.raises(InputError, match=r"`meta_learning.meta_batch_size` must be >= training.minibatches \(100\)"):
         plan_of(search=search, tune=tune)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"world_model.hidden_size": {"randint": [4, 8]}},  # weights that fit no other member
+        {"meta_learning.meta_batch_size": {"choice": [12, 48]}},  # iterations of other length
+        {"training.env_steps": {"choice": [100_000, 200_000]}},
+    ],
+    ids=lambda search: next(iter(search)),
+)
+def test_a_population_draws_only_what_may_change_during_training(search: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"must hold what may change during training .* got {next(iter(search))} "):
+        plan_of(search=search, tune={"scheduler": "pbt", "samples": 2})
+    plan_of(search=search, tune={"searcher": "optuna", "samples": 2})
+
+
+def test_a_population_draws_no_start_of_learned_rates() -> None:
+    search, tune = {"meta_learning.inner_lr": {"uniform": [0.01, 0.1]}}, {"scheduler": "pbt", "samples": 2}
+    plan_of(preset="mermaide", search=search, tune=tune)
+    with pytest.raises(InputError, match=r"must not hold meta_learning.inner_lr where .*learn_inner_lr is true"):
+        plan_of(preset="mermaide", search=search, tune=tune, settings={"meta_learning": {"learn_inner_lr": True}})
 
 
 def test_a_run_whose_name_no_folder_can_have_is_refused() -> None:

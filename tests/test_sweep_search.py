@@ -13,10 +13,13 @@ from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.sweep import tuning
+from mermaide_ray.sweep.file import load_sweep
+from mermaide_ray.sweep.job import _begin
 from mermaide_ray.sweep.results import assemble, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST
+from mermaide_ray.training import contender_from
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -142,15 +145,61 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, mon
     assert other.advance()["throughput/env_steps"] == 240
 
 
+def test_a_member_that_copies_another_learns_and_is_scored_with_rates_of_its_own(tmp_path: Path) -> None:
+    search = {"meta_learning.inner_lr": {"choice": [0.05, 0.5]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
+    drawn = [{"drawn": {"meta_learning.inner_lr": label}} for label in ("0.05", "0.5")]
+    one, other = (tuning.trial_of(plan, config, f"a1b2c_0000{i}").setting for i, config in enumerate(drawn))
+    donor = SweepRun(plan, one, 0, store, changed=True)
+    donor.advance()
+    donor.save_to(tmp_path / "kept")
+    donor.close()
+    heir = SweepRun(plan, other, 0, store, changed=True)
+    heir.load_from(tmp_path / "kept")
+    heir.advance()
+    assert heir._session is not None
+    assert heir.env_steps == 2 * donor.env_steps
+    principal = heir._session._algorithm.principal()
+    assert {round(float(rate), 6) for rate in principal.inner_rates().values()} == {0.5}
+    told_by(heir)
+    contender, _ = contender_from(tmp_path / "out" / "runs" / heir.name / "principal")
+    assert {round(float(rate), 6) for rate in contender.inner_rates.values()} == {0.5}
+
+
+def test_what_the_budget_stopped_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    def sized(env_steps: int) -> Path:
+        return write_sweep(tmp_path, seeds=1, tune={"env_steps": env_steps})
+
+    plan, store = held(sized(480), tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    told = [run.advance() for _ in range(2)]
+    run.close()
+    by_budget, by_scheduler = plan.trials
+    tuning._stop(plan, store, by_budget, {**told[-1], "env_steps": 480, "failed": None}, by_budget=True)
+    SweepRun(plan, by_scheduler.setting, 0, store).stop({"throughput/env_steps": 240.0})
+    assert unfinished(plan, read_statuses(store)) == []
+    _begin(store, load_sweep(sized(480)))
+    assert unfinished(plan, read_statuses(store)) == []
+    larger = sized(4000)
+    _begin(store, load_sweep(larger))
+    grown = plan_from(larger)
+    assert unfinished(grown, read_statuses(store)) == [grown.trials[0]]
+    assert tuning._spent(grown, read_statuses(store)) == 240
+    again = told_by(SweepRun(grown, grown.settings[0], 0, store))
+    assert [steps for steps, _ in again] == [240 * part for part in range(1, 9)]
+    assert [score for _, score in again[:2]] == [part["validation/score_k1"] for part in told]
+
+
 def test_a_population_s_choice_is_perturbed_to_its_neighbours(tmp_path: Path) -> None:
-    search = {"meta_learning.meta_batch_size": {"choice": [4, 8, 16]}, "world_model.hidden_size": {"randint": [4, 8]}}
+    search = {"training.minibatches": {"choice": [1, 2, 4]}, "training.epochs": {"randint": [4, 8]}}
     tune = {"scheduler": "pbt", "samples": 2}
     scheduler = tuning._scheduler(plan_from(write_sweep(tmp_path, search=search, tune=tune, answer=None)))
     assert isinstance(scheduler, PopulationBasedTraining)
-    config = {"drawn": {"meta_learning.meta_batch_size": "8", "world_model.hidden_size": 6}}
+    config = {"drawn": {"training.minibatches": "2", "training.epochs": 6}}
     found = [_explore(config, scheduler._hyperparam_mutations, 0.0, (1.2, 0.8), None)[0]["drawn"] for _ in range(40)]
-    assert {one["meta_learning.meta_batch_size"] for one in found} == {"4", "16"}
-    assert {one["world_model.hidden_size"] for one in found} == {5, 7}
+    assert {one["training.minibatches"] for one in found} == {"1", "4"}
+    assert {one["training.epochs"] for one in found} == {5, 7}
 
 
 def test_a_population_s_finished_members_are_neither_begun_again_nor_deleted(tmp_path: Path) -> None:

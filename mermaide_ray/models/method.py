@@ -101,10 +101,16 @@ RATE = "log_inner_lr_"
 def split_parameters(method: Method, parameters: Mapping[str, Tensor]) -> tuple[Weights, dict[str, Tensor]]:
     """A principal's parameters as unadapted weights (without task axis) and inner learning rates, 0-dim, by name.
 
-    Rates are kept as logarithms, so that learning can't make them negative; a rate of 0 that isn't learned stays
-    exactly 0.
+    Rates are kept as logarithms, so that learning can't make them negative. One that is not learned is that of the
+    settings, which a population changes under way; 0 stays exactly 0.
     """
     weights = {name: value for name, value in parameters.items() if not name.startswith(RATE)}
-    fixed_at_zero = method.meta.inner_lr == 0 and not method.meta.learn_inner_lr
-    rates = {name: torch.zeros(()) if fixed_at_zero else parameters[RATE + name].exp() for name in method.adaptable()}
-    return weights, rates
+    if method.meta.learn_inner_lr:
+        return weights, {name: parameters[RATE + name].exp() for name in method.adaptable()}
+    rate = log_rate(method.meta.inner_lr).exp() if method.meta.inner_lr else torch.zeros(())
+    return weights, dict.fromkeys(method.adaptable(), rate)
+
+
+def log_rate(inner_lr: float) -> Tensor:
+    """An inner learning rate as it is kept, 0-dim."""
+    return torch.tensor(max(inner_lr, 1e-12)).log()

@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.models.method import RATE, Method, split_parameters
+from mermaide_ray.models.method import RATE, Method, log_rate, split_parameters
 from mermaide_ray.models.principal import LATENTS, Weights, choose, conditioned, perceive, project, shared, step
 from mermaide_ray.noise import generator
 
@@ -33,9 +33,8 @@ class PrincipalModule(TorchRLModule):
         self.method = Method.of(experiment)
         seed = int(generator(experiment.seed, "train", "initial weights", 0, 0).integers(2**63))
         initial = self.method.architecture.initial_weights(torch.Generator().manual_seed(seed))
-        rate = max(self.method.meta.inner_lr, 1e-12)
         for name in self.method.adaptable():
-            initial[RATE + name] = torch.tensor(rate).log()
+            initial[RATE + name] = log_rate(self.method.meta.inner_lr)
         learned = self.method.meta.learn_inner_lr
         self.parameters_by_name = nn.ParameterDict(
             {

@@ -161,11 +161,12 @@ def _contrast(
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
         x, y = x[tasks], y[tasks]
-        if min(len(x), len(y)) > 1 and len(seeds):
+        # Where only some seeds of either side are the other's, pairing would throw the rest of both away.
+        pairs = min(len(x), len(y)) in (1, len(seeds))
+        if pairs and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
         signed = (x, y) if sign > 0 else (y, x)
         probability = probability_of_improvement(*signed, seed=seed, agents=cells.agents(tasks), resamples=1000)
-        pairs = min(len(x), len(y)) == 1 or len(seeds) > 0
     agents = cells.agents(x.columns), cells.agents(y.columns)
     if pairs:
         difference = paired_difference(*paired(x, y), seed=seed, agents=agents[0], trim=trim)

@@ -180,11 +180,11 @@ class Cells:
         of them are left out. Only seeds that have all of it count; where settings have no seed in common, each training
         run is a seed of its own.
         """
-        parts: dict[str, list[pd.DataFrame]] = {}
+        parts: dict[str, list[tuple[str, pd.DataFrame]]] = {}
         for cell in dict.fromkeys(cells):
             matrix = self.matrix(cell, measure)
             if matrix.size:
-                parts.setdefault(cell.condition, []).append(matrix)
+                parts.setdefault(cell.condition, []).append((cell.setting, matrix))
         conditions = [_over_settings(matrices) for matrices in parts.values()]
         if not conditions:
             return pd.DataFrame()
@@ -249,7 +249,8 @@ class Cells:
         return b"".join(found)
 
 
-def _over_settings(matrices: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _over_settings(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    matrices = [matrix for _, matrix in parts]
     if len(matrices) == 1:
         return matrices[0]
     # A mean over other settings for some tasks than for others would compare nothing.
@@ -259,5 +260,7 @@ def _over_settings(matrices: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if len(whole):
         return stacked[stacked.index.isin(whole)].groupby(level=0).mean()
     if settings_of.max() == 1:
-        return stacked.set_axis(pd.RangeIndex(len(stacked)), axis="index")
+        # Names of their own: numbers would pair them with seeds of another side.
+        runs = [f"{setting}, seed {seed}" for setting, matrix in parts for seed in matrix.index]
+        return stacked.set_axis(pd.Index(runs), axis="index")
     return stacked.groupby(level=0).mean()

@@ -16,29 +16,12 @@ import pandas as pd
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
+from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.table import SCORE
 
 KEYS = ("method", "seed", "split", "task", "family", "k")
-MEASURES = (
-    SCORE,
-    "return",
-    "success_rate",
-    "interventions",
-    "horizon",
-    "cost",
-    "agent_return",
-    "never_return",
-    "oracle_return",
-    "support_return",
-    "wm_nll_before",
-    "wm_nll_after",
-    "wm_nll_uniform",
-    "wm_nll_frequency",
-    "wm_accuracy_after",
-    "wm_accuracy_frequency",
-    "wm_ece_after",
-)
+MEASURES = tuple(metric.key for metric in ROW_METRICS)
 # Columns of settings that a sweep searched, and of the agents' hyperparameters.
 SETTING, PARAM = "setting.", "param."
 # What a member of a population is called, beside the settings that it ended with.

@@ -202,7 +202,7 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    from mermaide_ray.sweep.results import DONE, read_statuses
+    from mermaide_ray.sweep.results import DONE, read_statuses, reopen
 
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
@@ -219,6 +219,8 @@ def _begin(store: Store, sweep: Sweep) -> None:
                 f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri(SWEEP_FILE)} "
                 f"(give another --out{more})"
             )
+    if theirs.tune.env_steps != sweep.tune.env_steps:
+        reopen(store)
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
@@ -231,8 +233,10 @@ def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
     # A scheduler has judged trials by all their seeds, and against each other.
     if before.scheduler == now.scheduler == "none" and before.samples < now.samples:
         tuning["samples"] = now.samples
-    if before.env_steps is not None and (now.env_steps is None or now.env_steps >= before.env_steps):
-        tuning["env_steps"] = now.env_steps
+    # Nor does Tune start those again that it has ended in a population.
+    if before.env_steps is not None and before.scheduler != "pbt":
+        is_less = now.env_steps is not None and now.env_steps < before.env_steps
+        tuning["env_steps"] = before.env_steps if is_less else now.env_steps
     changed: dict[str, object] = {"tune": before.model_copy(update=tuning)}
     planned = theirs.is_planned and sweep.tune.scheduler == "none"
     if planned and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:

@@ -47,6 +47,18 @@ _MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
 _MICROSECONDS_OF_EQUIVARIANCE = 16
 
 
+# What may change while a principal is trained: of all else, weights or iterations of one member would not fit another.
+_BREEDABLE = (
+    "meta_learning.inner_lr",
+    "meta_learning.order",
+    "meta_learning.estimator",
+    "meta_learning.inner_policy_weight",
+    "meta_learning.support_weight",
+    "world_model.loss_weight",
+    "world_model.policy_gradient",
+)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One combination of what is swept.
@@ -120,6 +132,7 @@ class Plan:
             InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
         """
         self._check_names()
+        self._check_population()
         settings = self.settings
         if not self._is_listed:
             # Settings are found as the search goes; what is wrong with the ends of the ranges, or with a single
@@ -141,6 +154,22 @@ class Plan:
             self._check_conditions(setting)
         self._check_metrics(settings)
         self._check_claim(settings)
+
+    def _check_population(self) -> None:
+        """Whether all that a population draws may change while its members are trained."""
+        if self.sweep.tune.scheduler != "pbt":
+            return
+        for key in self.dimensions:
+            if key not in _BREEDABLE and (not key.startswith("training.") or key == "training.env_steps"):
+                raise InputError(
+                    "`search` must hold what may change during training where tune.scheduler = pbt (all of `training` "
+                    f"but env_steps, {', '.join(_BREEDABLE)}), got {key} ({self._where})"
+                )
+        if "meta_learning.inner_lr" in self.dimensions and self._some_setting().experiment.meta_learning.learn_inner_lr:
+            raise InputError(
+                "`search` must not hold meta_learning.inner_lr where tune.scheduler = pbt and "
+                f"meta_learning.learn_inner_lr is true: rates only start there ({self._where})"
+            )
 
     @cached_property
     def choices(self) -> list[tuple[Values, str | None]]:
@@ -224,6 +253,14 @@ class Plan:
             settings = overlaid(setting.experiment.to_dict(), condition.settings)
             experiment = validate(settings, f"{self._where}, condition {name}")
             yield name, experiment, condition.k or experiment.evaluation.k
+
+    @cached_property
+    def method_names(self) -> list[str]:
+        """What the methods are called in rows and tables, sorted."""
+        if not self.sweep.methods:
+            return [self._some_setting().experiment.name]
+        values = self.choices[0][0]
+        return sorted({self.setting(values, method).experiment.name for method in self.sweep.methods})
 
     @property
     def metric(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,15 @@ def has_ended(status: Mapping[str, Any] | None) -> bool:
     return status is not None and status["status"] in (DONE, STOPPED)
 
 
+def reopen(store: Store) -> None:
+    """Lets runs go on that have ended because the sweep's budget was spent."""
+    for name, status in read_statuses(store).items():
+        if status["status"] == STOPPED and status.get("by_budget"):
+            # As of one that was killed: what it did is told again by its files.
+            left = status | {"status": UNFINISHED, "by_budget": False, "env_steps": 0, "metrics": {}}
+            store.write(f"runs/{name}/{STATUS}", json.dumps(left, indent=1).encode())
+
+
 def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
     """The metrics of a run that has ended, at each of its milestones."""
     return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
@@ -95,14 +105,15 @@ def assemble(plan: Plan, store: Store) -> Outcome:
         name: [_table(store, f"runs/{run}/{name}.parquet", status) for run, status in done.items()]
         for name in ("rows", "calibration")
     }
-    profiles = [_profiles(store, run, status) for run, status in done.items()]
-    for key, (values, played) in _baselines(plan, store, list(done.values())).items():
-        tables["rows"].append(_labelled(played, "", values))
-        rates = _read(store, f"baselines/{key}.profiles.parquet")
-        if rates is not None:
-            profiles.append(_labelled(rates, "", values))
+    games = _baselines(plan, store, list(done.values()))
+    tables["rows"] += [_labelled(played, "", values) for values, played in games.values()]
+    tables["profiles"] = _few_enough(
+        itertools.chain(
+            (_profiles(store, run, status) for run, status in done.items()),
+            (_rates(store, key, values) for key, (values, _) in games.items()),
+        )
+    )
     whole = {name: _together(parts, keys) for name, parts in tables.items()}
-    whole["profiles"] = _together(profiles, keys) if sum(map(len, profiles)) <= _MOST_PROFILE_ROWS else pd.DataFrame()
     whole["progress"] = _together([_progress(store, run, status) for run, status in runs.items()], keys)
     whole["trials"] = _together([_line(status) for status in runs.values()], keys)
     for name, table in whole.items():
@@ -156,6 +167,23 @@ def _undamaged(store: Store, name: str) -> Iterator[None]:
 def _table(store: Store, name: str, status: dict[str, Any]) -> pd.DataFrame:
     table = _read(store, name)
     return pd.DataFrame() if table is None else _labelled(table, status["trial"], status["values"])
+
+
+def _few_enough(parts: Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
+    """All profiles, or none: where they are too many, they are not even read."""
+    kept, rows = [], 0
+    for part in parts:
+        rows += len(part)
+        if rows > _MOST_PROFILE_ROWS:
+            return []
+        kept.append(part)
+    return kept
+
+
+def _rates(store: Store, game: str, values: Values) -> pd.DataFrame:
+    """Profiles of fixed rules and oracles."""
+    table = _read(store, f"baselines/{game}.profiles.parquet")
+    return pd.DataFrame() if table is None else _labelled(table, "", values)
 
 
 def _profiles(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:

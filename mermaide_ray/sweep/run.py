@@ -163,14 +163,15 @@ class SweepRun:
         self._write_status(FAILED, {}, line)
         self.close()  # not before: another trial with these settings may wait for the run
 
-    def stop(self, told: Told) -> None:
+    def stop(self, told: Told, by_budget: bool = False) -> None:
         """Puts on record that it is not to be gone on with.
 
         Args:
             told: Its metrics at its last milestone.
+            by_budget: Whether the sweep's budget was spent: with a larger one it would go on.
         """
         self._clock |= json.loads(self._store.read(f"{self._folder}/{CLOCK}") or b"{}")
-        self._write_status(STOPPED, told, None)
+        self._write_status(STOPPED, told, None, by_budget)
 
     def close(self) -> None:
         """Frees what it holds; it can be gone on with."""
@@ -291,9 +292,8 @@ class SweepRun:
 
     def _words(self) -> dict[str, list[str]]:
         """All values in the sweep of what is told apart by words."""
-        methods = {self._experiment.name, *(setting.experiment.name for setting in self._plan.settings)}
         swept = {key: list(d.alternatives or ()) for key, d in self._plan.dimensions.items()}
-        values = {"method": sorted(methods), **swept}
+        values = {"method": self._plan.method_names, **swept}
         return {key: found for key, found in values.items() if found and isinstance(self._swept()[key], str)}
 
     def _finish(self, session: Session, told: Told) -> None:
@@ -353,7 +353,7 @@ class SweepRun:
         self._store.write(f"baselines/{key}.profiles.parquet", to_parquet(results.profiles))
         self._store.write(f"baselines/{key}.rows.parquet", to_parquet(results.rows))
 
-    def _write_status(self, status: str, metrics: Told, error: str | None) -> None:
+    def _write_status(self, status: str, metrics: Told, error: str | None, by_budget: bool = False) -> None:
         told = {
             "trial": self._setting.trial,
             "method": self._experiment.name,
@@ -362,6 +362,7 @@ class SweepRun:
             "values": self._setting.values,
             "status": status,
             "error": error,
+            "by_budget": by_budget,
             "env_steps": int(metrics.get("throughput/env_steps", 0)),
             "budget": budget_of(self._experiment),
             **self._clock,

@@ -127,56 +127,6 @@ class SweepTrial(tune.Trainable):
             run.close()
 
 
-class _Watch(tune.Callback):
-    """Tells the panel what happens to trials. Tune pickles callbacks, so it holds nothing itself."""
-
-    panel: ClassVar[Panel]
-    plan: ClassVar[Plan]
-    store: ClassVar[Store]
-
-    def _name(self, trial: Any) -> str:
-        return _name_of(self.plan, trial.config, trial.trial_id)
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See base."""
-        self.panel.started(self._name(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """See base."""
-        score = result.get(self.plan.metric)
-        has_score = score is not None and score > WORST  # agents on which the oracle gains nothing have none
-        self.panel.told(self._name(trial), result["env_steps"], score if has_score else None, result.get("failed"))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See base."""
-        told = trial.last_result
-        if told and not told.get(OVER):
-            _stop(self.plan, self.store, trial_of(self.plan, trial.config, trial.trial_id), told)
-        self.panel.ended(self._name(trial))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See base."""
-        self.panel.died(self._name(trial))
-
-
-def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any]) -> None:
-    """Puts on record that a scheduler, or the sweep's budget, has ended a trial early.
-
-    Not where one of its runs has failed: that is why it did badly, and it is tried again, with the others.
-    """
-    if told.get("failed"):
-        return
-    # Per run, as if each had had its share: what Tune was told is of the trial as a whole.
-    metrics = {key: value for key, value in told.items() if isinstance(value, float) and "/" in key}
-    metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
-    for seed in trial.seeds:
-        status = read_status(store, trial.setting.run_name(seed))
-        if status is not None and status["status"] == UNFINISHED:
-            SweepRun(plan, trial.setting, seed, store).stop(metrics)
-
-
 class _Budget(tune.Stopper):
     """Ends the sweep when its environment steps are spent.
 
@@ -197,6 +147,58 @@ class _Budget(tune.Stopper):
     def stop_all(self) -> bool:
         """See base."""
         return sum(self._spent.values()) >= self._budget
+
+
+class _Watch(tune.Callback):
+    """Tells the panel what happens to trials. Tune pickles callbacks, so it holds nothing itself."""
+
+    panel: ClassVar[Panel]
+    plan: ClassVar[Plan]
+    store: ClassVar[Store]
+    budget: ClassVar[_Budget | None]
+
+    def _name(self, trial: Any) -> str:
+        return _name_of(self.plan, trial.config, trial.trial_id)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        self.panel.started(self._name(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See base."""
+        score = result.get(self.plan.metric)
+        has_score = score is not None and score > WORST  # agents on which the oracle gains nothing have none
+        self.panel.told(self._name(trial), result["env_steps"], score if has_score else None, result.get("failed"))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        told = trial.last_result
+        if told and not told.get(OVER):
+            by_budget = self.budget is not None and self.budget.stop_all()
+            _stop(self.plan, self.store, trial_of(self.plan, trial.config, trial.trial_id), told, by_budget)
+        self.panel.ended(self._name(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See base."""
+        self.panel.died(self._name(trial))
+
+
+def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any], by_budget: bool = False) -> None:
+    """Puts on record that a scheduler, or the sweep's budget, has ended a trial early.
+
+    Not where one of its runs has failed: that is why it did badly, and it is tried again, with the others.
+    """
+    if told.get("failed"):
+        return
+    # Per run, as if each had had its share: what Tune was told is of the trial as a whole.
+    metrics = {key: value for key, value in told.items() if isinstance(value, float) and "/" in key}
+    metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
+    for seed in trial.seeds:
+        status = read_status(store, trial.setting.run_name(seed))
+        if status is not None and status["status"] == UNFINISHED:
+            SweepRun(plan, trial.setting, seed, store).stop(metrics, by_budget)
 
 
 def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
@@ -223,6 +225,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     tuning = plan.sweep.tune
     known = read_statuses(store)
     budget = _Budget(tuning.env_steps, _spent(plan, known)) if tuning.env_steps else None
+    _Watch.budget = budget
     if budget and budget.stop_all():
         return
     run_config = tune.RunConfig(
@@ -260,7 +263,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     for result in tuner.fit():
         trial = trial_of(plan, result.config or {}, Path(result.path).name)
         if result.error is None and result.metrics and not result.metrics.get(OVER):  # when the budget was spent
-            _stop(plan, store, trial, result.metrics)
+            _stop(plan, store, trial, result.metrics, by_budget=True)
         if result.error is not None:  # its process died more often than allowed
             for seed in trial.seeds:
                 if not has_ended(read_status(store, trial.setting.run_name(seed))):
@@ -284,8 +287,9 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
         samples = tuning.samples
     else:
         trials = unfinished(plan, known)
+        left = {trial.name for trial in trials}
         for trial in plan.trials:
-            if trial not in trials:
+            if trial.name not in left:
                 statuses = [known.get(trial.setting.run_name(seed)) for seed in trial.seeds]
                 _tell_known(plan, _label(plan, trial.setting.trial, trial.seeds), statuses)
         space["trial"] = tune.grid_search(
