@@ -10,7 +10,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -128,6 +128,21 @@ def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
         value = {key: value}
     result: dict[str, Any] = value
     return result
+
+
+def flat(settings: Mapping[str, Any], whole: Container[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each setting; mappings at keys called as in `whole` are values."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key not in whole:
+            yield from flat(value, whole, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted key, or the whole where two would be the same."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def explained_yaml(settings: BaseModel) -> str:

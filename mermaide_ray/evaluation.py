@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
+from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment, check_game
 from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
@@ -31,6 +33,7 @@ from mermaide_ray.noise import Dice, Key
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
 
+TABLES = ("rows", "calibration", "profiles")
 CALIBRATION_BINS = 15
 # Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
 LEAST_SPAN = 1.0
@@ -125,6 +128,12 @@ class Results:
             calibration=_stacked([part.calibration for part in parts]),
             profiles=_stacked([part.profiles for part in parts]),
         )
+
+    def write(self, folder: Path) -> None:
+        """Writes rows.parquet, calibration.parquet and, as the last, profiles.parquet."""
+        for name in TABLES:
+            with whole_file(folder / f"{name}.parquet") as file:
+                getattr(self, name).to_parquet(file, index=False)
 
 
 class Evaluation:

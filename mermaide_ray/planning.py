@@ -134,7 +134,9 @@ def plan(
     """
     game = _imagined_game(environment)
     seed, split, purpose, iteration = key
-    luck = Luck.dealt(generator(seed, split, f"{purpose}/posterior", iteration, 0), _IMAGINED, learner.size)
+    # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.
+    rngs = [generator(seed, split, f"{purpose}/posterior", iteration, task) for task in ids]
+    luck = Luck.dealt(rngs, _IMAGINED, learner.size)
     base, hyperparameters = learner.agents(learner.sample(support.observations, support.labels, latents, luck))
     agents = _imagined_agents(base.flatten(0, 1), {name: it.flatten() for name, it in hyperparameters.items()}, ids)
     dice, incentives = deal_for(game, key, agents, _EPISODES), incentives_of(game)

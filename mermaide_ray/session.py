@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,20 +129,6 @@ def _losses_told() -> Iterator[None]:
         yield
     except RayActorError as error:
         raise lost(error) from None
-
-
-def checkpoint_seconds() -> float:
-    """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
-    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise InputError(
-            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
-        )
-    return seconds
 
 
 def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:

@@ -11,36 +11,27 @@ unpickles nothing. (Agent families that its settings name by a dotted path are i
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
+import math
 import os
-import platform
-import re
 import shutil
-import stat
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mermaide_ray
-from mermaide_ray import __version__
 from mermaide_ray.config_file import dump_yaml, merge, read_yaml
+from mermaide_ray.disk import LOCK, one_process, sync, whole_file, whole_folder, written_by_others
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.provenance import provenance, versions
 
 PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
 _KEPT_CHECKPOINTS = 2
 _PRINCIPAL = "principal"
 _PROVENANCE = "provenance.json"
-_LOCK = ".lock"
 # What provenance says of a run that RLlib's PPO has trained: it has no checkpoints of ours.
 STOCK = "mermaide stock-ppo"
 
@@ -177,7 +168,7 @@ class RunDirectory:
         """
         target = self.checkpoints / f"iteration_{iteration:06d}"
         if self.progress.exists():
-            _sync(self.progress)  # what was told up to here will not be told again
+            sync(self.progress)  # what was told up to here will not be told again
         with whole_folder(target) as folder:
             write(folder)
             meta = {"format": CHECKPOINT_FORMAT, "iteration": iteration, "versions": versions()}
@@ -236,6 +227,20 @@ class RunDirectory:
             file.write(json.dumps(told) + "\n")
 
 
+def checkpoint_seconds() -> float:
+    """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
+    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InputError(
+            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
+        )
+    return seconds
+
+
 def refuse_used(out: Path, hint: str = "") -> None:
     """Refuses a place of results that holds something; with a hint where that is nothing of ours.
 
@@ -261,22 +266,8 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        elif path.name != LOCK:
             path.unlink()
-
-
-def written_by_others(folder: Path, home: Path) -> str | None:
-    """Why somebody else may have written what is in a folder, which should lie within `home`; None if nobody else."""
-    for path in (folder, *sorted(folder.rglob("*"))):
-        if not path.resolve().is_relative_to(home.resolve()):
-            return f"{path} leads to {path.resolve()}"
-        about = path.lstat()
-        # Root could replace this very program: its files are as good as one's own.
-        if about.st_uid not in (os.geteuid(), 0):
-            return f"{path} belongs to user {about.st_uid}"
-        if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
-            return f"everybody may write to {path}"
-    return None
 
 
 def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) -> None:
@@ -350,139 +341,6 @@ def what_is(path: Path) -> str:
             f"mermaide train --resume {path})"
         )
     return ""
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"mermaide_ray": __version__, "python": platform.python_version()}
-    for package in ("ray", "torch", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
-def provenance() -> dict[str, Any]:
-    """Where and from what a run was started."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    # Installed into somebody's project, the package lies in a repository that is not its own.
-    is_ours = git("rev-parse", "--show-toplevel") == str(here.parent)
-    changes = git("status", "--porcelain") if is_ours else None
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [without_credentials(argument) for argument in sys.argv],
-        "commit": git("rev-parse", "HEAD") if is_ours else None,
-        "sources": sources_digest(),
-        "uncommitted_changes": None if changes is None else bool(changes),
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
-    }
-
-
-def sources_digest() -> str:
-    """What tells this package's code, presets included, from any other: where no .git came along there is no commit."""
-    digest, root = hashlib.sha256(), Path(str(mermaide_ray.__file__)).resolve().parent
-    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
-        if path.is_file() and not path.name.startswith("."):  # an editor's lock leads nowhere
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def without_credentials(text: str) -> str:
-    """A text with `user:password@` and the query of each address in it left out: provenance is shared."""
-    return re.sub(r"(\w+://)([^/\s@:]*:[^/\s@]*@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text)
-
-
-def refuse_secrets(uri: str) -> None:
-    """Refuses a URI with credentials in it: it would be in logs, results and process lists.
-
-    Raises:
-        InputError: It has some.
-    """
-    address, _, query = uri.partition("?")
-    if without_credentials(address) != address or re.search(r"(access|secret)_key|token", query):
-        raise InputError(
-            f"the place of results must hold no secret, got one around {without_credentials(uri)} (a role of the "
-            "machines, or AWS_PROFILE, keeps it out of logs and process lists)"
-        )
-
-
-@contextmanager
-def one_process(folder: Path, wait: bool = False) -> Iterator[None]:
-    """While this process works in the folder of a run or a sweep, no other may.
-
-    Args:
-        folder: It exists.
-        wait: Until another one that does has ended, however long that takes.
-
-    Raises:
-        InputError: Another one does.
-        RunFault: The file system locks no files.
-    """
-    # A file open for writing: NFS tells other machines of no other lock. It is never deleted: who then made a new one
-    # would hold that while the old one is still held.
-    with (folder / _LOCK).open("a") as held:
-        try:
-            # Freed by the kernel when the process ends, however it ends.
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise InputError(f"{folder} must be worked in by one process at a time, and one does already") from None
-        except OSError as error:
-            raise RunFault(f"{folder} must be on a file system that can lock files ({error.strerror})") from None
-        yield
-
-
-@contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `target` only if nothing goes wrong."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o644)  # mkstemp's files are their owner's alone
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `target` only if nothing goes wrong; one already there is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        temporary.chmod(0o755)
-        if target.exists():
-            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            target.rename(aside / "old")
-            temporary.rename(target)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk holds a file: after a power cut, its name might else be there without its content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

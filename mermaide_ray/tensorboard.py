@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mermaide_ray.config_file import explained_yaml, one_line
+from mermaide_ray.config_file import explained_yaml, flat, one_line
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import MOST_SCALARS, SCALAR_GROUPS, SCALARS, validation_key
 
@@ -75,7 +75,9 @@ class Board:
         """
         from matplotlib import image
 
-        settings = dict(_flat(settings))
+        # HParams takes no lists.
+        plain = int | float | bool | str
+        settings = {key: value if isinstance(value, plain) else str(value) for key, value in flat(settings)}
         # Not by add_hparams, which would make a run of its own beside this one.
         scores = dict(list(_at_ends(scores).items())[: MOST_SCALARS - len(_CURVES) - _MOST_VALIDATION])
         for summary in hparams(settings, scores, dict(words or {})):  # type: ignore[no-untyped-call]
@@ -104,12 +106,3 @@ def _at_ends(scores: Mapping[str, float]) -> dict[str, float]:
         ks.setdefault(name, []).append(int(k))
     keys = [f"{name}_k{end(found)}" for end in (max, min) for name, found in ks.items()]
     return {key: scores[key] for key in keys}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | bool | str]]:
-    """Dotted key and value of each setting, lists as text: what HParams takes."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, int | float | bool | str) else str(value)

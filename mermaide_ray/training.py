@@ -29,7 +29,7 @@ from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.comparison import comparisons, render_comparisons
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.table import SCORE, render_terminal, summary
-from mermaide_ray.storage import RunDirectory, load_principal, refuse_used, save_principal, whole_file
+from mermaide_ray.storage import RunDirectory, checkpoint_seconds, load_principal, refuse_used, save_principal
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
@@ -58,6 +58,7 @@ def train(
     torch.set_num_threads(1)
     console = terminal()
     check_own_families(experiment)
+    checkpoint_seconds()  # refused before anything is made
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
@@ -122,7 +123,7 @@ def evaluate(
     results = score(experiment, [contender], split, experiment.evaluation.k)
     if out is not None:
         RunDirectory.create(out, experiment)
-        _write(results, out)
+        results.write(out)
         write_figures(out, contender.name)
     console = terminal()
     render_terminal(summary(results.rows), console)
@@ -187,10 +188,9 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
         check: Called in each iteration; raises if going on is of no use.
     """
     from mermaide_ray.cluster.join import ray_running
-    from mermaide_ray.session import Session, checkpoint_seconds
+    from mermaide_ray.session import Session
 
-    checkpoint_every = checkpoint_seconds()
-    with ray_running(run.experiment().env_runners.actors, console), Session(run, checkpoint_every) as session:
+    with ray_running(run.experiment().env_runners.actors, console), Session(run, checkpoint_seconds()) as session:
         total = session.total * session.experiment.env_steps_per_iteration
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
@@ -223,7 +223,7 @@ def _score(runs: Sequence[RunDirectory]) -> None:
     experiment = runs[0].experiment()
     contenders = [contender_from(each.principal)[0] for each in runs]
     results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT])
-    _write(results, runs[0].path)
+    results.write(runs[0].path)
 
 
 def _report(run: RunDirectory, console: Console) -> None:
@@ -241,12 +241,6 @@ def _report(run: RunDirectory, console: Console) -> None:
     render_terminal(table, console)
     render_comparisons(comparisons(rows, experiment.name), experiment.name, console)
     console.print(f"rows, figures and TensorBoard events in {run.path}", soft_wrap=True, highlight=False)
-
-
-def _write(results: Results, folder: Path) -> None:
-    for name in ("rows", "calibration", "profiles"):
-        with whole_file(folder / f"{name}.parquet") as file:
-            getattr(results, name).to_parquet(file, index=False)
 
 
 def _beside(experiment: Experiment, preset: str) -> Experiment:

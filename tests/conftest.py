@@ -105,6 +105,14 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Runs of sweeps that this process trains draw nothing: half of their time, where runs are tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mermaide_ray.sweep.run.MOST_RUNS_WITH_FIGURES", 0)
+        yield
+
+
 # A node that refuses five times in a row to be asked for its health is dead: found after 2.5 s, not Ray's 15. One that
 # is only slow to answer has as long as ever.
 FOUND_DEAD = {"health_check_period_ms": 500}

@@ -156,11 +156,14 @@ def test_sampling_holds_so_many_tasks_at_once_as_memory_allows(monkeypatch: pyte
     monkeypatch.setattr(learner_model, "wander", wander)
     model = LearnerModel(200, 500, ((0.0, 0.0), (1.0, -1.0)))
     observations, labels = torch.zeros(1, 500, 5, 203), torch.zeros(1, 500, 5, dtype=torch.int64)
-    luck = Luck.dealt(np.random.default_rng(0), 16, model.size)
+    luck = Luck.dealt([np.random.default_rng(task) for task in range(5)], 16, model.size)
     latents = model.prior() + torch.arange(5.0).unsqueeze(1) / 100
     found = model.sample(observations.expand(5, -1, -1, -1), labels.expand(5, -1, -1), latents, luck)
     assert max(held) <= 2**24
-    alone = torch.cat([model.sample(observations, labels, one.unsqueeze(0), luck) for one in latents])
+    each = [luck.tasks(slice(task, task + 1)) for task in range(5)]
+    alone = torch.cat(
+        [model.sample(observations, labels, one.unsqueeze(0), own) for one, own in zip(latents, each, strict=True)]
+    )
     torch.testing.assert_close(found, alone)
 
 

@@ -51,7 +51,8 @@ def test_state_survives_a_round_trip(learn: bool) -> None:
     other.set_state(one.get_state())
     assert _equal(one.get_state(), other.get_state())
     for name, rate in other.inner_rates().items():
-        torch.testing.assert_close(rate.detach(), torch.tensor(0.2))
+        # One that is not learned is that of the settings, whatever it was when the state was written.
+        torch.testing.assert_close(rate.detach(), torch.tensor(0.2 if learn else 0.1))
         assert rate.requires_grad == learn, name
 
 

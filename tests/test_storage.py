@@ -18,20 +18,11 @@ import pytest
 import yaml
 from conftest import of_mermaide, tiny
 
+from mermaide_ray.disk import one_process, whole_file, whole_folder
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
-from mermaide_ray.storage import (
-    CHECKPOINT_FORMAT,
-    RunDirectory,
-    clear,
-    load_principal,
-    one_process,
-    refuse_secrets,
-    save_principal,
-    versions,
-    whole_file,
-    whole_folder,
-)
+from mermaide_ray.provenance import refuse_secrets, versions
+from mermaide_ray.storage import CHECKPOINT_FORMAT, RunDirectory, clear, load_principal, save_principal
 
 
 class StopError(Exception):

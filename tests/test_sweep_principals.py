@@ -20,7 +20,7 @@ from mermaide_ray.sweep.results import read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "no_figures")]
 
 RUNS = [f"cost_weight={cost},seed={seed}" for cost in ("0.1", "1") for seed in (0, 1)]
 

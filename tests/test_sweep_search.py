@@ -21,7 +21,7 @@ from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST
 from mermaide_ray.training import contender_from
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "no_figures")]
 
 HALVING = {"scheduler": "asha", "asha": {"grace": 0.2}}
 

@@ -27,9 +27,10 @@ from mermaide_ray.errors import RunFault
 from mermaide_ray.experiment import variant
 from mermaide_ray.metrics import METRICS, MOST_SCALARS
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.provenance import versions
 from mermaide_ray.report.study import read_study
 from mermaide_ray.session import Session
-from mermaide_ray.storage import RunDirectory, load_principal, save_principal, versions
+from mermaide_ray.storage import RunDirectory, load_principal, save_principal
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

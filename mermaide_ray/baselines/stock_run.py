@@ -25,15 +25,17 @@ from mermaide_ray.baselines import BASELINES
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.cluster.resources import check_own_gpu
+from mermaide_ray.disk import whole_file
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
 from mermaide_ray.models.principal import choose
 from mermaide_ray.progress import Progress, terminal
+from mermaide_ray.provenance import provenance
 from mermaide_ray.report.figures import RETURN
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.table import render_terminal, summary
-from mermaide_ray.storage import STOCK, RunDirectory, provenance, refuse_used, whole_file
+from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
 from mermaide_ray.trajectory import View, view_of
 
 

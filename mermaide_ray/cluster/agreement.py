@@ -24,7 +24,7 @@ def check_versions() -> None:
         from importlib.metadata import version
 
         from mermaide_ray import __version__
-        from mermaide_ray.storage import sources_digest
+        from mermaide_ray.provenance import sources_digest
 
         mine = {name: version(name) for name in ("torch", "numpy")}
         return {**mine, "mermaide_ray": f"{__version__} (sources {sources_digest()})"}

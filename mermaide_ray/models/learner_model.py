@@ -130,17 +130,19 @@ class LearnerModel:
             observations: float [B, T, E, D].
             labels: int64 [B, T, E].
             latents: What `infer` found, float [B, L].
-            luck: The chains', the same for all tasks.
+            luck: The chains', S of each task.
         """
         at_once = max(1, _MOST_HELD // (len(luck.start) * labels[0].numel() * self.num_arms))
         parts = [slice(first, first + at_once) for first in range(0, len(labels), at_once)]
-        return torch.cat([self._sample(observations[some], labels[some], latents[some], luck) for some in parts])
+        return torch.cat(
+            [self._sample(observations[some], labels[some], latents[some], luck.tasks(some)) for some in parts]
+        )
 
     def _sample(self, observations: Tensor, labels: Tensor, latents: Tensor, luck: Luck) -> Tensor:
         """See `sample`: of some tasks, all at once."""
         known = self._known(self.over(observations))
         precision = self._deviation().to(latents).square().reciprocal() + self._information(latents, *known)
-        start = latents + precision.rsqrt() * luck.start.unsqueeze(1) / 2
+        start = latents + precision.rsqrt() * luck.start / 2
         return wander(self._log_posterior(observations, labels), start, precision.rsqrt(), luck).transpose(0, 1)
 
     def _log_posterior(self, observations: Tensor, labels: Tensor) -> LogDensity:

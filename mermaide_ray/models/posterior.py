@@ -9,7 +9,7 @@ Source of the sampler: Neal, MCMC using Hamiltonian dynamics, Handbook of Markov
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,13 +28,13 @@ _MOVES, _LEAPS, _FIRST_STEP, _ACCEPTANCE, _STEP_GAIN = 15, 8, 0.25, 0.75, 0.7
 
 @dataclass(frozen=True)
 class Luck:
-    """The random numbers of S Hamiltonian chains of C moves.
+    """The random numbers of S Hamiltonian chains of C moves for each of B tasks.
 
     Attributes:
-        start: float [S, L], standard normal.
-        momentum: float [C, S, L], standard normal.
-        stretch: float [C, S], factors of the step size: without them a chain may come round to where it began.
-        threshold: float [C, S] on [0, 1), below the probability of a move that is accepted.
+        start: float [S, B, L], standard normal.
+        momentum: float [C, S, B, L], standard normal.
+        stretch: float [C, S, B], factors of the step size: without them a chain may come round to where it began.
+        threshold: float [C, S, B] on [0, 1), below the probability of a move that is accepted.
     """
 
     start: Tensor
@@ -43,17 +43,23 @@ class Luck:
     threshold: Tensor
 
     @classmethod
-    def dealt(cls, rng: np.random.Generator, samples: int, size: int) -> Luck:
-        """For chains of latents of this size."""
+    def dealt(cls, rngs: Sequence[np.random.Generator], samples: int, size: int) -> Luck:
+        """For chains of latents of this size, with a generator for each task."""
 
-        def tensor(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(values.astype(np.float32))
+        def tensor(draw: Callable[[np.random.Generator], NDArray[np.float64]], axis: int) -> Tensor:
+            return torch.from_numpy(np.stack([draw(rng).astype(np.float32) for rng in rngs], axis))
 
         return cls(
-            start=tensor(rng.standard_normal((samples, size))),
-            momentum=tensor(rng.standard_normal((_MOVES, samples, size))),
-            stretch=tensor(rng.uniform(0.6, 1.4, (_MOVES, samples))),
-            threshold=tensor(rng.random((_MOVES, samples))),
+            start=tensor(lambda rng: rng.standard_normal((samples, size)), 1),
+            momentum=tensor(lambda rng: rng.standard_normal((_MOVES, samples, size)), 2),
+            stretch=tensor(lambda rng: rng.uniform(0.6, 1.4, (_MOVES, samples)), 2),
+            threshold=tensor(lambda rng: rng.random((_MOVES, samples)), 2),
+        )
+
+    def tasks(self, some: slice) -> Luck:
+        """That of some of the tasks."""
+        return Luck(
+            self.start[:, some], self.momentum[:, :, some], self.stretch[:, :, some], self.threshold[:, :, some]
         )
 
 
@@ -77,7 +83,7 @@ def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck
         log_density: See above.
         start: float [S, B, L].
         deviation: Rough size of the density along each latent, float [B, L]; steps are in units of it.
-        luck: The same for all tasks.
+        luck: The chains'.
     """
 
     def slope(latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +95,8 @@ def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck
     latents, (height, gradient) = start, slope(start)
     step = torch.full_like(deviation[:, :1], _FIRST_STEP)
     for momentum, stretch, threshold in zip(luck.momentum, luck.stretch, luck.threshold, strict=True):
-        size = step * stretch[:, None, None] * deviation
-        began = new_momentum = momentum.unsqueeze(1).expand_as(latents)
+        size = step * stretch.unsqueeze(-1) * deviation
+        began = new_momentum = momentum
         new, new_gradient = latents, gradient
         for _ in range(_LEAPS):
             new_momentum = new_momentum + size / 2 * new_gradient
@@ -100,7 +106,7 @@ def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck
         gain = new_height - height - (new_momentum.square() - began.square()).sum(-1) / 2
         # A trajectory that left all bounds is not a number: refused.
         acceptance = gain.nan_to_num(float("-inf")).clamp(max=0).exp()
-        accepted = acceptance > threshold.unsqueeze(1)
+        accepted = acceptance > threshold
         latents = new.where(accepted.unsqueeze(-1), latents)
         gradient = new_gradient.where(accepted.unsqueeze(-1), gradient)
         height = new_height.where(accepted, height)

@@ -123,7 +123,7 @@ def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
         told = _neutral(contrasts[0], one, measure, k) + besides
         return Answer(told, None, one.name, measure, tuple(contrasts), tuple(single))
     verdict, because = verdict_of(contrasts, single)
-    sentence = _sentence(verdict, because, contrasts, one, measure, k, study) + besides
+    sentence = _sentence(verdict, because, contrasts, one, measure, k) + besides
     return Answer(sentence, verdict, one.name, measure, tuple(contrasts), tuple(single))
 
 
@@ -263,7 +263,7 @@ def _basis(contrast: Contrast) -> str:
 
 
 def _sentence(
-    verdict: str, because: Contrast | None, contrasts: Sequence[Contrast], one: Side, measure: str, k: int, study: Study
+    verdict: str, because: Contrast | None, contrasts: Sequence[Contrast], one: Side, measure: str, k: int
 ) -> str:
     decisive = because or contrasts[0]
     difference = decisive.difference

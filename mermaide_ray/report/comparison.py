@@ -77,4 +77,4 @@ def _columns(name: str, interval: Interval) -> dict[str, float]:
 
 
 def _interval(line: Mapping[Any, Any], name: str, form: str) -> str:
-    return f"{form.format(line[name])} [{form.format(line[f'{name}_low'])}, {form.format(line[f'{name}_high'])}]"
+    return Interval(line[name], line[f"{name}_low"], line[f"{name}_high"]).text(form)

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.sources import FAILED
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import FLOORS, Study
 from mermaide_ray.report.table import FEW_SEEDS
+from mermaide_ray.sweep.file import FAILED
 
 RESAMPLES = 1000
 # Intervening at fewer than this share of the steps, or at all but this share, is no longer a policy.

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mermaide_ray import __version__
+from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.errors import RunFault
 from mermaide_ray.report.answer import Answer, answer
 from mermaide_ray.report.diagnostics import CHECKS, Check, Finding, diagnose
@@ -23,7 +24,6 @@ from mermaide_ray.report.score_tables import contrast_table, score_tables, setti
 from mermaide_ray.report.sources import Source
 from mermaide_ray.report.study import Study, read_study
 from mermaide_ray.report.tabular import Table
-from mermaide_ray.storage import whole_file, whole_folder
 
 FORMATS = ("png", "pdf", "svg")
 # Settings that take more lines than this are in the folder, not in the report.

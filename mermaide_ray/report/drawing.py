@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mermaide_ray.disk import whole_file
 from mermaide_ray.errors import RunFault
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
 from mermaide_ray.report.table import is_privileged, label
-from mermaide_ray.storage import whole_file
 
 # Okabe and Ito's palette for all kinds of colour vision, without the yellow that white paper swallows.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -31,6 +31,7 @@ from mermaide_ray.report.drawing import (
     thinned,
 )
 from mermaide_ray.report.files import commit_of, method_name, read_progress, read_rows
+from mermaide_ray.report.sources import KEYS
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, score_matrix
 from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, is_privileged, label
 
@@ -40,8 +41,6 @@ VALIDATION = validation_key(0).removesuffix("0")
 _OF_ARMS = ("predicted probability of the likeliest arm", "share of pulls\nthat were this arm", "share of\npredictions")
 _OF_POINTS = ("predicted probability of a smaller value (PIT)", "share of points\nbelow it", "share of\npoints")
 BEFORE, AFTER = "before adaptation", "after adaptation"
-# What tells the rows of one score apart.
-KEYS = ("method", "seed", "split", "task", "family", "k")
 
 
 def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str = "", seed: int = 0) -> Figure:

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from mermaide_ray.report.cells import is_trained
-from mermaide_ray.report.sources import DONE, Source, compute_time
+from mermaide_ray.report.sources import Source, compute_time
 from mermaide_ray.report.tabular import Table
+from mermaide_ray.sweep.file import DONE
 
 MOST_FAILED = 20
 MOST_SEEDS = 10

@@ -104,10 +104,8 @@ def world_model_table(study: Study) -> Table | None:
 
 
 def interval_text(interval: Interval | None, form: str = "{:.2f}") -> str:
-    """`0.93 [0.91, 0.95]`."""
-    if interval is None:
-        return NONE
-    return f"{form.format(interval.value)} [{form.format(interval.low)}, {form.format(interval.high)}]"
+    """`0.93 [0.91, 0.95]`, or a dash."""
+    return NONE if interval is None else interval.text(form)
 
 
 def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str:

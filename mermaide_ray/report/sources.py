@@ -19,14 +19,15 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.table import SCORE
+from mermaide_ray.sweep.file import DONE, FAILED, SETTING
 
+# What tells the rows of one score apart.
 KEYS = ("method", "seed", "split", "task", "family", "k")
 MEASURES = tuple(metric.key for metric in ROW_METRICS)
-# Columns of settings that a sweep searched, and of the agents' hyperparameters.
-SETTING, PARAM = "setting.", "param."
+# Columns of the agents' hyperparameters.
+PARAM = "param."
 # What a member of a population is called, beside the settings that it ended with.
 MEMBER = "member"
-FAILED, DONE = "failed", "done"
 LABELS = ("method", "split", "condition", "family", "trial")
 
 

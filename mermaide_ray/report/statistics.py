@@ -25,7 +25,8 @@ Array = NDArray[np.float64]
 Estimate = Callable[[Array, Array], Array]
 
 RESAMPLES = 2000
-LEVEL = 0.95
+# Quantiles at which a 95% interval ends.
+ENDS = (0.025, 0.975)
 # Share cut off at each end by the interquartile mean [1]; 0 gives the plain mean.
 QUARTILE = 0.25
 # Elements of a chunk's largest temporary array: 16 MB, whatever the number of seeds, tasks and resamples.
@@ -39,6 +40,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def text(self, form: str = "{:.2f}") -> str:
+        """`0.93 [0.91, 0.95]`."""
+        return f"{form.format(self.value)} [{form.format(self.low)}, {form.format(self.high)}]"
 
 
 def score_matrix(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -99,7 +104,6 @@ def bootstrap_interval(
     agents: ArrayLike | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Interval:
     """Aggregate of scores [S, T] with a percentile bootstrap interval, stratified over training seeds and tasks.
 
@@ -119,14 +123,13 @@ def bootstrap_interval(
         agents: [T], a label of the agent that each task is of; each of its own if not given.
         trim: Share cut off at each end: 0.25 is the interquartile mean, 0 the mean.
         resamples: Number of resamples.
-        level: Coverage aimed at.
     """
     matrix = _checked(scores)
     value = trimmed_mean(matrix, trim)
     estimate = _trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix)
     count, agent_of = _numbered(agents, matrix.shape[1])
     draws = _resample(np.random.default_rng(seed), resamples, (len(matrix), count), matrix.size)
-    return _interval(value, [estimate(seeds, drawn[:, agent_of]) for seeds, drawn in draws], level)
+    return _interval(value, [estimate(seeds, drawn[:, agent_of]) for seeds, drawn in draws])
 
 
 def probability_of_improvement(
@@ -136,7 +139,6 @@ def probability_of_improvement(
     seed: int,
     agents: ArrayLike | None = None,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Interval:
     """P(X > Y) + P(X = Y) / 2 for a random task and a random run of each method, with a bootstrap interval.
 
@@ -149,7 +151,6 @@ def probability_of_improvement(
         seed: Seed of the resampling.
         agents: [T], see `bootstrap_interval`.
         resamples: Number of resamples.
-        level: Coverage aimed at.
     """
     x, y = _checked(one), _checked(other)
     if x.shape[1] != y.shape[1]:
@@ -175,7 +176,7 @@ def probability_of_improvement(
     count, agent_of = _numbered(agents, tasks)
     draws = _resample(np.random.default_rng(seed), resamples, (len(x), len(y), count), largest)
     estimates = [estimate(x_seeds, y_seeds, drawn[:, agent_of]) for x_seeds, y_seeds, drawn in draws]
-    return _interval(float(estimate(*ones)[0]), estimates, level)
+    return _interval(float(estimate(*ones)[0]), estimates)
 
 
 def paired_difference(
@@ -186,7 +187,6 @@ def paired_difference(
     agents: ArrayLike | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Interval:
     """Aggregate of X - Y, score by score, with a bootstrap interval as in `bootstrap_interval`.
 
@@ -200,12 +200,11 @@ def paired_difference(
         agents: [T], see `bootstrap_interval`.
         trim: Share of the differences cut off at each end.
         resamples: Number of resamples.
-        level: Coverage aimed at.
     """
     x, y = _checked(one), _checked(other)
     if x.shape[1] != y.shape[1] or (len(x) != len(y) and min(len(x), len(y)) > 1):
         raise ValueError(f"paired scores must be [S, T] or [1, T] with the same S and T, got {x.shape} and {y.shape}")
-    return bootstrap_interval(x - y, seed=seed, agents=agents, trim=trim, resamples=resamples, level=level)
+    return bootstrap_interval(x - y, seed=seed, agents=agents, trim=trim, resamples=resamples)
 
 
 def unpaired_difference(
@@ -216,7 +215,6 @@ def unpaired_difference(
     agents: tuple[ArrayLike, ArrayLike] | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Interval:
     """Aggregate of X minus aggregate of Y, for scores that can't be paired one by one, with a bootstrap interval.
 
@@ -230,7 +228,6 @@ def unpaired_difference(
         agents: [T] and [T'], labels of the agents that the tasks are of; no two the same if not given.
         trim: Share cut off at each end, of X and of Y.
         resamples: Number of resamples.
-        level: Coverage aimed at.
     """
     x, y = _checked(one), _checked(other)
     of_x, of_y = (_trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix) for matrix in (x, y))
@@ -245,11 +242,11 @@ def unpaired_difference(
     for x_seeds, y_seeds, *drawn in _resample(np.random.default_rng(seed), resamples, sizes, max(x.size, y.size)):
         agents_drawn = np.concatenate(drawn, axis=1)[:, back]
         estimates.append(of_x(x_seeds, agents_drawn[:, agent_of_x]) - of_y(y_seeds, agents_drawn[:, agent_of_y]))
-    return _interval(trimmed_mean(x, trim) - trimmed_mean(y, trim), estimates, level)
+    return _interval(trimmed_mean(x, trim) - trimmed_mean(y, trim), estimates)
 
 
 def performance_profile(
-    scores: ArrayLike, thresholds: ArrayLike, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    scores: ArrayLike, thresholds: ArrayLike, *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[Array, Array, Array]:
     """Share of runs x tasks that score above each threshold, with pointwise intervals as in `bootstrap_interval`.
 
@@ -260,7 +257,6 @@ def performance_profile(
         thresholds: float [N], tau.
         seed: Seed of the resampling.
         resamples: Number of resamples.
-        level: Coverage aimed at.
 
     Returns:
         Share, lower and upper end, float [N] each.
@@ -273,7 +269,7 @@ def performance_profile(
         np.einsum("rtn,rt->rn", (seeds @ flat).reshape(len(seeds), *above.shape[1:]), tasks) / matrix.size
         for seeds, tasks in draws
     ]
-    low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(np.concatenate(estimates), ENDS, axis=0)
     return above.mean(axis=(0, 1)), low, high
 
 
@@ -340,8 +336,8 @@ def _numbered(agents: ArrayLike | None, tasks: int) -> tuple[int, NDArray[np.int
     return len(known), number
 
 
-def _interval(value: float, estimates: list[Array], level: float) -> Interval:
-    low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2])
+def _interval(value: float, estimates: list[Array]) -> Interval:
+    low, high = np.quantile(np.concatenate(estimates), ENDS)
     return Interval(value, float(low), float(high))
 
 

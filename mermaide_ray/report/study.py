@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.config_file import one_line
+from mermaide_ray.config_file import flat, one_line, short_names
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.cells import Cell, Cells, is_trained
-from mermaide_ray.report.sources import LABELS, SETTING, Source, number, read_source
+from mermaide_ray.report.sources import LABELS, Source, number, read_source
 from mermaide_ray.report.table import is_privileged
+from mermaide_ray.sweep.file import SETTING
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
@@ -200,17 +201,14 @@ def _main_method(study: Study) -> str:
     return next(iter([*found, *trained, *study.methods]))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if not prefix and key in NO_SETTINGS:
-            continue
-        # A mixture of families is one setting: its parts mean nothing alone.
-        if isinstance(value, Mapping) and key != "families":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = number(value) if isinstance(value, int | float) else one_line(value)
-    return flat
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What may tell one run from another, by dotted key."""
+    kept = {key: value for key, value in settings.items() if key not in NO_SETTINGS}
+    # A mixture of families is one setting: its parts mean nothing alone.
+    return {
+        key: number(value) if isinstance(value, int | float) else one_line(value)
+        for key, value in flat(kept, whole=("families",))
+    }
 
 
 def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
@@ -285,7 +283,7 @@ def _labelled(rows: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, pd
         dtype=object,
     )
     constant = [key for key in keys if settings[key].dropna().nunique() <= 1]
-    names = _names([key for key in keys if key not in constant])
+    names = short_names([key for key in keys if key not in constant])
     labels = [
         ", ".join(f"{names[key]}={shown(line[key])}" for key in names if line[key] is not None)
         for line in settings.to_dict("records")
@@ -310,9 +308,3 @@ def _merged(
     best = settings.assign(label=labels, filled=settings.notna().sum(axis=1)).sort_values("filled", ascending=False)
     kept = best.drop_duplicates("label").set_index("label").loc[firsts].drop(columns="filled").reset_index(drop=True)
     return kept, group.map(dict(enumerate(place))), firsts
-
-
-def _names(keys: Sequence[str]) -> dict[str, str]:
-    """Short names where they are unique."""
-    shorts = [short(key) for key in keys]
-    return {key: name if shorts.count(name) == 1 else key for key, name in zip(keys, shorts, strict=True)}

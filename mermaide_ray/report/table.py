@@ -153,9 +153,5 @@ def _lines(group: pd.DataFrame) -> Iterator[list[str]]:
         yield [*cells, f"{line['seeds']} x {line['tasks']}"]
 
 
-def _one_line(heading: str) -> str:
-    return heading.replace("-\n", "").replace("\n", " ")
-
-
 def _family_title(family: str) -> str:
     return "all families" if family == ALL_FAMILIES else family

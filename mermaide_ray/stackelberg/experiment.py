@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mermaide_ray.config_file import read_yaml
+from mermaide_ray.disk import one_process, whole_file
 from mermaide_ray.errors import InputError
+from mermaide_ray.provenance import provenance
 from mermaide_ray.report.drawing import save_figure
 from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_scratch
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
-from mermaide_ray.storage import one_process, provenance, whole_file
 
 # Payoffs are of the size of 1: a difference below is rounding.
 _LEAST_SPAN = 1e-6

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
 from mermaide_ray.report.statistics import (
-    LEVEL,
+    ENDS,
     RESAMPLES,
     Interval,
     bootstrap_interval,
@@ -57,7 +57,7 @@ def episodes_to_target(rows: pd.DataFrame, target: float, *, seed: int = 0, resa
     means = np.einsum("kst,rs,rt->rk", scores, drawn_seeds, drawn_tasks, optimize=True) / (seeds * tasks)
     reached = np.array([first_crossing(ks, mean, target) for mean in means])
     # Not interpolated between order statistics: between a number and infinity there is none.
-    low, high = np.quantile(reached, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+    low, high = np.quantile(reached, ENDS, method="nearest")
     return Interval(first_crossing(ks, scores.mean((1, 2)), target), float(low), float(high))
 
 
@@ -151,7 +151,7 @@ def verdict(rows: pd.DataFrame, target: float, ks: Sequence[int] = (1, 2, 4)) ->
     for (condition, noise), of_case in cases:
         for other in others:
             found = [comparison(of_case, other, k) for k in known]
-            cells = [f"{x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in found]
+            cells = [difference.text("{:+.3f}") for difference in found]
             lines.append(f"| {condition} | {noise:g} | {other} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

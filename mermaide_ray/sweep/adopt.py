@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from mermaide_ray.config_file import one_line
+from mermaide_ray.config_file import flat, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.storage import RunDirectory
-from mermaide_ray.sweep.file import SWEEP_FILE, read_sweep
+from mermaide_ray.sweep.file import DONE, SWEEP_FILE, read_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
-from mermaide_ray.sweep.results import DONE, STATUS
+from mermaide_ray.sweep.results import STATUS
 from mermaide_ray.sweep.store import Store
 
 Sources = Mapping[str, Path]
@@ -107,15 +107,6 @@ def _nearest(trained: Mapping[str, Path], wanted: set[str]) -> str:
             if found.get(key) != asked.get(key)
         ]
 
-    theirs, mine = ([dict(_flat(json.loads(text))) for text in texts] for texts in (trained, wanted))
+    theirs, mine = ([dict(flat(json.loads(text))) for text in texts] for texts in (trained, wanted))
     told = min((differences(found, asked) for found in theirs for asked in mine), key=len)
     return f"{told[0]}{f' (and {len(told) - 1} more differ)' if len(told) > 1 else ''}"
-
-
-def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield path + key, value

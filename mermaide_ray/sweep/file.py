@@ -23,6 +23,10 @@ Scale = Literal["smoke", "laptop", "full"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DEFAULT_SCALE: Scale = "laptop"
 SWEEP_FILE = "sweep.yaml"
+# What becomes of a run: scored; ended early by a scheduler or the sweep's budget; on record with its error; none yet.
+DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
+# Prefix of the columns that hold what was searched.
+SETTING = "setting."
 # As a dimension it multiplies nothing: every K is scored from the same checkpoint, and is a column of its own.
 K_KEY = "evaluation.k"
 

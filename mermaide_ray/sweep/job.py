@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mermaide_ray.disk import one_process
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.machine import cpus
 from mermaide_ray.progress import clock, count, tell, terminal
-from mermaide_ray.storage import one_process, provenance, refuse_used
+from mermaide_ray.provenance import provenance
+from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.store import Store
@@ -101,6 +103,7 @@ def run_sweep(
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
     _check_rows(plan, plan.num_rows())
+    checkpoint_seconds()  # refused now, not by each run
     sources = _sources(principals, plan)
     from mermaide_ray.sweep.results import read_statuses, unfinished
 
@@ -139,7 +142,8 @@ def _train(plan: Plan, store: Store, console: Console, trusted: bool) -> None:
 
 def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:
     """Assembles the results, tells what came of the sweep, and reports."""
-    from mermaide_ray.sweep.results import DONE, FAILED, STOPPED, UNFINISHED, assemble
+    from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED
+    from mermaide_ray.sweep.results import assemble
 
     outcome = assemble(plan, store)
     done, failed, stopped, left = map(outcome.count, (DONE, FAILED, STOPPED, UNFINISHED))
@@ -202,7 +206,8 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    from mermaide_ray.sweep.results import DONE, read_statuses, reopen
+    from mermaide_ray.sweep.file import DONE
+    from mermaide_ray.sweep.results import read_statuses, reopen
 
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.

@@ -16,7 +16,7 @@ from typing import Any
 
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
-from mermaide_ray.config_file import merge, one_line
+from mermaide_ray.config_file import merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     EnvRunners,
@@ -123,7 +123,7 @@ class Plan:
     def __init__(self, sweep: Sweep, where: str) -> None:
         self.sweep, self._where = sweep, where
         self.dimensions = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
-        self._short = _short_names(list(self.dimensions))
+        self._short = short_names(list(self.dimensions))
 
     def check(self) -> None:
         """Builds every setting, to find what is wrong before anything starts.
@@ -453,12 +453,6 @@ def _at(path: Sequence[str], settings: Any) -> Any:
     for part in path:
         settings = settings.get(part) if isinstance(settings, Mapping) else None
     return settings
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key, or the whole where two would be the same."""
-    lasts = [key.rsplit(".", 1)[-1] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def _drawn(dimension: Dimension, seed: int, key: str, draw: int) -> str:

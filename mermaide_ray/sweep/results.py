@@ -14,14 +14,11 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.sweep.file import DONE, SETTING, STOPPED, UNFINISHED
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name, typed
 from mermaide_ray.sweep.store import Store
 
 STATUS = "status.json"
-# What becomes of a run: scored; ended early by a scheduler or the sweep's budget; on record with its error; none yet.
-DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
-TABLES = ("rows", "calibration", "profiles")
-SETTING = "setting."
 Statuses = Mapping[str, dict[str, Any]]
 """What is on record of runs, by name."""
 # Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.

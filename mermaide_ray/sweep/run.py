@@ -20,26 +20,18 @@ from typing import Any
 import pandas as pd
 
 from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation, Results
+from mermaide_ray.provenance import sources_digest
 from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.table import SCORE
-from mermaide_ray.session import Session, checkpoint_seconds
-from mermaide_ray.storage import RunDirectory, clear, sources_digest, whole_file, whole_folder
+from mermaide_ray.session import Session
+from mermaide_ray.storage import RunDirectory, checkpoint_seconds, clear
+from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
-from mermaide_ray.sweep.results import (
-    DONE,
-    FAILED,
-    STATUS,
-    STOPPED,
-    TABLES,
-    UNFINISHED,
-    has_ended,
-    read_milestones,
-    read_status,
-    to_parquet,
-)
+from mermaide_ray.sweep.results import STATUS, has_ended, read_milestones, read_status, to_parquet
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from
@@ -316,9 +308,7 @@ class SweepRun:
     def _scored(self, run: RunDirectory, board: Board, told: Told, env_steps: int) -> Told:
         """Scores the run's principal in every condition, writes the tables, and returns all that is to be told."""
         results = self._score(run)
-        for name in TABLES:
-            with whole_file(run.path / f"{name}.parquet") as file:
-                getattr(results, name).to_parquet(file, index=False)
+        results.write(run.path)
         scores = _scores(results.rows)
         figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
         board.finish(self._swept(), scores, figures, env_steps, self._words())

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mermaide_ray.disk import whole_file
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import refuse_secrets, whole_file
+from mermaide_ray.provenance import refuse_secrets
 
 _UNDER_WAY = "under_way.tar"
 

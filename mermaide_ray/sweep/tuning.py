@@ -25,13 +25,13 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from mermaide_ray.algorithm import Mermaide
+from mermaide_ray.disk import written_by_others
 from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
-from mermaide_ray.storage import written_by_others
-from mermaide_ray.sweep.file import SWEEP_FILE, Dimension, label_of, read_sweep
+from mermaide_ray.sweep.file import DONE, SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
-from mermaide_ray.sweep.results import DONE, UNFINISHED, Statuses, has_ended, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.results import Statuses, has_ended, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store, below
 

@@ -17,9 +17,10 @@ from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
 from mermaide_ray.report.score_tables import best_settings, ranked_on
-from mermaide_ray.report.sources import SETTING, Source, curves_of, values_of_run
+from mermaide_ray.report.sources import Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
 from mermaide_ray.report.table import label
+from mermaide_ray.sweep.file import SETTING
 
 _CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
 _CURVE_OF_POINTS = (

@@ -1,0 +1,100 @@
+"""Files and folders that are written whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mermaide_ray.errors import InputError, RunFault
+
+# In a folder, held by who works there.
+LOCK = ".lock"
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` only if nothing goes wrong."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.chmod(0o644)  # mkstemp's files are their owner's alone
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `target` only if nothing goes wrong; one already there is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                sync(path)
+        temporary.chmod(0o755)
+        if target.exists():
+            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+            target.rename(aside / "old")
+            temporary.rename(target)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk holds a file: after a power cut, its name might else be there without its content."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def one_process(folder: Path, wait: bool = False) -> Iterator[None]:
+    """While this process works in the folder of a run or a sweep, no other may.
+
+    Args:
+        folder: It exists.
+        wait: Until another one that does has ended, however long that takes.
+
+    Raises:
+        InputError: Another one does.
+        RunFault: The file system locks no files.
+    """
+    # A file open for writing: NFS tells other machines of no other lock. It is never deleted: who then made a new one
+    # would hold that while the old one is still held.
+    with (folder / LOCK).open("a") as held:
+        try:
+            # Freed by the kernel when the process ends, however it ends.
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"{folder} must be worked in by one process at a time, and one does already") from None
+        except OSError as error:
+            raise RunFault(f"{folder} must be on a file system that can lock files ({error.strerror})") from None
+        yield
+
+
+def written_by_others(folder: Path, home: Path) -> str | None:
+    """Why somebody else may have written what is in a folder, which should lie within `home`; None if nobody else."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if not path.resolve().is_relative_to(home.resolve()):
+            return f"{path} leads to {path.resolve()}"
+        about = path.lstat()
+        # Root could replace this very program: its files are as good as one's own.
+        if about.st_uid not in (os.geteuid(), 0):
+            return f"{path} belongs to user {about.st_uid}"
+        if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
+            return f"everybody may write to {path}"
+    return None
