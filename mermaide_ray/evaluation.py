@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mermaide_ray.agent_settings import Split
+from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.changes import course_of
 from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game
 from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
 from mermaide_ray.learners.losses import prediction_nll
@@ -30,6 +31,7 @@ from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import Architecture, Weights, log_softmax, shared
 from mermaide_ray.noise import Dice, Key
+from mermaide_ray.registry import near
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
 
@@ -155,6 +157,11 @@ class Evaluation:
         episodes: int | None = None,
         condition: str | None = None,
     ) -> None:
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{near(split, list(SPLITS))}")
+        for name, given in (("num_tasks", num_tasks), ("episodes", episodes)):
+            if given is not None and given < 1:
+                raise InputError(f"{name} must be >= 1, got {given}")
         self.experiment, self.split, self.condition = experiment, split, condition or split
         self.episodes = episodes or experiment.evaluation.episodes
         tasks = AgentDistribution(experiment).held_out(split, num_tasks or experiment.evaluation.tasks)
@@ -200,8 +207,10 @@ class Evaluation:
         It plans if it says so, whatever this experiment has: see `Contender.at`.
 
         Raises:
-            InputError: Its networks can't be used in this game.
+            InputError: Its networks can't be used in this game, or a number of episodes is negative.
         """
+        if ks and min(ks) < 0:
+            raise InputError(f"numbers of support episodes must be >= 0, got {min(ks)}")
         if contender.table.environment != self.experiment.environment:
             contender = replace(contender.at(self.experiment), planning=contender.planning)
         at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.table.method.architecture)))

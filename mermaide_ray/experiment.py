@@ -358,7 +358,7 @@ def preset_description(name: str) -> str:
 
 
 def load_experiment(
-    config: Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None
+    config: str | Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Experiment:
     """Defaults, then the preset, then the config file, then dotted overrides.
 
@@ -370,7 +370,7 @@ def load_experiment(
     Raises:
         InputError: With one sentence for the first thing that is wrong.
     """
-    given = read_yaml(config) if config else {}
+    given = read_yaml(Path(config)) if config else {}
     named = given.pop("preset", None)
     base = preset if preset is not None else named
     where = str(config) if preset is None else "--preset"

@@ -60,7 +60,7 @@ class Progress:
         left = (self._total - env_steps) / max(rate, 1e-9)
         scores = "  ".join(f"K={key.removeprefix('score_k')} {value:.3f}" for key, value in self._scores.items())
         return (
-            f"{self._name}  iteration {iteration}  {env_steps / 1e6:.2f}M of {self._total / 1e6:.1f}M env steps  "
+            f"{self._name}  iteration {iteration}  {count(env_steps)} of {count(self._total)} env steps  "
             f"{rate / 1e3:.1f}k/s  return {told.get('principal/return', float('nan')):.1f}  "
             f"{f'validation score {scores}  ' if scores else ''}{clock(left)} left"
         )

@@ -32,7 +32,8 @@ def lookup(name: str, registered: Mapping[str, T], kind: type[T], what: str) -> 
         return registered[name]
     found = _import_dotted(name, what)
     if not isinstance(found, kind):
-        raise InputError(f"{what} {name!r} must be of type {kind.__name__}, got {type(found).__name__}")
+        wanted = "a class" if kind is type else f"of type {kind.__name__}"
+        raise InputError(f"{what} {name!r} must be {wanted}, got {type(found).__name__}")
     return found
 
 

@@ -21,7 +21,7 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.evaluation import Contender, Evaluation, Results
+from mermaide_ray.evaluation import TABLES, Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
 from mermaide_ray.kshot import Table
 from mermaide_ray.models.method import RATE, Method, split_parameters
@@ -205,8 +205,7 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
 
 def _is_finished(run: RunDirectory) -> bool:
     """Whether a run is trained and scored, with the settings that it has now."""
-    # The last that scoring writes.
-    return (run.path / "profiles.parquet").is_file() and _is_trained(run)
+    return all((run.path / f"{name}.parquet").is_file() for name in TABLES) and _is_trained(run)
 
 
 def _is_trained(run: RunDirectory) -> bool:
@@ -228,7 +227,14 @@ def _score(runs: Sequence[RunDirectory]) -> None:
 
 def _report(run: RunDirectory, console: Console) -> None:
     """Draws and prints what scoring has written."""
-    experiment, rows = run.experiment(), pd.read_parquet(run.path / "rows.parquet")
+    experiment, file = run.experiment(), run.path / "rows.parquet"
+    try:
+        rows = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+        raise InputError(
+            f"a run's files must be whole, but {file} is damaged ({str(error).splitlines()[0]}): delete it, and "
+            "the same command scores the run again"
+        ) from None
     figures = write_figures(run.path)
     from mermaide_ray.tensorboard import Board
 

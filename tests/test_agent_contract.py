@@ -280,6 +280,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"act": lambda state, params, step, draws: torch.randint(3, (len(state["mean"]),))},
         "must take its luck from `draws` alone",
     ),
+    "ties to chance": (
+        {"act": lambda state, params, step, draws: (state["mean"] + 1e8).argmax(-1)},
+        "must break ties by `priority` .*, got 64 agents that know nothing yet and all pull arm 0 first",
+    ),
     "one crowd": (
         {
             "act": lambda state, params, step, draws: (state["mean"] + state["mean"].sum(0).roll(len(draws[0]))).argmax(

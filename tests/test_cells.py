@@ -118,6 +118,27 @@ def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
     assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
 
 
+def test_settings_that_met_other_agents_stand_side_by_side() -> None:
+    ucb, exp3 = (
+        rows(("m", setting, "test", 0, {0: scores, 1: scores})).assign(family=family)
+        for setting, family, scores in (("a", "ucb", [0.2, 0.4]), ("b", "exp3", [0.6, 0.8]))
+    )
+    twice = rows(("m", "c", "test", 0, {0: [0.4, 0.6], 1: [0.4, 0.6]})).assign(family="ucb")
+    cells = Cells(pd.concat([ucb, exp3, twice]))
+    pooled = cells.pooled([Cell("m", setting, "test", 0) for setting in "abc"])
+    assert pooled.shape == (2, 4)
+    of_family = dict(zip(cells.families(pooled.columns), pooled.iloc[0], strict=True))
+    assert of_family == {"ucb": pytest.approx(0.5), "exp3": pytest.approx(0.8)}
+    assert pooled.iloc[0].mean() == pytest.approx((0.3 + 0.5 + 0.6 + 0.8) / 4)
+
+
+def test_methods_that_met_other_families_did_not_play_the_same_game() -> None:
+    mine = rows(("m", "", "test", 0, {0: [0.2, 0.4]})).assign(family="ucb")
+    other = rows(("rl2", "", "test", 0, {0: [0.2, 0.4]})).assign(family="exp3")
+    assert len(list(Cells(pd.concat([mine, other])).mixed_games())) == 1
+    assert not list(Cells(pd.concat([mine, other.assign(family="ucb")])).mixed_games())
+
+
 def test_a_rule_is_found_by_the_game_that_it_played() -> None:
     game, other = {"never": 10.0}, {"never": 12.0}
     frame = pd.concat(

@@ -343,3 +343,21 @@ def test_a_player_acts_as_its_principal_is_scored() -> None:
         played = play(experiment.environment, tasks, episodes, dice, contender.player(known))
         assert torch.equal(played.interventions, expected.interventions)
         assert torch.equal(played.arms, expected.arms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("tset",), r"split must be one of train, validation, test, got 'tset' \(did you mean 'test'\?\)"),
+        (("test", 0), "num_tasks must be >= 1, got 0"),
+        (("test", 4, -1), "episodes must be >= 1, got -1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(arguments: tuple[Any, ...], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        Evaluation(_experiment(), *arguments)
+
+
+def test_a_negative_number_of_episodes_is_told(held_out: Evaluation) -> None:
+    with pytest.raises(InputError, match="numbers of support episodes must be >= 0, got -1"):
+        held_out.contender(_contender(_experiment()), [0, -1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines import BASELINES, baseline_named
+from mermaide_ray.baselines.contract import check_own_rules
 from mermaide_ray.baselines.rules import FixedRule, chosen_n, chosen_probability
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import Incentives
@@ -171,6 +174,42 @@ def test_a_baseline_of_the_user_s_own_is_taken_by_its_dotted_path(
     tasks = AgentDistribution(experiment).tasks("test", range(2))
     done = actions(baseline_named("own_baselines:half")(experiment, "test", tasks, 1), experiment.environment)
     assert done.sum(0).tolist() == [10] * 50
+
+
+class Rule:
+    """Of the user's own; each fault is one of its parts replaced."""
+
+    def begin(self, num_episodes: int) -> None:
+        """Nothing to forget."""
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        return 0 * seen.last_arm
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda experiment: Rule(), r"`RULE` of 'own_rules:RULE' must not fail, got TypeError: .* takes 1 positional"),
+        (lambda *given: None, "must return a principal with `begin` and `intervene`, got NoneType without `begin`"),
+        ({"intervene": lambda seen, hidden: seen.last_arm.float()}, r"must return int64 \[N\], got float32 \[N\]"),
+        ({"intervene": lambda seen, hidden: 0 * seen.last_arm + 7}, "must return actions from 0 to 1, got 7"),
+        ({"intervene": lambda seen, hidden: seen.nothing}, r"must not fail, got AttributeError: .*test_rules.py, line"),
+        ({"probabilities": lambda: torch.ones(3)}, None),  # no agent asks for them
+    ],
+)
+def test_a_rule_of_the_user_s_own_is_played_before_anything_starts(
+    build: Any, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*given: Any) -> Rule:
+        rule = Rule()
+        vars(rule).update(build)
+        return rule
+
+    module = ModuleType("own_rules")
+    vars(module)["RULE"] = build if callable(build) else built
+    monkeypatch.setitem(sys.modules, "own_rules", module)
+    with pytest.raises(InputError, match=expected) if expected else nullcontext():
+        check_own_rules(["never", "own_rules:RULE"], experiment_of())
 
 
 def test_listing_baselines_loads_neither_torch_nor_ray() -> None:

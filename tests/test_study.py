@@ -47,6 +47,26 @@ def test_runs_that_differ_in_a_setting_are_settings(tmp_path: Path) -> None:
     assert list(study.settings.index) == ["meta_lr=0.001", "meta_lr=0.002"]
 
 
+def test_methods_of_different_games_are_told_apart_and_not_compared(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, name=name, task_seed=horizon, environment={"horizon": horizon})
+        for name, horizon in (("mermaide", 100), ("maml", 30))
+    ]
+    study = read_study(folders)
+    assert study.dimensions == ["environment.horizon"]
+    # Each game has rules of its own.
+    assert len(study.cells_of("first_n", 0, ["test"])) == 2
+    found = answer(study)
+    assert "Not compared, since it played no game in common: maml." in found.sentence
+    assert "maml" not in {contrast.other for contrast in found.contrasts}
+    # In all else methods differ by what they are.
+    alike = [
+        write_run(tmp_path / f"{name}2", name=name, meta_learning={"inner_lr": rate})
+        for name, rate in (("mermaide", 0.1), ("maml", 0.2))
+    ]
+    assert read_study(alike).dimensions == []
+
+
 def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path: Path) -> None:
     study = read_study([write_run(tmp_path / "one"), write_run(tmp_path / "two")])
     assert list(study.settings.index) == ["folder=one", "folder=two"]

@@ -236,6 +236,19 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             "needs a K in common (test.yaml), got near: [0]; far: [1, 5]",
         ),
         ({"answer": {"compare": "k", "value": 7}}, "`answer.value` must be among what the sweep scores (0, 1), got 7"),
+        (
+            {"preset": "mermaide", "answer": {"measure": "planned"}},
+            "got planned, for which world_model.kind must be learner, with evaluation.planning",
+        ),
+        (
+            {"preset": "rl2", "answer": {"measure": "wm_nll_after"}},
+            "got wm_nll_after, for which world_model.enabled must be true",
+        ),
+        (
+            {"answer": {"measure": "support_return"}, "settings": {"evaluation": {"k": [0]}}},
+            "got support_return, for which some K must be > 0",
+        ),
+        ({"baselines": ["nevr"]}, "(did you mean 'never'?) (`baselines`, test.yaml)"),
         ({"answer": {"k": 9}}, "`answer.k` must be among what the sweep scores (0, 1), got 9"),
         ({"answer": {"value": "mermaid"}}, "`answer.value` must be among what the sweep scores (always"),
         ({"answer": {"against": ["mermaid"]}}, "`answer.against` must be among what the sweep scores (always"),
@@ -275,6 +288,11 @@ def test_a_population_has_as_many_members_as_asked_for() -> None:
     plan = plan_of(search=search, tune={"scheduler": "pbt", "samples": 8})
     assert (plan.num_trials, plan.num_runs) == (8, 8)
     assert plan.env_steps == 8 * budget_of(plan.settings[0].experiment)
+
+
+def test_methods_may_be_claimed_to_be_ahead_of_rules() -> None:
+    claim = {"value": "mermaide", "against": ["first_n", "maml"]}
+    plan_of(methods=["mermaide", "maml"], baselines=["never", "first_n", "oracle"], answer=claim)
 
 
 def test_time_is_estimated_by_what_is_trained() -> None:

@@ -161,6 +161,21 @@ def test_finished_run_is_neither_trained_nor_scored_again(
     ].replace(str(trained_run.path), "RUN")
 
 
+def test_damaged_scores_are_told_and_made_again_where_they_are_deleted(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run.path, folder)
+    rows = folder / "rows.parquet"
+    rows.write_bytes(b"half")
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert f"{rows} is damaged" in capsys.readouterr().err
+    rows.unlink()
+    monkeypatch.setattr(Mermaide, "train", lambda _: pytest.fail("trained again"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(rows), pd.read_parquet(trained_run.path / "rows.parquet"))
+
+
 @pytest.mark.usefixtures("no_pickles")
 def test_evaluate_unpickles_nothing_and_needs_no_checkpoint(
     trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]

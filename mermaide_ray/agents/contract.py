@@ -72,11 +72,31 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
             f"`act` of {name!r} must take its luck from `draws` alone, and know nothing but the state, got other pulls "
             "when the same agents were played with the same draws again"
         )
+    if space is None and family.goals is None:
+        _check_ties(name, family, num_actions)
     first = {key: value[:2] for key, value in params.items()}
     if not torch.equal(arms[:, :2], _play(name, family, num_actions, first, dice.rows(torch.arange(2)))):
         raise InputError(
             f"an agent of {name!r} must play alike whoever is played beside it, got other pulls with fewer agents "
             "beside it (the family's functions must treat each row by itself)"
+        )
+
+
+def _check_ties(name: str, family: Family, num_arms: int) -> None:
+    """Whether agents that know nothing yet do not all pull the same arm: `priority` breaks their ties."""
+    import torch
+
+    num = 64
+    params = {key: torch.full((num, 1), (b.low + b.high) / 2) for key, b in family.hyperparameters.items()}
+    dice = deal((0, "train", "ties", 0), range(num), 1, 1, num_arms, [family.normals] * num)
+    state = family.init(params, dice.priority)
+    if family.hear is not None:
+        state = family.hear(state, params, torch.zeros_like(dice.priority))
+    arms = family.act(state, params, torch.tensor(0.0), Draws(dice.uniform[0], dice.normal[0]))
+    if len(set(arms.tolist())) == 1:
+        raise InputError(
+            f"agents of {name!r} must break ties by `priority` (or `draws`), got {num} agents that know nothing yet "
+            f"and all pull arm {int(arms[0])} first (a large number added to untried arms rounds `priority` away)"
         )
 
 
@@ -90,13 +110,13 @@ def _play(name: str, family: Family, num_actions: int, params: Mapping[str, Tens
         step, sign = torch.tensor(float(t)), 1.0 if t // 10 % 2 == 0 else -1.0
         if family.hear is not None:
             state = _state(name, num, "hear", family.hear, state, params, torch.zeros_like(dice.priority))
-        arm = _called(name, "act", family.act, state, params, step, Draws(dice.uniform[t], dice.normal[t]))
+        arm = called(name, "act", family.act, state, params, step, Draws(dice.uniform[t], dice.normal[t]))
         _expect(name, num, "act", arm, torch.int64)
         if wrong := [number for number in arm.tolist() if not 0 <= number < num_actions]:
             raise InputError(f"`act` of {name!r} must return arms from 0 to {num_actions - 1}, got {wrong[0]}")
         reward = 0.1 * (arm % 10) + sign * (2.0 * (arm == 1) - 1.0)
         if family.perceive is not None:
-            reward = _called(name, "perceive", family.perceive, params, reward, torch.zeros(num))
+            reward = called(name, "perceive", family.perceive, params, reward, torch.zeros(num))
             _expect(name, num, "perceive", reward, torch.float32)
         state = _state(name, num, "learn", family.learn, state, params, step, arm, reward)
         arms.append(arm)
@@ -107,38 +127,42 @@ def _state(name: str, num: int, function: str, call: Callable[..., Any], *argume
     """The learning state that a function returns."""
     import torch
 
-    state = _called(name, function, call, *arguments)
+    state = called(name, function, call, *arguments)
     if not isinstance(state, dict):
-        raise InputError(f"`{function}` of {name!r} must return a dict of tensors [N, …], got {_told(state, num)}")
+        raise InputError(f"`{function}` of {name!r} must return a dict of tensors [N, …], got {told(state, num)}")
     for key, value in state.items():
         if not isinstance(value, torch.Tensor) or value.shape[:1] != (num,):
             raise InputError(
-                f"`{function}` of {name!r} must return a dict of tensors [N, …], got {_told(value, num)} in {key!r}"
+                f"`{function}` of {name!r} must return a dict of tensors [N, …], got {told(value, num)} in {key!r}"
             )
         if value.isnan().any():
             raise InputError(f"the state of {name!r} must hold numbers, got NaN in {key!r} from `{function}`")
     return state
 
 
-def _called(name: str, function: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    """What one of the family's functions returns."""
+def called(name: str, function: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the user's own returns.
+
+    Raises:
+        InputError: It fails.
+    """
     try:
         return call(*arguments)
     except Exception as error:  # the user's own code may raise anything
-        # The frame below this one is the function's own.
+        # The frame below this one is the function's own; there is none where it takes other arguments.
         frames = traceback.extract_tb(error.__traceback__)[1:2]
         where = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in frames)
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"`{function}` of {name!r} must not fail, got {told}{where}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"`{function}` of {name!r} must not fail, got {said}{where}") from error
 
 
 def _expect(name: str, num: int, function: str, value: Any, dtype: Any) -> None:
     wanted = f"{str(dtype).removeprefix('torch.')} [N]"
-    if _told(value, num) != wanted:
-        raise InputError(f"`{function}` of {name!r} must return {wanted}, got {_told(value, num)}")
+    if told(value, num) != wanted:
+        raise InputError(f"`{function}` of {name!r} must return {wanted}, got {told(value, num)}")
 
 
-def _told(value: Any, num: int) -> str:
+def told(value: Any, num: int) -> str:
     """A tensor's type and shape, as the documentation tells them."""
     if not hasattr(value, "dtype"):
         return type(value).__name__

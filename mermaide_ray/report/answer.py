@@ -105,6 +105,11 @@ def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
     others = [other for other in every if any(one.cells[name] and other.cells[name] for name in conditions)]
     elsewhere = [other.name for other in every if other not in others]
     besides = f" Not compared, since it shares no condition: {', '.join(elsewhere)}." if elsewhere else ""
+    if claim.get("compare", METHOD) == METHOD:
+        apart = [o for o in others if not study.cells.may_stand_together(one.over(conditions), o.over(conditions))]
+        others = [other for other in others if other not in apart]
+        if apart:
+            besides += f" Not compared, since it played no game in common: {', '.join(o.name for o in apart)}."
     measured = [other for other in others if _measured(study, one, other, conditions, measure)]
     if measured and len(measured) < len(others):
         lacking = ", ".join(other.name for other in others if other not in measured)
@@ -294,6 +299,9 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
     where = _where(conditions, k, _settings(study, one.over(conditions), measure))
+    cells = one.over(conditions)
+    if interval is None and any(study.cells.matrix(cell, measure).size for cell in cells):
+        return f"{one.name} ({where}): its settings have no training seed with a value in each: nothing can be said."
     if interval is None and measure == SCORE:
         return (
             f"No score for {one.name} ({where}): on none of these agents does the oracle gain anything "

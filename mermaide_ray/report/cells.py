@@ -177,8 +177,9 @@ class Cells:
 
         Tasks of several conditions stand side by side (`agents` tells which are of the same agent). Over settings a
         task's values are averaged, seed by seed, so that each setting weighs the same; tasks that have no value in one
-        of them are left out. Only seeds that have all of it count; where settings have no seed in common, each training
-        run is a seed of its own.
+        of them are left out. Settings with no task in common, such as those of other families of agents, stand side by
+        side as conditions do. Only seeds that have all of it count; where settings have no seed in common, each
+        training run is a seed of its own.
         """
         parts: dict[str, list[tuple[str, pd.DataFrame]]] = {}
         for cell in dict.fromkeys(cells):
@@ -203,7 +204,8 @@ class Cells:
             first = firsts.setdefault((cell.setting, cell.condition), cell)
             if "never_return" in self._rows and self._game(first) != self._game(cell):
                 one, other = (self.matrix(side, "never_return").mean() for side in (first, cell))
-                if ((one - other).abs() > 10**-DIGITS).any():
+                gap = (one - other).abs().dropna()  # nothing where they met other families of agents
+                if gap.empty or (gap > 10**-DIGITS).any():
                     yield first, cell
 
     def interval(self, cells: Sequence[Cell], measure: str, trim: float) -> Interval | None:
@@ -232,6 +234,11 @@ class Cells:
         """Whether both sides met the same agents with the same luck, so that their scores may be paired."""
         return {self._game(cell) for cell in one} == {self._game(cell) for cell in other}
 
+    def may_stand_together(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
+        """Whether two methods have a setting of a condition, or a game, in common."""
+        places, others = ({(cell.setting, cell.condition) for cell in side} for side in (one, other))
+        return bool(places & others) or bool({self._game(cell) for cell in one} & {self._game(cell) for cell in other})
+
     def _column(self, measure: str) -> NDArray[np.float32]:
         if measure not in self._values:
             self._values[measure] = self._rows[measure].to_numpy(np.float32)[self._order]
@@ -250,6 +257,18 @@ class Cells:
 
 
 def _over_settings(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """One matrix of a condition: the mean over settings that met the same tasks; the others side by side."""
+    alike: list[list[tuple[str, pd.DataFrame]]] = []
+    for part in parts:
+        group = next((g for g in alike if len(part[1].columns.intersection(g[0][1].columns))), None)
+        if group is None:
+            alike.append([part])
+        else:
+            group.append(part)
+    return pd.concat([_mean_over(group) for group in alike], axis="columns") if len(alike) > 1 else _mean_over(parts)
+
+
+def _mean_over(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     matrices = [matrix for _, matrix in parts]
     if len(matrices) == 1:
         return matrices[0]

@@ -24,6 +24,7 @@ FOLDER = "folder"
 FLOORS = ("wm_nll_uniform", "wm_nll_frequency")
 # In a plain run's config.yaml: what is no setting of the method or its game.
 NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")
+_GAME = ("environment.", "agents.")
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
-    """Rows with a setting.* column for all that a sweep searched and all in which plain runs of one method differ."""
+    """Rows with a setting.* column for all that tells runs apart.
+
+    That is what a sweep searched, in what plain runs of one method differ, and in what games any plain runs differ:
+    methods differ in all else by what they are.
+    """
     runs = [source for source in sources if not source.is_sweep and source.configs]
     flat = {id(source): {name: _flat(config) for name, config in source.configs.items()} for source in runs}
     differing: list[str] = []
@@ -221,6 +226,10 @@ def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
         for key in dict.fromkeys(key for one in told for key in one):
             if len({one.get(key) for one in told}) > 1 and key not in differing:
                 differing.append(key)
+    every = [one for of_run in flat.values() for one in of_run.values()]
+    for key in dict.fromkeys(key for one in every for key in one if key.startswith(_GAME)):
+        if len({one[key] for one in every if key in one}) > 1 and key not in differing:
+            differing.append(key)
     searched = [c.removeprefix(SETTING) for source in sources for c in source.rows.columns if c.startswith(SETTING)]
     frames = []
     for source in sources:

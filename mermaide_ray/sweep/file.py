@@ -5,6 +5,7 @@ Imports neither Ray nor Torch, so that every mistake is answered at once.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def _seeds(value: Any) -> Any:
         if value < 1:
             raise ValueError(f"must be a number of seeds >= 1 or a list of seeds, got {value}")
         return tuple(range(value))
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a number of seeds or a list of seeds, got {one_line(value)}")
     return value
 
 
@@ -68,6 +71,20 @@ class Dimension(Section):
     uniform: Range | None = Field(None, description="[low, high], drawn uniformly per sample")
     loguniform: Range | None = Field(None, description="[low, high], drawn uniformly in the logarithm per sample")
     randint: tuple[Whole, Whole] | None = Field(None, description="[low, high], a whole number, both ends included")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_how(cls, given: Any) -> Any:
+        # What follows would speak of sections and types.
+        if not isinstance(given, Mapping):
+            kinds = ", ".join(cls.model_fields)
+            raise ValueError(f"must say how it is varied, by exactly one of {kinds}, got {one_line(given)}")
+        for kind in ("grid", "choice"):
+            values = given.get(kind)
+            listed = values if isinstance(values, list | tuple) else ()
+            if wrong := [value for value in listed if isinstance(value, float) and not math.isfinite(value)]:
+                raise ValueError(f"{kind} must hold finite numbers, got {one_line(wrong[0])}")
+        return given
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Dimension:
@@ -261,8 +278,11 @@ class Sweep(Section):
         for adaptive in ("searcher", "scheduler"):
             kind = getattr(self.tune, adaptive)
             if kind in ("optuna", "pbt") and (self.methods or len(drawn) < len(self.search) or not drawn):
+                grids = [key for key in self.search if key not in drawn]
+                found = "methods" if self.methods else f"a grid of {grids[0]}" if grids else "none"
                 raise ValueError(
-                    f"`tune.{adaptive}` = {kind} needs `search` dimensions that are all drawn, and no methods"
+                    f"`tune.{adaptive}` = {kind} needs `search` dimensions that are all drawn, and no methods, "
+                    f"got {found}"
                 )
         if self.tune.searcher == "optuna" and self.tune.scheduler == "pbt":
             raise ValueError("`tune.searcher` must be random for tune.scheduler = pbt, got optuna")
@@ -277,9 +297,8 @@ class Sweep(Section):
 
 
 def _check_answer(sweep: Sweep, answer: Answer) -> None:
+    # Methods and K are looked up in the plan, which knows all that is scored.
     known: dict[str, list[str] | None] = {"method": None, "k": None, "condition": list(sweep.conditions)}
-    if sweep.methods:
-        known["method"] = list(sweep.methods)
     searched = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
     known |= {key: list(d.alternatives) if d.alternatives else None for key, d in searched.items()}
     if answer.compare not in known:
@@ -294,6 +313,11 @@ def _check_answer(sweep: Sweep, answer: Answer) -> None:
     for value in (answer.value, *(answer.against or ())):
         if values is not None and value is not None and label_of(value) not in values:
             raise ValueError(f"`answer` must compare values of {answer.compare} ({', '.join(values)}), got {value!r}")
+    if answer.against is not None and (not answer.against or answer.value in answer.against):
+        raise ValueError(
+            f"`answer.against` must name at least one other than `answer.value`, and not that, got "
+            f"{one_line(list(answer.against))}"
+        )
 
 
 def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, Any] | None = None) -> Sweep:

@@ -75,7 +75,7 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
         f"rows: {told}",
         highlight=False,
     )
-    _check_rows(plan, rows)
+    _check_rows(plan, rows, where)
 
 
 def run_sweep(
@@ -102,7 +102,7 @@ def run_sweep(
     """
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
     plan.check()
-    _check_rows(plan, plan.num_rows())
+    _check_rows(plan, plan.num_rows(), where)
     checkpoint_seconds()  # refused now, not by each run
     sources = _sources(principals, plan)
     from mermaide_ray.sweep.results import read_statuses, unfinished
@@ -220,8 +220,9 @@ def _begin(store: Store, sweep: Sweep) -> None:
     for key in type(sweep).model_fields.keys() - free:
         if getattr(grown, key) != getattr(sweep, key):
             more = "; more `seeds` and `tune.samples` may follow" if key in ("seeds", "tune") else ""
+            told = f" {sweep.name!r} (of a file that gives none, its stem)" if key == "name" else ""
             raise InputError(
-                f"a sweep that goes on must stay the same, but `{key}` is not that of {store.uri(SWEEP_FILE)} "
+                f"a sweep that goes on must stay the same, but `{key}`{told} is not that of {store.uri(SWEEP_FILE)} "
                 f"(give another --out{more})"
             )
     if theirs.tune.env_steps != sweep.tune.env_steps:
@@ -260,9 +261,9 @@ def _note_other_code(store: Store) -> None:
         store.write("provenance.json", json.dumps(record, indent=1).encode())
 
 
-def _check_rows(plan: Plan, rows: int | None) -> None:
+def _check_rows(plan: Plan, rows: int | None, where: str) -> None:
     if plan.sweep.rows is not None and rows is not None and rows != plan.sweep.rows:
-        raise InputError(f"`rows` must be what the sweep yields at this scale, {rows}, got {plan.sweep.rows}")
+        raise InputError(f"`rows` must be what the sweep yields at this scale, {rows}, got {plan.sweep.rows} ({where})")
 
 
 def _print_best(plan: Plan, trials: pd.DataFrame, console: Console) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
+from mermaide_ray.baselines.contract import check_own_rules
 from mermaide_ray.config_file import merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
@@ -152,6 +153,7 @@ class Plan:
                 )
             check_own_families(setting.experiment)
             self._check_conditions(setting)
+        check_own_rules(self.baselines, next(self.scored_in(settings[0]))[1])
         self._check_metrics(settings)
         self._check_claim(settings)
 
@@ -362,7 +364,10 @@ class Plan:
             )
         for name in self.baselines:
             if name not in BASELINES:  # those there are need no import of Torch
-                baseline_named(name)
+                try:
+                    baseline_named(name)
+                except InputError as error:
+                    raise InputError(f"{error} (`baselines`, {self._where})") from None
 
     def _check_conditions(self, setting: Setting) -> None:
         for name, experiment, _ in self.scored_in(setting):
@@ -388,15 +393,22 @@ class Plan:
         if claim is None:
             return
         among = claim.conditions or tuple(self.sweep.conditions)
-        ks = {k for setting in settings for name, _, scored in self.scored_in(setting) if name in among for k in scored}
+        places = [place for setting in settings for place in self.scored_in(setting) if place[0] in among]
+        lacking = [_lacks(experiment, max(scored), claim.measure) for _, experiment, scored in places]
+        if all(lacking):
+            raise InputError(
+                f"`answer.measure` must be one that the sweep's methods have, got {claim.measure}, for which "
+                f"{lacking[0]} ({self._where})"
+            )
+        ks = {k for _, _, scored in places for k in scored}
         if claim.compare == "condition" and claim.k is None:
-            places = [claim.value or next(iter(self.sweep.conditions)), *(claim.against or self.sweep.conditions)]
+            compared = [claim.value or next(iter(self.sweep.conditions)), *(claim.against or self.sweep.conditions)]
             for setting in settings:
                 scored_at = {name: set(scored) for name, _, scored in self.scored_in(setting)}
-                if not set.intersection(*(scored_at[str(place)] for place in places)):
+                if not set.intersection(*(scored_at[str(place)] for place in compared)):
                     raise InputError(
                         f"`answer.compare` = condition needs a K in common ({self._where}), got "
-                        + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(places))
+                        + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(compared))
                     )
         methods = {*(setting.experiment.name for setting in settings), *self.baselines}
         sides = {"value": (claim.value,), "against": claim.against or ()}
@@ -410,6 +422,16 @@ class Plan:
                         f"`answer.{place}` must be among what the sweep scores ({there}), got {one_line(value)} "
                         f"({self._where})"
                     )
+
+
+def _lacks(experiment: Experiment, most_k: int, measure: str) -> str | None:
+    """What a method would have to be for its rows to have a measure; None if they have."""
+    if measure.startswith("wm_") and not experiment.world_model.enabled:
+        return "world_model.enabled must be true"
+    plans = experiment.world_model.kind == "learner" and experiment.evaluation.planning
+    if measure == "planned" and not plans:
+        return "world_model.kind must be learner, with evaluation.planning"
+    return "some K must be > 0" if measure in ("planned", "support_return") and not most_k else None
 
 
 def trial_name(setting: str, seeds: Sequence[int]) -> str:

@@ -200,7 +200,8 @@ def _points(
     def mean(cells: Sequence[Cell], measure: str) -> float:
         return float(study.cells.pooled(cells, measure).to_numpy().mean())
 
-    return [Point(method, at, mean(cells, "cost"), mean(cells, "success_rate"), is_open) for cells in groups if cells]
+    known = [cells for cells in groups if cells and study.cells.pooled(cells, "cost").size]
+    return [Point(method, at, mean(cells, "cost"), mean(cells, "success_rate"), is_open) for cells in known]
 
 
 def _drawn_methods(study: Study) -> list[str]:

@@ -1,0 +1,85 @@
+"""What a rule of the user's own must keep, found out by playing it: a moment, before hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from mermaide_ray.agents.contract import called, told
+from mermaide_ray.baselines import baseline_named
+from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mermaide_ray.lockstep import Hidden, Seen
+
+_TASKS, _EPISODES = 4, 2
+
+
+def check_own_rules(names: Iterable[str], experiment: Experiment) -> None:
+    """Plays the rules that are named by dotted paths for an episode with a few training agents.
+
+    Raises:
+        InputError: One of them can't be built, fails, or chooses what is no action.
+    """
+    for name in names:
+        if ":" in name:
+            _check(name, experiment)
+
+
+def _check(name: str, experiment: Experiment) -> None:
+    from mermaide_ray.agents.distribution import AgentDistribution
+    from mermaide_ray.lockstep import deal_for, play
+
+    environment, build = experiment.environment, baseline_named(name)
+    tasks = AgentDistribution(experiment).tasks("train", range(_TASKS))
+    rule = called(name, name.rpartition(":")[2], build, experiment, "train", tasks, _EPISODES)
+    if missing := [part for part in ("begin", "intervene") if not callable(getattr(rule, part, None))]:
+        raise InputError(
+            f"{name!r} must return a principal with `begin` and `intervene`, got {type(rule).__name__} without "
+            f"`{missing[0]}`"
+        )
+    dice = deal_for(environment, (experiment.seed, "train", "contract", 0), tasks, _EPISODES)
+    watch = _Announcing if hasattr(rule, "probabilities") else _Watched
+    play(environment, tasks, _EPISODES, dice, watch(name, rule, experiment))
+
+
+class _Watched:
+    """A rule, each of whose actions is looked at."""
+
+    def __init__(self, name: str, rule: Any, experiment: Experiment) -> None:
+        from mermaide_ray.trajectory import view_of
+
+        self._name, self._rule = name, rule
+        self._num_actions = view_of(experiment.environment).num_interventions
+        self._num_episodes = 0
+
+    def begin(self, num_episodes: int) -> None:
+        """See `lockstep.Principal`."""
+        self._num_episodes = num_episodes
+        called(self._name, "begin", self._rule.begin, num_episodes)
+
+    def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
+        """See `lockstep.Principal`."""
+        action: Tensor = called(self._name, "intervene", self._rule.intervene, seen, hidden)
+        if (got := told(action, self._num_episodes)) != "int64 [N]":
+            raise InputError(f"`intervene` of {self._name!r} must return int64 [N], got {got}")
+        if wrong := [number for number in action.tolist() if not 0 <= number < self._num_actions]:
+            raise InputError(
+                f"`intervene` of {self._name!r} must return actions from 0 to {self._num_actions - 1}, got {wrong[0]}"
+            )
+        return action
+
+
+class _Announcing(_Watched):
+    """One that says how likely its actions are."""
+
+    def probabilities(self) -> Tensor:
+        """See `lockstep.Announcing`."""
+        likely: Tensor = called(self._name, "probabilities", self._rule.probabilities)
+        wanted = f"float32 [N, {self._num_actions}]"
+        if (got := told(likely, self._num_episodes)) != wanted:
+            raise InputError(f"`probabilities` of {self._name!r} must return {wanted}, got {got}")
+        return likely
