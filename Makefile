@@ -17,7 +17,7 @@ export OMP_NUM_THREADS := 1
 train: $(READY) ## meta-train with the default config and print the final table; ARGS="--seed 1 …"
 	$(BIN)/mermaide train $(addprefix --baseline ,$(BASELINES)) $(ARGS)
 
-test: $(READY) ## the tests that take seconds, a file per CPU; ARGS="-k name …"
+test: $(READY) ## the tests that take seconds, on up to four CPUs; ARGS="-k name …"
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not cluster and not gpu" $(ARGS)
 
 test-slow: $(READY) ## the tests that take longer: kills, searchers, buckets, the tutorial

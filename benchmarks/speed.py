@@ -272,8 +272,11 @@ def main(names: list[str]) -> None:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     sections = {"sampling": sampling, "meta": meta, "planning": planning, "memory": memory, "gpu": gpu}
+    known = {**sections, "_sample_large": _sample_large}
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"sections must be among {', '.join(sections)}, got {unknown[0]}")
     for name in names or sections:
-        {**sections, "_sample_large": _sample_large}[name]()
+        known[name]()
 
 
 if __name__ == "__main__":

@@ -440,8 +440,8 @@ def _list(args: argparse.Namespace) -> None:
     if args.command == "agents" and args.check is not None:
         from mermaide_ray.agents.contract import PULLS, check_named
 
-        check_named(args.check)
-        print(f"{args.check}: nothing to find fault with in {PULLS} pulls")
+        remark = check_named(args.check)
+        print(f"{args.check}: nothing to find fault with in {PULLS} pulls{f', but {remark}' if remark else ''}")
     elif args.command == "agents":
         from mermaide_ray.agents import ALL_FAMILIES
 

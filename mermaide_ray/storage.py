@@ -155,9 +155,8 @@ class RunDirectory:
 
     def _by_iteration(self) -> list[Path]:
         """The complete checkpoints, the oldest first."""
-        return sorted(
-            self.checkpoints.glob("iteration_[0-9]*"), key=lambda path: int(path.name.removeprefix("iteration_"))
-        )
+        numbers = {path: path.name.removeprefix("iteration_") for path in self.checkpoints.glob("iteration_*")}
+        return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
 
     def save_checkpoint(self, iteration: int, write: Callable[[Path], None]) -> Path:
         """Writes a checkpoint beside the others, then drops the oldest.

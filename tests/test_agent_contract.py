@@ -16,8 +16,8 @@ import torch
 from conftest import moderate
 from torch import Tensor
 
-from mermaide_ray.agents import ALL_FAMILIES, FAMILIES, family_named, softmax
-from mermaide_ray.agents.base import Draws, Family, Params, State
+from mermaide_ray.agents import ALL_FAMILIES, FAMILIES, contract, family_named, softmax
+from mermaide_ray.agents.base import Draws, Family, Hyperparameter, Params, State
 from mermaide_ray.agents.contract import check_named
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
@@ -280,10 +280,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"act": lambda state, params, step, draws: torch.randint(3, (len(state["mean"]),))},
         "must take its luck from `draws` alone",
     ),
-    "ties to chance": (
-        {"act": lambda state, params, step, draws: (state["mean"] + 1e8).argmax(-1)},
-        "must break ties by `priority` .*, got 64 agents that know nothing yet and all pull arm 0 first",
-    ),
     "one crowd": (
         {
             "act": lambda state, params, step, draws: (state["mean"] + state["mean"].sum(0).roll(len(draws[0]))).argmax(
@@ -302,6 +298,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def put(**changes: Any) -> None:
         module = ModuleType("faulty")
         vars(module)["FAMILY"] = replace(softmax.FAMILY, name="faulty", **changes)
+        contract._check.cache_clear()  # which knows families by their names
         monkeypatch.setitem(sys.modules, "faulty", module)
 
     return put
@@ -319,7 +316,17 @@ def test_a_family_of_the_users_own_that_breaks_the_contract_is_told_what_is_wron
 
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_the_check_of_families_finds_no_fault_with_the_registered_ones(name: str) -> None:
-    check_named(name)
+    assert check_named(name) == ""
+
+
+def test_agents_that_all_begin_with_the_same_arm_are_remarked_upon_and_no_more(faulty: Callable[..., None]) -> None:
+    """It may be meant: explore in a fixed order, then commit."""
+    faulty(act=lambda state, params, step, draws: (state["mean"] + 1e8).argmax(-1))
+    assert "64 agents that know nothing yet all pull arm 0 first" in check_named("faulty:FAMILY")
+    # A hyperparameter may have no upper bound.
+    steep = Hyperparameter("steepness", 0.0, float("inf"))
+    faulty(hyperparameters={**softmax.FAMILY.hyperparameters, "steepness": steep})
+    assert check_named("faulty:FAMILY") == ""
 
 
 @pytest.mark.parametrize("command", ["train", "stock-ppo", "sweep", "agents"])

@@ -1,5 +1,7 @@
 """Matrices by cell: complete seeds only, settings averaged, rules found by the game that they played."""
 
+from itertools import permutations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,6 +132,23 @@ def test_settings_that_met_other_agents_stand_side_by_side() -> None:
     of_family = dict(zip(cells.families(pooled.columns), pooled.iloc[0], strict=True))
     assert of_family == {"ucb": pytest.approx(0.5), "exp3": pytest.approx(0.8)}
     assert pooled.iloc[0].mean() == pytest.approx((0.3 + 0.5 + 0.6 + 0.8) / 4)
+
+
+def test_settings_of_the_same_agents_with_values_at_others_have_no_mean() -> None:
+    nan = float("nan")
+    cells = Cells(rows(("m", "a", "test", 0, {0: [0.1, nan]}), ("m", "b", "test", 0, {0: [nan, 0.9]})))
+    assert not cells.pooled([Cell("m", setting, "test", 0) for setting in "ab"]).size
+
+
+def test_how_settings_of_other_agents_are_grouped_does_not_depend_on_their_order() -> None:
+    """A mixture shares tasks with either of its families."""
+    ucb, exp3, both = (
+        rows(("m", setting, "test", 0, {0: [0.2, 0.4]})).assign(family=family)
+        for setting, family in (("a", "ucb"), ("b", "exp3"), ("c", ["ucb", "exp3"]))
+    )
+    cells = Cells(pd.concat([ucb, exp3, both]))
+    shapes = {cells.pooled([Cell("m", setting, "test", 0) for setting in order]).shape for order in permutations("abc")}
+    assert len(shapes) == 1
 
 
 def test_methods_that_met_other_families_did_not_play_the_same_game() -> None:

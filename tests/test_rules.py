@@ -190,11 +190,12 @@ class Rule:
     ("build", "expected"),
     [
         (lambda experiment: Rule(), r"`RULE` of 'own_rules:RULE' must not fail, got TypeError: .* takes 1 positional"),
-        (lambda *given: None, "must return a principal with `begin` and `intervene`, got NoneType without `begin`"),
+        (lambda *given: None, "must return a principal with `begin`, `intervene`, got NoneType without `begin`"),
         ({"intervene": lambda seen, hidden: seen.last_arm.float()}, r"must return int64 \[N\], got float32 \[N\]"),
         ({"intervene": lambda seen, hidden: 0 * seen.last_arm + 7}, "must return actions from 0 to 1, got 7"),
         ({"intervene": lambda seen, hidden: seen.nothing}, r"must not fail, got AttributeError: .*test_rules.py, line"),
         ({"probabilities": lambda: torch.ones(3)}, None),  # no agent asks for them
+        ({"intervene": lambda seen, hidden: (0 * seen.last_arm).int()}, None),
     ],
 )
 def test_a_rule_of_the_user_s_own_is_played_before_anything_starts(
@@ -209,7 +210,23 @@ def test_a_rule_of_the_user_s_own_is_played_before_anything_starts(
     vars(module)["RULE"] = build if callable(build) else built
     monkeypatch.setitem(sys.modules, "own_rules", module)
     with pytest.raises(InputError, match=expected) if expected else nullcontext():
-        check_own_rules(["never", "own_rules:RULE"], experiment_of())
+        check_own_rules(["never", "own_rules:RULE"], experiment_of(), "validation")
+
+
+def test_agents_that_know_the_policy_ask_a_rule_of_the_user_s_own_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_of(
+        agents={"families": {"informed_ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}, "disjoint": []}
+    )
+    module, rule = ModuleType("own_rules"), Rule()
+    vars(module)["RULE"] = lambda *given: rule
+    monkeypatch.setitem(sys.modules, "own_rules", module)
+    with pytest.raises(InputError, match="got Rule without `probabilities`, which informed_ucb agents ask for"):
+        check_own_rules(["own_rules:RULE"], experiment, "validation")
+    vars(rule)["probabilities"] = lambda: torch.ones(120, 2, dtype=torch.float64) / 2
+    with pytest.raises(InputError, match=r"must return float32 \[N, 2\], got float64 \[N, 2\]"):
+        check_own_rules(["own_rules:RULE"], experiment, "validation")
+    vars(rule)["probabilities"] = lambda: torch.ones(120, 2) / 2
+    check_own_rules(["own_rules:RULE"], experiment, "validation")
 
 
 def test_listing_baselines_loads_neither_torch_nor_ray() -> None:

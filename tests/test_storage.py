@@ -140,10 +140,12 @@ def test_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path
 def test_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.latest_checkpoint() is None
+    (run.checkpoints / "iteration_000001.bak").mkdir(parents=True)  # somebody's own
     for iteration in (9, 10, 999_999, 1_000_000):
         run.save_checkpoint(iteration, lambda folder: None)
         assert run.latest_checkpoint() == run.checkpoints / f"iteration_{iteration:06d}"
     assert _all_below(run.checkpoints) == [
+        "iteration_000001.bak",
         "iteration_1000000",
         "iteration_1000000/meta.json",
         "iteration_999999",

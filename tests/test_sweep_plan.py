@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from mermaide_ray.agents.distribution import Tasks
+from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import load_experiment, variant
+from mermaide_ray.experiment import Experiment, load_experiment, variant
 from mermaide_ray.sweep.file import validate_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of, typed
 
@@ -192,6 +196,36 @@ def test_a_population_draws_only_what_may_change_during_training(search: dict[st
     plan_of(search=search, tune={"searcher": "optuna", "samples": 2})
 
 
+def test_a_population_may_draw_sections_and_numbers_of_inner_steps() -> None:
+    tune = {"scheduler": "pbt", "samples": 2}
+    plan_of(search={"training": {"choice": {"slow": {"meta_lr": 1e-4}, "fast": {"meta_lr": 1e-3}}}}, tune=tune)
+    plan_of(search={"meta_learning.inner_steps": {"randint": [1, 3]}}, tune=tune)
+    with pytest.raises(InputError, match=r"got training.env_steps \(test.yaml\)"):
+        plan_of(search={"training": {"choice": {"a": {"env_steps": 10**6}, "b": {"gamma": 0.9}}}}, tune=tune)
+    with pytest.raises(InputError, match=r"got meta_learning.inner_steps"):
+        plan_of(search={"meta_learning.inner_steps": {"randint": [0, 3]}}, tune=tune)
+
+
+def test_floors_are_measured_of_every_method() -> None:
+    plan_of(preset="rl2", answer={"measure": "wm_nll_frequency", "better": "lower"})
+
+
+def test_rules_of_the_user_s_own_are_played_in_each_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = []
+
+    def rule(experiment: Experiment, split: str, tasks: Tasks, episodes: int) -> FixedRule:
+        met.append((experiment.environment.num_arms, split, len(tasks), episodes))
+        return FixedRule(experiment.environment, 20 if experiment.environment.num_arms < 20 else "all")  # type: ignore[arg-type]
+
+    module = ModuleType("own_rules")
+    vars(module)["RULE"] = rule
+    monkeypatch.setitem(sys.modules, "own_rules", module)
+    search = {"environment.num_arms": {"grid": [10, 20]}}
+    with pytest.raises(InputError, match=r"of 'own_rules:RULE' must not fail.*\(`baselines`, test.yaml"):
+        plan_of(search=search, baselines=["never", "own_rules:RULE"], settings={"evaluation": {"tasks": 5}})
+    assert met == [(10, "validation", 5, 16), (10, "test", 5, 16), (20, "validation", 5, 16)]
+
+
 def test_a_population_draws_no_start_of_learned_rates() -> None:
     search, tune = {"meta_learning.inner_lr": {"uniform": [0.01, 0.1]}}, {"scheduler": "pbt", "samples": 2}
     plan_of(preset="mermaide", search=search, tune=tune)
@@ -248,6 +282,20 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             {"answer": {"measure": "support_return"}, "settings": {"evaluation": {"k": [0]}}},
             "got support_return, for which some K must be > 0",
         ),
+        (
+            {"answer": {"compare": "k", "against": [1]}},
+            "must not name what is claimed to be better, 1, got [1] (test.yaml)",
+        ),
+        ({"answer": {"value": "never", "against": ["always", "never"]}}, "what is claimed to be better, never, got"),
+        ({"answer": {"compare": "condition", "against": ["validation"]}}, "claimed to be better, validation, got"),
+        (
+            {
+                "answer": {"compare": "environment.cost_weight", "value": 0.1, "against": ["0.1"]},
+                "search": {"environment.cost_weight": {"grid": [0.1, 0.2]}},
+            },
+            "must not name what is claimed to be better, 0.1,",
+        ),
+        ({"answer": {"measure": "support_return", "k": 0}}, "got support_return, for which some K must be > 0"),
         ({"baselines": ["nevr"]}, "(did you mean 'never'?) (`baselines`, test.yaml)"),
         ({"answer": {"k": 9}}, "`answer.k` must be among what the sweep scores (0, 1), got 9"),
         ({"answer": {"value": "mermaid"}}, "`answer.value` must be among what the sweep scores (always"),

@@ -129,8 +129,10 @@ def test_those_of_other_settings_are_refused_or_left_alone(
     assert store.names("runs") == ["cost_weight=0.1,seed=0", "cost_weight=0.1,seed=1"]
     assert "2 of 4 runs have none there, and are trained" in capsys.readouterr().out
     stopped = plan_from(write_sweep(tmp_path, tune={"stop": {"throughput/env_steps": 700}}))
-    with pytest.raises(InputError, match=r"must stand without a searcher, a scheduler or tune\.stop"):
-        trained_in([trained], stopped)
+    spent = plan_from(write_sweep(tmp_path, tune={"env_steps": 700}))
+    for plan_that_ends_early in (stopped, spent):
+        with pytest.raises(InputError, match=r"must stand without .*, tune\.stop or tune\.env_steps"):
+            trained_in([trained], plan_that_ends_early)
     # What the members of a population end with is not what they were trained with.
     drawn = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
     population = tmp_path / "population"

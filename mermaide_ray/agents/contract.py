@@ -6,7 +6,7 @@ The contract tests hold the registered families to the same, and to more.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PULLS = 40
 _NUM_ARMS = 10
+_FAR = 10.0
 
 Span = tuple[str, float, float]
 """A hyperparameter, and the ends of its range."""
@@ -43,8 +44,11 @@ def check_own_families(experiment: Experiment) -> None:
             _check(name, environment.space, environment.num_arms, spans)
 
 
-def check_named(name: str) -> None:
+def check_named(name: str) -> str:
     """Checks a family, registered or at a dotted path, over all values for which it is defined.
+
+    Returns:
+        A remark on what may be meant, or may not; else empty.
 
     Raises:
         InputError: There is none of that name, or it breaks its contract.
@@ -52,8 +56,12 @@ def check_named(name: str) -> None:
     chooses_points = isinstance(lookup(name, ALL_FAMILIES, object, "agent family"), PointFamily)
     space = Space(2) if chooses_points else None
     family = family_named(name, space)
-    spans = tuple((key, bounds.low, bounds.high) for key, bounds in family.hyperparameters.items())
-    _check(name, space, max(_NUM_ARMS, family.least_arms), spans)
+    # Without an upper bound, up to some number.
+    spans = tuple((key, b.low, min(b.high, max(0.0, b.low) + _FAR)) for key, b in family.hyperparameters.items())
+    num_arms = max(_NUM_ARMS, family.least_arms)
+    _check(name, space, num_arms, spans)
+    # Those that live in a world, or choose points, may begin at one place.
+    return "" if space is not None or family.goals is not None else _all_begin_alike(name, family, num_arms, spans)
 
 
 @cache
@@ -72,8 +80,6 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
             f"`act` of {name!r} must take its luck from `draws` alone, and know nothing but the state, got other pulls "
             "when the same agents were played with the same draws again"
         )
-    if space is None and family.goals is None:
-        _check_ties(name, family, num_actions)
     first = {key: value[:2] for key, value in params.items()}
     if not torch.equal(arms[:, :2], _play(name, family, num_actions, first, dice.rows(torch.arange(2)))):
         raise InputError(
@@ -82,22 +88,24 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
         )
 
 
-def _check_ties(name: str, family: Family, num_arms: int) -> None:
-    """Whether agents that know nothing yet do not all pull the same arm: `priority` breaks their ties."""
+def _all_begin_alike(name: str, family: Family, num_arms: int, spans: Sequence[Span]) -> str:
+    """A remark if agents that know nothing yet all pull the same arm, whatever luck they have; else empty."""
     import torch
 
     num = 64
-    params = {key: torch.full((num, 1), (b.low + b.high) / 2) for key, b in family.hyperparameters.items()}
+    params = {key: torch.linspace(low, high, num).unsqueeze(1) for key, low, high in spans}
     dice = deal((0, "train", "ties", 0), range(num), 1, 1, num_arms, [family.normals] * num)
-    state = family.init(params, dice.priority)
+    state = _state(name, num, "init", family.init, params, dice.priority)
     if family.hear is not None:
-        state = family.hear(state, params, torch.zeros_like(dice.priority))
-    arms = family.act(state, params, torch.tensor(0.0), Draws(dice.uniform[0], dice.normal[0]))
-    if len(set(arms.tolist())) == 1:
-        raise InputError(
-            f"agents of {name!r} must break ties by `priority` (or `draws`), got {num} agents that know nothing yet "
-            f"and all pull arm {int(arms[0])} first (a large number added to untried arms rounds `priority` away)"
-        )
+        state = _state(name, num, "hear", family.hear, state, params, torch.zeros_like(dice.priority))
+    draws = Draws(dice.uniform[0], dice.normal[0])
+    arms = called(name, "act", family.act, state, params, torch.tensor(0.0), draws)
+    if len(set(arms.tolist())) > 1:
+        return ""
+    return (
+        f"{num} agents that know nothing yet all pull arm {int(arms[0])} first: unless that is meant, let `priority` "
+        "break their ties (a large number added to untried arms rounds it away)"
+    )
 
 
 def _play(name: str, family: Family, num_actions: int, params: Mapping[str, Tensor], dice: Dice) -> Tensor:

@@ -13,37 +13,47 @@ from mermaide_ray.experiment import Experiment
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mermaide_ray.agent_settings import Split
     from mermaide_ray.lockstep import Hidden, Seen
 
-_TASKS, _EPISODES = 4, 2
+_NEEDED = ("begin", "intervene")
 
 
-def check_own_rules(names: Iterable[str], experiment: Experiment) -> None:
-    """Plays the rules that are named by dotted paths for an episode with a few training agents.
+def check_own_rules(names: Iterable[str], experiment: Experiment, split: Split) -> None:
+    """Plays the rules that are named by dotted paths, with the agents of one game that they are to be scored on.
+
+    Args:
+        names: Of rules; those without a colon are this package's, and left alone.
+        experiment: The game and its agents.
+        split: Whose agents.
 
     Raises:
         InputError: One of them can't be built, fails, or chooses what is no action.
     """
     for name in names:
         if ":" in name:
-            _check(name, experiment)
+            _check(name, experiment, split)
 
 
-def _check(name: str, experiment: Experiment) -> None:
+def _check(name: str, experiment: Experiment, split: Split) -> None:
     from mermaide_ray.agents.distribution import AgentDistribution
     from mermaide_ray.lockstep import deal_for, play
 
-    environment, build = experiment.environment, baseline_named(name)
-    tasks = AgentDistribution(experiment).tasks("train", range(_TASKS))
-    rule = called(name, name.rpartition(":")[2], build, experiment, "train", tasks, _EPISODES)
-    if missing := [part for part in ("begin", "intervene") if not callable(getattr(rule, part, None))]:
+    environment, episodes = experiment.environment, experiment.evaluation.episodes
+    distribution = AgentDistribution(experiment)
+    tasks = distribution.held_out(split, experiment.evaluation.tasks)
+    rule = called(name, name.rpartition(":")[2], baseline_named(name), experiment, split, tasks, episodes)
+    informed = [family.name for family in distribution.families if family.hear is not None]
+    needed = (*_NEEDED, *(["probabilities"] if informed else []))
+    if missing := [part for part in needed if not callable(getattr(rule, part, None))]:
+        for_whom = f", which {informed[0]} agents ask for" if missing[0] == "probabilities" else ""
         raise InputError(
-            f"{name!r} must return a principal with `begin` and `intervene`, got {type(rule).__name__} without "
-            f"`{missing[0]}`"
+            f"{name!r} must return a principal with {', '.join(f'`{part}`' for part in needed)}, got "
+            f"{type(rule).__name__} without `{missing[0]}`{for_whom}"
         )
-    dice = deal_for(environment, (experiment.seed, "train", "contract", 0), tasks, _EPISODES)
-    watch = _Announcing if hasattr(rule, "probabilities") else _Watched
-    play(environment, tasks, _EPISODES, dice, watch(name, rule, experiment))
+    dice = deal_for(environment, (experiment.agents.seed, split, "contract", 0), tasks, episodes)
+    watched = (_Announcing if informed else _Watched)(name, rule, experiment)
+    play(environment, tasks, episodes, dice, watched)
 
 
 class _Watched:
@@ -64,7 +74,7 @@ class _Watched:
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`."""
         action: Tensor = called(self._name, "intervene", self._rule.intervene, seen, hidden)
-        if (got := told(action, self._num_episodes)) != "int64 [N]":
+        if (got := told(action, self._num_episodes)) not in ("int64 [N]", "int32 [N]"):
             raise InputError(f"`intervene` of {self._name!r} must return int64 [N], got {got}")
         if wrong := [number for number in action.tolist() if not 0 <= number < self._num_actions]:
             raise InputError(

@@ -176,20 +176,34 @@ class Cells:
         """Values [S, T] of one method over several settings and conditions.
 
         Tasks of several conditions stand side by side (`agents` tells which are of the same agent). Over settings a
-        task's values are averaged, seed by seed, so that each setting weighs the same; tasks that have no value in one
-        of them are left out. Settings with no task in common, such as those of other families of agents, stand side by
-        side as conditions do. Only seeds that have all of it count; where settings have no seed in common, each
-        training run is a seed of its own.
+        task's values are averaged, seed by seed, so that each of these settings weighs the same; tasks that have no
+        value in one of them are left out. Settings that met no task in common, such as those of other families of
+        agents, stand side by side as conditions do. Only seeds that have all of it count; where settings of the same
+        tasks have no seed in common, each training run is a seed of its own.
         """
-        parts: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+        parts: dict[str, list[Cell]] = {}
         for cell in dict.fromkeys(cells):
-            matrix = self.matrix(cell, measure)
-            if matrix.size:
-                parts.setdefault(cell.condition, []).append((cell.setting, matrix))
-        conditions = [_over_settings(matrices) for matrices in parts.values()]
-        if not conditions:
+            if self.matrix(cell, measure).size:
+                parts.setdefault(cell.condition, []).append(cell)
+        groups = [
+            _over_settings([(cell.setting, self.matrix(cell, measure)) for cell in group])
+            for of_condition in parts.values()
+            for group in self._by_agents(of_condition)
+        ]
+        if not groups:
             return pd.DataFrame()
-        return pd.concat(conditions, axis="columns").dropna(axis="index").sort_index(axis="columns")
+        return pd.concat(groups, axis="columns").dropna(axis="index").sort_index(axis="columns")
+
+    def _by_agents(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Cells of one condition, those together that met any task in common, with a value or without."""
+        groups: list[tuple[set[int], list[Cell]]] = []
+        for cell in cells:
+            tasks, together = set(self._tasks[self._slices[cell]].tolist()), [cell]
+            for known in [group for group in groups if group[0] & tasks]:
+                groups.remove(known)
+                tasks, together = known[0] | tasks, known[1] + together
+            groups.append((tasks, together))
+        return [together for _, together in groups]
 
     def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, str]:
         """Training seeds behind a figure, and its tasks: `100`, or `96 of 100` where some have no value."""
@@ -204,8 +218,9 @@ class Cells:
             first = firsts.setdefault((cell.setting, cell.condition), cell)
             if "never_return" in self._rows and self._game(first) != self._game(cell):
                 one, other = (self.matrix(side, "never_return").mean() for side in (first, cell))
-                gap = (one - other).abs().dropna()  # nothing where they met other families of agents
-                if gap.empty or (gap > 10**-DIGITS).any():
+                gap = (one - other).abs().dropna()
+                met_others = gap.empty and one.notna().any() and other.notna().any()
+                if met_others or (gap > 10**-DIGITS).any():
                     yield first, cell
 
     def interval(self, cells: Sequence[Cell], measure: str, trim: float) -> Interval | None:
@@ -257,18 +272,6 @@ class Cells:
 
 
 def _over_settings(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    """One matrix of a condition: the mean over settings that met the same tasks; the others side by side."""
-    alike: list[list[tuple[str, pd.DataFrame]]] = []
-    for part in parts:
-        group = next((g for g in alike if len(part[1].columns.intersection(g[0][1].columns))), None)
-        if group is None:
-            alike.append([part])
-        else:
-            group.append(part)
-    return pd.concat([_mean_over(group) for group in alike], axis="columns") if len(alike) > 1 else _mean_over(parts)
-
-
-def _mean_over(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     matrices = [matrix for _, matrix in parts]
     if len(matrices) == 1:
         return matrices[0]

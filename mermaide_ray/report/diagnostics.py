@@ -199,8 +199,8 @@ def _games(study: Study) -> Iterator[tuple[str, str]]:
     for where, others in apart.items():
         yield (
             SERIOUS,
-            f"{where} played another game than {', '.join(others)}: on the same tasks never intervening earns another "
-            "return. Their figures stand side by side, but can't be compared.",
+            f"{where} played another game than {', '.join(others)}: never intervening earns another return on the same "
+            "tasks, or they met other agents. Their figures stand side by side, but can't be compared.",
         )
 
 

@@ -219,14 +219,14 @@ def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
     methods differ in all else by what they are.
     """
     runs = [source for source in sources if not source.is_sweep and source.configs]
-    flat = {id(source): {name: _flat(config) for name, config in source.configs.items()} for source in runs}
+    told_by = {id(source): {name: _flat(config) for name, config in source.configs.items()} for source in runs}
     differing: list[str] = []
     for method in dict.fromkeys(name for source in runs for name in source.configs):
-        told = [flat[id(source)][method] for source in runs if method in source.configs]
+        told = [told_by[id(source)][method] for source in runs if method in source.configs]
         for key in dict.fromkeys(key for one in told for key in one):
             if len({one.get(key) for one in told}) > 1 and key not in differing:
                 differing.append(key)
-    every = [one for of_run in flat.values() for one in of_run.values()]
+    every = [one for of_run in told_by.values() for one in of_run.values()]
     for key in dict.fromkeys(key for one in every for key in one if key.startswith(_GAME)):
         if len({one[key] for one in every if key in one}) > 1 and key not in differing:
             differing.append(key)

@@ -34,8 +34,10 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
             not known beforehand or end before their budget.
     """
     tune = plan.sweep.tune
-    if not plan.sweep.is_planned or tune.scheduler != "none" or tune.stop:
-        raise InputError("--principals must stand without a searcher, a scheduler or tune.stop: these end runs early")
+    if not plan.sweep.is_planned or tune.scheduler != "none" or tune.stop or tune.env_steps:
+        raise InputError(
+            "--principals must stand without a searcher, a scheduler, tune.stop or tune.env_steps: these end runs early"
+        )
     wanted = {
         setting.run_name(seed): training_of(setting.with_seed(seed))
         for seed in plan.sweep.seeds
@@ -72,13 +74,17 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
     """
     from mermaide_ray.sweep.run import SweepRun
 
+    left = 0
     for seed in plan.sweep.seeds:
         for setting in plan.settings:
             run = SweepRun(plan, setting, seed, store)
-            if run.name in sources and not run.is_scored:
+            if run.is_scored:
+                continue
+            if run.name in sources:
                 run.adopt(sources[run.name])
                 console.print(f"{run.name}: principal of {sources[run.name]}", soft_wrap=True, highlight=False)
-    if left := plan.num_runs - len(sources):
+            left += run.name not in sources
+    if left:
         console.print(f"{left} of {plan.num_runs} runs have none there, and are trained", highlight=False)
 
 

@@ -313,11 +313,8 @@ def _check_answer(sweep: Sweep, answer: Answer) -> None:
     for value in (answer.value, *(answer.against or ())):
         if values is not None and value is not None and label_of(value) not in values:
             raise ValueError(f"`answer` must compare values of {answer.compare} ({', '.join(values)}), got {value!r}")
-    if answer.against is not None and (not answer.against or answer.value in answer.against):
-        raise ValueError(
-            f"`answer.against` must name at least one other than `answer.value`, and not that, got "
-            f"{one_line(list(answer.against))}"
-        )
+    if answer.against == ():
+        raise ValueError("`answer.against` must name something to compare with, got []")
 
 
 def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, Any] | None = None) -> Sweep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,14 +213,16 @@ def _begin(store: Store, sweep: Sweep) -> None:
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
     free = {"resources", "answer", "question", "rows"}
-    scored = (status["status"] == DONE for status in read_statuses(store).values())
-    other_rules = theirs.baselines != sweep.baselines and not any(scored)
+    other_rules = theirs.baselines != sweep.baselines and not any(
+        status["status"] == DONE for status in read_statuses(store).values()
+    )
     if other_rules:
         free.add("baselines")
     grown = _grown(theirs, sweep)
     for key in type(sweep).model_fields.keys() - free:
         if getattr(grown, key) != getattr(sweep, key):
-            more = "; more `seeds` and `tune.samples` may follow" if key in ("seeds", "tune") else ""
+            may_grow = "; `seeds`, `tune.samples` and, but for a population, `tune.env_steps` may grow"
+            more = may_grow if key in ("seeds", "tune") else ""
             told = f" {sweep.name!r} (of a file that gives none, its stem)" if key == "name" else ""
             raise InputError(
                 f"a sweep that goes on must stay the same, but `{key}`{told} is not that of {store.uri(SWEEP_FILE)} "
@@ -240,9 +243,8 @@ def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
     if before.scheduler == now.scheduler == "none" and before.samples < now.samples:
         tuning["samples"] = now.samples
     # Nor does Tune start those again that it has ended in a population.
-    if before.env_steps is not None and before.scheduler != "pbt":
-        is_less = now.env_steps is not None and now.env_steps < before.env_steps
-        tuning["env_steps"] = before.env_steps if is_less else now.env_steps
+    if before.env_steps and before.scheduler != "pbt" and (now.env_steps or math.inf) > before.env_steps:
+        tuning["env_steps"] = now.env_steps
     changed: dict[str, object] = {"tune": before.model_copy(update=tuning)}
     planned = theirs.is_planned and sweep.tune.scheduler == "none"
     if planned and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:

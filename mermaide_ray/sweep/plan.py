@@ -17,7 +17,7 @@ from typing import Any
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines.contract import check_own_rules
-from mermaide_ray.config_file import merge, one_line, short_names
+from mermaide_ray.config_file import flat, merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     EnvRunners,
@@ -51,6 +51,7 @@ _MICROSECONDS_OF_EQUIVARIANCE = 16
 # What may change while a principal is trained: of all else, weights or iterations of one member would not fit another.
 _BREEDABLE = (
     "meta_learning.inner_lr",
+    "meta_learning.inner_steps",
     "meta_learning.order",
     "meta_learning.estimator",
     "meta_learning.inner_policy_weight",
@@ -58,6 +59,8 @@ _BREEDABLE = (
     "world_model.loss_weight",
     "world_model.policy_gradient",
 )
+# Rules of the user's own are played in so many games before anything starts.
+_MOST_GAMES_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,6 @@ class Plan:
             InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
         """
         self._check_names()
-        self._check_population()
         settings = self.settings
         if not self._is_listed:
             # Settings are found as the search goes; what is wrong with the ends of the ranges, or with a single
@@ -153,25 +155,41 @@ class Plan:
                 )
             check_own_families(setting.experiment)
             self._check_conditions(setting)
-        check_own_rules(self.baselines, next(self.scored_in(settings[0]))[1])
+        if self.sweep.tune.scheduler == "pbt":
+            self._check_population(settings)
+        self._check_rules(settings)
         self._check_metrics(settings)
         self._check_claim(settings)
 
-    def _check_population(self) -> None:
+    def _check_population(self, settings: Sequence[Setting]) -> None:
         """Whether all that a population draws may change while its members are trained."""
-        if self.sweep.tune.scheduler != "pbt":
-            return
-        for key in self.dimensions:
-            if key not in _BREEDABLE and (not key.startswith("training.") or key == "training.env_steps"):
+        first, *others = (_unbreedable(setting.experiment) for setting in settings)
+        for other in others:
+            if differing := [key for key in first if first[key] != other.get(key)]:
                 raise InputError(
                     "`search` must hold what may change during training where tune.scheduler = pbt (all of `training` "
-                    f"but env_steps, {', '.join(_BREEDABLE)}), got {key} ({self._where})"
+                    f"but env_steps, {', '.join(_BREEDABLE)}), got {differing[0]} ({self._where})"
                 )
-        if "meta_learning.inner_lr" in self.dimensions and self._some_setting().experiment.meta_learning.learn_inner_lr:
+        if "meta_learning.inner_lr" in self.dimensions and settings[0].experiment.meta_learning.learn_inner_lr:
             raise InputError(
                 "`search` must not hold meta_learning.inner_lr where tune.scheduler = pbt and "
                 f"meta_learning.learn_inner_lr is true: rates only start there ({self._where})"
             )
+
+    def _check_rules(self, settings: Sequence[Setting]) -> None:
+        """Plays rules of the user's own, in the first of the games in which they are to be scored."""
+        if not any(":" in name for name in self.baselines):
+            return
+        games = {
+            self.game_key(condition, experiment): (experiment, self.split(condition))
+            for setting in settings
+            for condition, experiment, _ in self.scored_in(setting)
+        }
+        for experiment, split in itertools.islice(games.values(), _MOST_GAMES_TRIED):
+            try:
+                check_own_rules(self.baselines, experiment, split)
+            except InputError as error:
+                raise InputError(f"{error} (`baselines`, {self._where})") from error
 
     @cached_property
     def choices(self) -> list[tuple[Values, str | None]]:
@@ -394,7 +412,10 @@ class Plan:
             return
         among = claim.conditions or tuple(self.sweep.conditions)
         places = [place for setting in settings for place in self.scored_in(setting) if place[0] in among]
-        lacking = [_lacks(experiment, max(scored), claim.measure) for _, experiment, scored in places]
+        lacking = [
+            _lacks(experiment, max(scored) if claim.k is None else claim.k, claim.measure)
+            for _, experiment, scored in places
+        ]
         if all(lacking):
             raise InputError(
                 f"`answer.measure` must be one that the sweep's methods have, got {claim.measure}, for which "
@@ -410,6 +431,19 @@ class Plan:
                         f"`answer.compare` = condition needs a K in common ({self._where}), got "
                         + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(compared))
                     )
+        alternatives = self.dimensions[claim.compare].alternatives if claim.compare in self.dimensions else None
+        defaults = {
+            "method": settings[0].experiment.name,
+            "k": max(ks),
+            "condition": next(iter(self.sweep.conditions)),
+        }
+        first = defaults.get(claim.compare, next(iter(alternatives or ()), None))
+        claimed = first if claim.value is None else claim.value
+        if any(_as_text(other) == _as_text(claimed) for other in claim.against or ()):
+            raise InputError(
+                f"`answer.against` must not name what is claimed to be better, {one_line(claimed)}, got "
+                f"{one_line(list(claim.against or ()))} ({self._where})"
+            )
         methods = {*(setting.experiment.name for setting in settings), *self.baselines}
         sides = {"value": (claim.value,), "against": claim.against or ()}
         known: dict[str, set[Any]] = {"k": ks, "method": methods}
@@ -424,9 +458,26 @@ class Plan:
                     )
 
 
+def _as_text(value: Any) -> str:
+    """A value of a claim, however it is written."""
+    return value if isinstance(value, str) else label_of(value)
+
+
+def _unbreedable(experiment: Experiment) -> dict[str, Any]:
+    """What must stay as it is while a population's principals are trained, by dotted key."""
+    settings = dict(flat(experiment.to_dict(), whole=("families",)))
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key not in _BREEDABLE and (not key.startswith("training.") or key == "training.env_steps")
+    }
+    # Any number of steps adapts the same weights; none adapts none.
+    return kept | {"meta_learning.inner_steps": experiment.meta_learning.inner_steps > 0}
+
+
 def _lacks(experiment: Experiment, most_k: int, measure: str) -> str | None:
     """What a method would have to be for its rows to have a measure; None if they have."""
-    if measure.startswith("wm_") and not experiment.world_model.enabled:
+    if measure.startswith("wm_") and measure.endswith(("_before", "_after")) and not experiment.world_model.enabled:
         return "world_model.enabled must be true"
     plans = experiment.world_model.kind == "learner" and experiment.evaluation.planning
     if measure == "planned" and not plans:

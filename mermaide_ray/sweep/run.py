@@ -138,6 +138,10 @@ class SweepRun:
         """
         theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
         local = self._hold()
+        self._recall()
+        if self._outcome is not None:  # by a process that was still dying
+            self.close()
+            return
         run = self._begin(local, principal=theirs)
         shutil.copy(source / run.progress.name, run.progress)
         with whole_folder(run.principal) as unfinished:  # last: with it there is nothing left to train
@@ -299,10 +303,11 @@ class SweepRun:
         """Scores a run whose principal another sweep has trained."""
         told = run.read_progress()[-1]
         board = Board(run.path)
+        self._held.callback(board.close)
         board.begin(self._experiment, self._swept(), self._plan.sweep.question)
         with self._clocked():
             outcome = self._scored(run, board, told, int(told["throughput/env_steps"]))
-        board.close()
+        board.flush()
         self._conclude(run, outcome)
 
     def _scored(self, run: RunDirectory, board: Board, told: Told, env_steps: int) -> Told:
