@@ -145,6 +145,18 @@ def test_each_agent_is_inferred_by_itself() -> None:
     torch.testing.assert_close(model.infer(some.observations, some.labels), together[5:8], rtol=1e-3, atol=1e-3)
 
 
+def test_agents_are_inferred_in_parts_where_memory_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, history = _met(_game(num_arms=4, horizon=30), episodes=2)
+    together = model.infer(history.observations, history.labels)
+    sizes: list[int] = []
+    infer = LearnerModel._infer
+    monkeypatch.setattr(LearnerModel, "_infer", lambda *given: (sizes.append(len(given[1])), infer(*given))[1])
+    monkeypatch.setattr(learner_model, "_MOST_HELD", 3 * 2 * 30 * 2 * 4)  # three tasks
+    torch.testing.assert_close(model.infer(history.observations, history.labels), together, rtol=1e-3, atol=1e-3)
+    assert max(sizes) == 3
+    assert sum(sizes) == len(together)
+
+
 def test_sampling_holds_so_many_tasks_at_once_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 tasks of five long episodes with 200 arms, all at once, would take some 20 GB."""
     held = []

@@ -35,7 +35,7 @@ _OTHERS = ((-1.9, 1.5), (1.0, 2.0), (-2.0, 1.0), (-3.0, 2.0))  # ln c, u, ln tau
 _STARTS = ((-1.2, 3.0, -1.6, -5.0), (-3.9, 0.0, -1.6, -2.0))
 _SCOUTING, _STEPS = 25, 75
 _LEAST_TAU = 0.02
-# Probabilities of arms held at once while sampling (S * B * T * E * A, some ten floats for each): bounds memory.
+# Probabilities of arms held at once (S * B * T * E * A, some ten floats for each): bounds memory.
 _MOST_HELD = 2**24
 # Leads beyond this are safe alike.
 _FAR = 2.0
@@ -114,11 +114,21 @@ class LearnerModel:
             observations: float [B, T, E, D].
             labels: int64 [B, T, E], the arms then pulled, by label.
         """
-        log_posterior = self._log_posterior(observations, labels)
         starts = torch.stack([self._latents(*start) for start in _STARTS]).to(observations)
+        parts = self._parts(len(starts), labels)
+        return torch.cat([self._infer(observations[part], labels[part], starts) for part in parts])
+
+    def _infer(self, observations: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
+        """See `infer`: of some tasks, all at once."""
+        log_posterior = self._log_posterior(observations, labels)
         scouts = climb(log_posterior, starts.unsqueeze(1).repeat(1, len(labels), 1), _SCOUTING)
         best = scouts[log_posterior(scouts).argmax(0), torch.arange(len(labels))]
         return climb(log_posterior, best.unsqueeze(0), _STEPS)[0]
+
+    def _parts(self, copies: int, labels: Tensor) -> list[slice]:
+        """The tasks in parts, each as large as memory allows with so many points of each task."""
+        most = max(1, _MOST_HELD // (copies * labels[0].numel() * self.num_arms))
+        return [slice(first, first + most) for first in range(0, len(labels), most)]
 
     def sample(self, observations: Tensor, labels: Tensor, latents: Tensor, luck: Luck) -> Tensor:
         """Latents that each task may have, given episodes with it: a sample of the posterior, float [B, S, L].
@@ -132,11 +142,9 @@ class LearnerModel:
             latents: What `infer` found, float [B, L].
             luck: The chains', S of each task.
         """
-        at_once = max(1, _MOST_HELD // (len(luck.start) * labels[0].numel() * self.num_arms))
-        parts = [slice(first, first + at_once) for first in range(0, len(labels), at_once)]
-        return torch.cat(
-            [self._sample(observations[some], labels[some], latents[some], luck.tasks(some)) for some in parts]
-        )
+        parts = self._parts(len(luck.start), labels)
+        sampled = [self._sample(observations[part], labels[part], latents[part], luck.tasks(part)) for part in parts]
+        return torch.cat(sampled)
 
     def _sample(self, observations: Tensor, labels: Tensor, latents: Tensor, luck: Luck) -> Tensor:
         """See `sample`: of some tasks, all at once."""
