@@ -22,6 +22,7 @@ from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
+from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import Sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.trajectory import Trajectories, View
@@ -464,7 +465,7 @@ def test_a_principal_is_scored_where_base_means_change_but_not_where_it_is_told_
 
     def check(changes: dict[str, Any]) -> None:
         conditions = {"changed": {"settings": {"environment": {"changes": changes}}}}
-        Plan(Sweep.model_validate(settings | {"conditions": conditions}), "tests").check()
+        check_plan(Plan(Sweep.model_validate(settings | {"conditions": conditions}), "tests"))
 
     check({"base_drift": 0.1, "base_switches": 1})
     for announced in (True, False):

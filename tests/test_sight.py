@@ -23,6 +23,7 @@ from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
+from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import Sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.trajectory import Trajectories, View
@@ -242,7 +243,7 @@ def test_nonsense_is_refused_in_one_sentence(sight: dict[str, Any], told: str) -
 def test_a_principal_that_knows_no_blank_is_not_scored_where_there_are_some() -> None:
     settings = {"question": "?", "name": "sight", "preset": "mermaide", "baselines": ["never"]}
     noisy = {"conditions": {"noisy": {"settings": {"environment": {"sight": {"noise": 0.5, "delay": 2}}}}}}
-    Plan(Sweep.model_validate(settings | noisy), "tests").check()
+    check_plan(Plan(Sweep.model_validate(settings | noisy), "tests"))
     sparse = {"conditions": {"sparse": {"settings": {"environment": {"sight": {"share": 0.5}}}}}}
     with pytest.raises(InputError, match="must keep the num_symbols that the principal was trained with"):
-        Plan(Sweep.model_validate(settings | sparse), "tests").check()
+        check_plan(Plan(Sweep.model_validate(settings | sparse), "tests"))

@@ -15,13 +15,14 @@ from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_experiment, variant
+from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import validate_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of, typed
 
 
 def plan_of(**sections: Any) -> Plan:
     plan = Plan(validate_sweep({"question": "q", "name": "test", **sections}, "test.yaml"), "test.yaml")
-    plan.check()
+    check_plan(plan)
     return plan
 
 

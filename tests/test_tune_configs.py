@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mermaide_ray.sweep.adopt import training_of
+from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import SCALES, Scale, load_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -23,7 +24,7 @@ def test_there_are_sweeps_for_the_questions_that_users_ask_first() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_sweep_is_valid_at_every_scale(path: Path, scale: Scale) -> None:
     plan = Plan(load_sweep(path, scale), str(path))
-    plan.check()
+    check_plan(plan)
     assert plan.num_runs >= 1
     if plan.sweep.rows is not None:
         assert plan.num_rows() == plan.sweep.rows

@@ -20,6 +20,7 @@ from mermaide_ray.machine import cpus
 from mermaide_ray.progress import clock, count, tell, terminal
 from mermaide_ray.provenance import provenance
 from mermaide_ray.storage import checkpoint_seconds, refuse_used
+from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.store import Store
@@ -44,7 +45,7 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
         InputError: The sweep is not valid, or a folder holds no principal for it.
     """
     plan, console = Plan(sweep, where), terminal()
-    plan.check()
+    check_plan(plan)
     sources = _sources(principals, plan)
     console.print(Text(sweep.question, style="bold"))
     env_steps, cpu_seconds = plan.env_steps, plan.cpu_seconds()
@@ -102,7 +103,7 @@ def run_sweep(
         RunFault: Some runs failed; all others are done and on record.
     """
     plan, console, store = Plan(sweep, where), terminal(), Store(root)
-    plan.check()
+    check_plan(plan)
     _check_rows(plan, plan.num_rows(), where)
     checkpoint_seconds()  # refused now, not by each run
     sources = _sources(principals, plan)

@@ -1,6 +1,6 @@
 """From a sweep to its trials: which settings are trained, under which names, and what they will cost.
 
-Imports neither Ray nor Torch: `--dry-run` is this module alone.
+Imports neither Ray nor Torch: `--dry-run` is this module and `checks.py` alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from hashlib import blake2b
 from typing import Any
 
 from mermaide_ray.agent_settings import Split
-from mermaide_ray.agents.contract import check_own_families
-from mermaide_ray.baselines.contract import check_own_rules
-from mermaide_ray.config_file import flat, merge, one_line, short_names
+from mermaide_ray.config_file import merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     EnvRunners,
     Experiment,
-    check_game,
     load_preset,
     overlaid,
     override_path,
@@ -30,37 +27,18 @@ from mermaide_ray.experiment import (
     variant,
     with_setting,
 )
-from mermaide_ray.metrics import SCALARS, validation_key
+from mermaide_ray.metrics import validation_key
 from mermaide_ray.noise import generator
-from mermaide_ray.registry import near
 from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
 
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
-
-# What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
-_LONGEST_NAME = 230
 
 # CPU microseconds of training per env step with the default networks and arms (`make bench`): for estimates only.
 _MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
 # What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms (docs/results.md).
 _MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
 _MICROSECONDS_OF_EQUIVARIANCE = 16
-
-
-# What may change while a principal is trained: of all else, weights or iterations of one member would not fit another.
-_BREEDABLE = (
-    "meta_learning.inner_lr",
-    "meta_learning.inner_steps",
-    "meta_learning.order",
-    "meta_learning.estimator",
-    "meta_learning.inner_policy_weight",
-    "meta_learning.support_weight",
-    "world_model.loss_weight",
-    "world_model.policy_gradient",
-)
-# Rules of the user's own are played in so many games before anything starts.
-_MOST_GAMES_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -121,75 +99,12 @@ class Plan:
     Args:
         sweep: The resolved sweep.
         where: The sweep as the user knows it, for error messages.
-
     """
 
     def __init__(self, sweep: Sweep, where: str) -> None:
-        self.sweep, self._where = sweep, where
+        self.sweep, self.where = sweep, where
         self.dimensions = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
         self._short = short_names(list(self.dimensions))
-
-    def check(self) -> None:
-        """Builds every setting, to find what is wrong before anything starts.
-
-        Raises:
-            InputError: A combination is no valid experiment, or can't be scored in one of the conditions.
-        """
-        self._check_names()
-        settings = self.settings
-        if not self._is_listed:
-            # Settings are found as the search goes; what is wrong with the ends of the ranges, or with a single
-            # alternative, is found now.
-            first, last = ({key: _end(d, end) for key, d in self.dimensions.items()} for end in (0, 1))
-            each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
-            settings = [self.setting(values) for values in (first, last, *each)]
-        for setting in settings:
-            if setting.experiment.name in self.baselines:
-                raise InputError(f"methods must have names of their own, got {setting.experiment.name!r}, a baseline's")
-            bred = self.sweep.tune.scheduler == "pbt"  # its members have numbers for names
-            if not bred and len(name := setting.run_name(max(self.sweep.seeds))) > _LONGEST_NAME:
-                raise InputError(
-                    f"a run's name, which is its folder's, must have at most {_LONGEST_NAME} characters, got "
-                    f"{len(name)} in {name[:60]}… (give the values of `search` shorter labels, or vary fewer settings; "
-                    f"{self._where})"
-                )
-            check_own_families(setting.experiment)
-            self._check_conditions(setting)
-        if self.sweep.tune.scheduler == "pbt":
-            self._check_population(settings)
-        self._check_rules(settings)
-        self._check_metrics(settings)
-        self._check_claim(settings)
-
-    def _check_population(self, settings: Sequence[Setting]) -> None:
-        """Whether all that a population draws may change while its members are trained."""
-        first, *others = (_unbreedable(setting.experiment) for setting in settings)
-        for other in others:
-            if differing := [key for key in first if first[key] != other.get(key)]:
-                raise InputError(
-                    "`search` must hold what may change during training where tune.scheduler = pbt (all of `training` "
-                    f"but env_steps, {', '.join(_BREEDABLE)}), got {differing[0]} ({self._where})"
-                )
-        if "meta_learning.inner_lr" in self.dimensions and settings[0].experiment.meta_learning.learn_inner_lr:
-            raise InputError(
-                "`search` must not hold meta_learning.inner_lr where tune.scheduler = pbt and "
-                f"meta_learning.learn_inner_lr is true: rates only start there ({self._where})"
-            )
-
-    def _check_rules(self, settings: Sequence[Setting]) -> None:
-        """Plays rules of the user's own, in the first of the games in which they are to be scored."""
-        if not any(":" in name for name in self.baselines):
-            return
-        games = {
-            self.game_key(condition, experiment): (experiment, self.split(condition))
-            for setting in settings
-            for condition, experiment, _ in self.scored_in(setting)
-        }
-        for experiment, split in itertools.islice(games.values(), _MOST_GAMES_TRIED):
-            try:
-                check_own_rules(self.baselines, experiment, split)
-            except InputError as error:
-                raise InputError(f"{error} (`baselines`, {self._where})") from error
 
     @cached_property
     def choices(self) -> list[tuple[Values, str | None]]:
@@ -204,6 +119,15 @@ class Plan:
     def settings(self) -> list[Setting]:
         """Every setting, in the order of `choices`."""
         return [self.setting(values, method) for values, method in self.choices]
+
+    @property
+    def extremes(self) -> list[Setting]:
+        """Every setting; where a search finds them as it goes, the ends of its ranges, and each single alternative."""
+        if self.is_listed:
+            return self.settings
+        first, last = ({key: _end(d, end) for key, d in self.dimensions.items()} for end in (0, 1))
+        each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
+        return [self.setting(values) for values in (first, last, *each)]
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -226,7 +150,7 @@ class Plan:
             InputError: It is no valid experiment.
         """
         sweep, trial = self.sweep, self.name(values, method)
-        where = f"{self._where}, trial {trial}" if trial else self._where
+        where = f"{self.where}, trial {trial}" if trial else self.where
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
         preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
@@ -241,7 +165,7 @@ class Plan:
             settings = merge(settings, {"evaluation": {"k": flat}})
         experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
         if method:
-            asked, experiment = experiment, variant(experiment, method, f"methods, {self._where}")
+            asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
             for key in values:
                 before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
                 if before != after:
@@ -271,26 +195,26 @@ class Plan:
         """Each condition of a setting: its name, the settings to score in, the numbers of support episodes."""
         for name, condition in self.sweep.conditions.items():
             settings = overlaid(setting.experiment.to_dict(), condition.settings)
-            experiment = validate(settings, f"{self._where}, condition {name}")
+            experiment = validate(settings, f"{self.where}, condition {name}")
             yield name, experiment, condition.k or experiment.evaluation.k
 
     @cached_property
     def method_names(self) -> list[str]:
         """What the methods are called in rows and tables, sorted."""
         if not self.sweep.methods:
-            return [self._some_setting().experiment.name]
+            return [self.some_setting().experiment.name]
         values = self.choices[0][0]
         return sorted({self.setting(values, method).experiment.name for method in self.sweep.methods})
 
     @property
     def metric(self) -> str:
         """What search and scheduler maximise."""
-        return self.sweep.tune.metric or validation_key(max(self._some_setting().experiment.evaluation.k))
+        return self.sweep.tune.metric or validation_key(max(self.some_setting().experiment.evaluation.k))
 
     @property
     def bundles(self) -> list[dict[str, float]]:
         """What any trial needs at the same time: its own process, and beside it the actors of one run."""
-        runners = [setting.experiment.env_runners for setting in self.settings or [self._some_setting()]]
+        runners = [setting.experiment.env_runners for setting in self.settings or [self.some_setting()]]
         most = {key: max(getattr(one, key) for one in runners) for key in EnvRunners.model_fields}
         own: dict[str, float] = {"CPU": self.sweep.resources.cpus}
         if gpus := max(self.sweep.resources.gpus, *(one.driver_gpus for one in runners)):
@@ -298,32 +222,32 @@ class Plan:
         return [own, *EnvRunners.model_construct(**most).actors]
 
     @property
-    def _is_listed(self) -> bool:
+    def is_listed(self) -> bool:
         """Whether each trial is known beforehand: a population's settings are Tune's to draw, as Optuna's are."""
         return self.sweep.is_planned and self.sweep.tune.scheduler != "pbt"
 
     @property
     def num_trials(self) -> int:
         """Processes that train one or several runs each."""
-        return len(self.trials) if self._is_listed else self.sweep.tune.samples
+        return len(self.trials) if self.is_listed else self.sweep.tune.samples
 
     @property
     def num_runs(self) -> int:
         """Training runs: settings x seeds."""
-        count = len(self.choices) if self._is_listed else self.sweep.tune.samples
+        count = len(self.choices) if self.is_listed else self.sweep.tune.samples
         return count * len(self.sweep.seeds)
 
     @property
     def env_steps(self) -> int:
         """Environment steps of all runs, if none is stopped early."""
-        if not self._is_listed:
-            return self.num_runs * budget_of(self._some_setting().experiment)
+        if not self.is_listed:
+            return self.num_runs * budget_of(self.some_setting().experiment)
         return sum(trial.env_steps for trial in self.trials)
 
     def cpu_seconds(self) -> float:
         """A rough estimate of the time of training, all runs together."""
-        if not self._is_listed:
-            return self.num_runs * cpu_seconds_of(self._some_setting().experiment)
+        if not self.is_listed:
+            return self.num_runs * cpu_seconds_of(self.some_setting().experiment)
         return sum(trial.cpu_seconds for trial in self.trials)
 
     def num_rows(self) -> int | None:
@@ -369,120 +293,9 @@ class Plan:
                 chosen = dict(zip(fixed, labels, strict=True)) | drawn
                 yield {key: chosen[key] for key in self.dimensions}
 
-    def _some_setting(self) -> Setting:
+    def some_setting(self) -> Setting:
+        """One of those that there may be, where they are found as the search goes."""
         return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
-
-    def _check_names(self) -> None:
-        """What would say nothing (a `seed` beneath `seeds`), and rules that there are not."""
-        from mermaide_ray.baselines import BASELINES, baseline_named
-
-        if "seed" in self.sweep.settings or "seed" in self.sweep.search:
-            raise InputError(
-                f"training seeds must be given by `seeds`, got `seed` in `settings`, `search` or --set ({self._where})"
-            )
-        for name in self.baselines:
-            if name not in BASELINES:  # those there are need no import of Torch
-                try:
-                    baseline_named(name)
-                except InputError as error:
-                    raise InputError(f"{error} (`baselines`, {self._where})") from None
-
-    def _check_conditions(self, setting: Setting) -> None:
-        for name, experiment, _ in self.scored_in(setting):
-            check_own_families(experiment)
-            check_game(setting.experiment, experiment.environment, f"conditions.{name}", self._where)
-
-    def _check_metrics(self, settings: Sequence[Setting]) -> None:
-        """A search or a stop by what training never tells would go blindly on."""
-        tune = self.sweep.tune
-        told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/") and not metric.falls]
-        told += sorted({validation_key(k) for setting in settings for k in setting.experiment.evaluation.k})
-        asked = [("metric", tune.metric)] if tune.metric else []
-        for place, name in [*asked, *(("stop", name) for name in tune.stop)]:
-            if name not in told:
-                raise InputError(
-                    f"`tune.{place}` must be among what training tells and is to rise ({', '.join(told)}), got {name!r}"
-                    f"{near(name, told)} ({self._where})"
-                )
-
-    def _check_claim(self, settings: Sequence[Setting]) -> None:
-        """What the report could only say after all training."""
-        claim = self.sweep.answer
-        if claim is None:
-            return
-        among = claim.conditions or tuple(self.sweep.conditions)
-        places = [place for setting in settings for place in self.scored_in(setting) if place[0] in among]
-        lacking = [
-            _lacks(experiment, max(scored) if claim.k is None else claim.k, claim.measure)
-            for _, experiment, scored in places
-        ]
-        if all(lacking):
-            raise InputError(
-                f"`answer.measure` must be one that the sweep's methods have, got {claim.measure}, for which "
-                f"{lacking[0]} ({self._where})"
-            )
-        ks = {k for _, _, scored in places for k in scored}
-        if claim.compare == "condition" and claim.k is None:
-            compared = [claim.value or next(iter(self.sweep.conditions)), *(claim.against or self.sweep.conditions)]
-            for setting in settings:
-                scored_at = {name: set(scored) for name, _, scored in self.scored_in(setting)}
-                if not set.intersection(*(scored_at[str(place)] for place in compared)):
-                    raise InputError(
-                        f"`answer.compare` = condition needs a K in common ({self._where}), got "
-                        + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(compared))
-                    )
-        alternatives = self.dimensions[claim.compare].alternatives if claim.compare in self.dimensions else None
-        defaults = {
-            "method": settings[0].experiment.name,
-            "k": max(ks),
-            "condition": next(iter(self.sweep.conditions)),
-        }
-        first = defaults.get(claim.compare, next(iter(alternatives or ()), None))
-        claimed = first if claim.value is None else claim.value
-        if any(_as_text(other) == _as_text(claimed) for other in claim.against or ()):
-            raise InputError(
-                f"`answer.against` must not name what is claimed to be better, {one_line(claimed)}, got "
-                f"{one_line(list(claim.against or ()))} ({self._where})"
-            )
-        methods = {*(setting.experiment.name for setting in settings), *self.baselines}
-        sides = {"value": (claim.value,), "against": claim.against or ()}
-        known: dict[str, set[Any]] = {"k": ks, "method": methods}
-        asked = [(place, given, known[claim.compare]) for place, given in sides.items() if claim.compare in known]
-        for place, given, scored in [*asked, ("k", (claim.k,), ks)]:
-            for value in given:
-                if value is not None and value not in scored:
-                    there = ", ".join(map(str, sorted(scored)))
-                    raise InputError(
-                        f"`answer.{place}` must be among what the sweep scores ({there}), got {one_line(value)} "
-                        f"({self._where})"
-                    )
-
-
-def _as_text(value: Any) -> str:
-    """A value of a claim, however it is written."""
-    return value if isinstance(value, str) else label_of(value)
-
-
-def _unbreedable(experiment: Experiment) -> dict[str, Any]:
-    """What must stay as it is while a population's principals are trained, by dotted key."""
-    settings = dict(flat(experiment.to_dict(), whole=("families",)))
-    kept = {
-        key: value
-        for key, value in settings.items()
-        if key not in _BREEDABLE and (not key.startswith("training.") or key == "training.env_steps")
-    }
-    # Any number of steps adapts the same weights; none adapts none.
-    return kept | {"meta_learning.inner_steps": experiment.meta_learning.inner_steps > 0}
-
-
-def _lacks(experiment: Experiment, most_k: int, measure: str) -> str | None:
-    """What a method would have to be for its rows to have a measure; None if they have."""
-    if measure.startswith("wm_") and measure.endswith(("_before", "_after")) and not experiment.world_model.enabled:
-        return "world_model.enabled must be true"
-    plans = experiment.world_model.kind == "learner" and experiment.evaluation.planning
-    if measure == "planned" and not plans:
-        return "world_model.kind must be learner, with evaluation.planning"
-    return "some K must be > 0" if measure in ("planned", "support_return") and not most_k else None
 
 
 def trial_name(setting: str, seeds: Sequence[int]) -> str:
