@@ -94,12 +94,8 @@ def _all_begin_alike(name: str, family: Family, num_arms: int, spans: Sequence[S
 
     num = 64
     params = {key: torch.linspace(low, high, num).unsqueeze(1) for key, low, high in spans}
-    dice = deal((0, "train", "ties", 0), range(num), 1, 1, num_arms, [family.normals] * num)
-    state = _state(name, num, "init", family.init, params, dice.priority)
-    if family.hear is not None:
-        state = _state(name, num, "hear", family.hear, state, params, torch.zeros_like(dice.priority))
-    draws = Draws(dice.uniform[0], dice.normal[0])
-    arms = called(name, "act", family.act, state, params, torch.tensor(0.0), draws)
+    dice = deal((0, "train", "ties", 0), range(num), 1, PULLS, num_arms, [family.normals] * num)
+    arms = _play(name, family, num_arms, params, dice)[0]
     if len(set(arms.tolist())) > 1:
         return ""
     return (

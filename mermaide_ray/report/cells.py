@@ -94,13 +94,14 @@ class Cells:
         first = rows.drop_duplicates("condition").set_index("condition")["split"]
         self._splits = {name: str(first[name]) for name in categories["condition"]}
         self.left_out: dict[str, None] = {}
+        self._game_of: dict[Cell, bytes] = {}
         self._games: dict[tuple[str, str], bytes] = {}
         self._played: dict[tuple[str, str, int, bytes], Cell] = {}
         self._ks: dict[tuple[str, str | None], set[int]] = {}
         for cell in self._slices:
             for condition in (None, cell.condition):
                 self._ks.setdefault((cell.method, condition), set()).add(cell.k)
-            game = self._game(cell)
+            game = self._game_of[cell] = self._identify(cell)
             self._games.setdefault((cell.setting, cell.condition), game)
             self._played.setdefault((cell.method, cell.condition, cell.k, game), cell)
 
@@ -216,7 +217,7 @@ class Cells:
         firsts: dict[tuple[str, str], Cell] = {}
         for cell in sorted(self._slices, key=lambda cell: not is_trained(cell.method)):
             first = firsts.setdefault((cell.setting, cell.condition), cell)
-            if "never_return" in self._rows and self._game(first) != self._game(cell):
+            if "never_return" in self._rows and self._game_of[first] != self._game_of[cell]:
                 one, other = (self.matrix(side, "never_return").mean() for side in (first, cell))
                 gap = (one - other).abs().dropna()
                 met_others = gap.empty and one.notna().any() and other.notna().any()
@@ -247,19 +248,22 @@ class Cells:
 
     def same_tasks(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
         """Whether both sides met the same agents with the same luck, so that their scores may be paired."""
-        return {self._game(cell) for cell in one} == {self._game(cell) for cell in other}
+        return self._games_of(one) == self._games_of(other)
 
     def may_stand_together(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
         """Whether two methods have a setting of a condition, or a game, in common."""
         places, others = ({(cell.setting, cell.condition) for cell in side} for side in (one, other))
-        return bool(places & others) or bool({self._game(cell) for cell in one} & {self._game(cell) for cell in other})
+        return bool(places & others or self._games_of(one) & self._games_of(other))
+
+    def _games_of(self, cells: Sequence[Cell]) -> set[bytes]:
+        return {self._game_of[cell] for cell in cells}
 
     def _column(self, measure: str) -> NDArray[np.float32]:
         if measure not in self._values:
             self._values[measure] = self._rows[measure].to_numpy(np.float32)[self._order]
         return self._values[measure]
 
-    def _game(self, cell: Cell) -> bytes:
+    def _identify(self, cell: Cell) -> bytes:
         """What tells one game from another: its tasks, and what never intervening and the oracle get out of each."""
         chosen = self._slices[cell]
         first = slice(chosen.start, chosen.start + int((self._seeds[chosen] == self._seeds[chosen.start]).sum()))

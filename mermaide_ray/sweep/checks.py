@@ -138,7 +138,8 @@ def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:
     if claim is None:
         return
     among = claim.conditions or tuple(plan.sweep.conditions)
-    places = [place for setting in settings for place in plan.scored_in(setting) if place[0] in among]
+    scored_in = [list(plan.scored_in(setting)) for setting in settings]
+    places = [place for of_setting in scored_in for place in of_setting if place[0] in among]
     lacking = [
         _lacks(experiment, max(scored) if claim.k is None else claim.k, claim.measure)
         for _, experiment, scored in places
@@ -151,8 +152,8 @@ def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:
     ks = {k for _, _, scored in places for k in scored}
     if claim.compare == "condition" and claim.k is None:
         compared = [claim.value or next(iter(plan.sweep.conditions)), *(claim.against or plan.sweep.conditions)]
-        for setting in settings:
-            scored_at = {name: set(scored) for name, _, scored in plan.scored_in(setting)}
+        for of_setting in scored_in:
+            scored_at = {name: set(scored) for name, _, scored in of_setting}
             if not set.intersection(*(scored_at[str(place)] for place in compared)):
                 raise InputError(
                     f"`answer.compare` = condition needs a K in common ({plan.where}), got "

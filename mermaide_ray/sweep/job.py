@@ -53,17 +53,16 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for heading in ("trial", "method", "env steps", "CPU time"):
             table.add_column(heading, justify="left" if heading in ("trial", "method") else "right")
-        trials = plan.trials
+        trials = [(trial, trial.without(sources)) for trial in plan.trials]
         shown = trials if len(trials) <= _MOST_LISTED else [*trials[: _MOST_LISTED // 2], *trials[-_MOST_LISTED // 2 :]]
-        for place, trial in enumerate(shown):
+        for place, (trial, left) in enumerate(shown):
             if len(trials) > len(shown) and place == _MOST_LISTED // 2:
                 table.add_row(f"… {len(trials) - len(shown)} more …", "", "", "")
-            left = trial.without(sources)
             steps, time = (count(left.env_steps), clock(left.cpu_seconds)) if left.seeds else ("scored only", "")
             table.add_row(*map(Text, (trial.name, trial.setting.experiment.name, steps, time)))
         console.print(table)
-        env_steps -= sum(trial.env_steps - trial.without(sources).env_steps for trial in trials)
-        cpu_seconds -= sum(trial.cpu_seconds - trial.without(sources).cpu_seconds for trial in trials)
+        env_steps -= sum(trial.env_steps - left.env_steps for trial, left in trials)
+        cpu_seconds -= sum(trial.cpu_seconds - left.cpu_seconds for trial, left in trials)
     else:
         ranges = ", ".join(plan.dimensions)
         console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")

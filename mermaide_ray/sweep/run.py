@@ -214,15 +214,12 @@ class SweepRun:
             self.close()
             return None
         run = RunDirectory(local, self._trusted)
-        trained = run.latest_checkpoint() is None and run.principal.is_dir()
-        if trained or run.latest_checkpoint() is not None:
-            run = RunDirectory.open(local, self._trusted)
-            if run.experiment() != self._experiment and not self._changed:
-                raise InputError(
-                    f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others"
-                )
-        else:
+        has_checkpoint = run.latest_checkpoint() is not None
+        trained = run.principal.is_dir() and not has_checkpoint
+        if not (has_checkpoint or trained):
             run = self._begin(local)
+        elif RunDirectory.open(local).experiment() != self._experiment and not self._changed:
+            raise InputError(f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others")
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._write_status(UNFINISHED, {}, None)
