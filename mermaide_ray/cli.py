@@ -272,8 +272,8 @@ def _check_kind(config: Path, of_sweep: bool) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from mermaide_ray.baselines import BASELINES
-    from mermaide_ray.experiment import load_experiment, load_preset
-    from mermaide_ray.storage import refuse_used, what_is
+    from mermaide_ray.experiment import load_preset
+    from mermaide_ray.storage import RunDirectory, refuse_used, what_is
 
     for preset in args.baseline or ():
         if preset in BASELINES:
@@ -292,7 +292,7 @@ def _train(args: argparse.Namespace) -> None:
                 "--resume must be the folder of a run (it holds a config.yaml), "
                 f"got {args.resume}{what_is(args.resume)}"
             )
-        experiment = load_experiment(args.resume / "config.yaml")
+        experiment = RunDirectory(args.resume).experiment()
     from mermaide_ray.training import train
 
     train(
@@ -356,7 +356,8 @@ def _sweep(args: argparse.Namespace) -> None:
     if args.resume:
         given = [name for name in ("config", "scale", "set", "out", "storage") if getattr(args, name)]
         if given:
-            raise InputError(f"--resume must stand without {given[0]}: the sweep keeps what its {SWEEP_FILE} says")
+            without = "FILE" if given[0] == "config" else f"--{given[0]}"
+            raise InputError(f"--resume must stand without {without}: the sweep keeps what its {SWEEP_FILE} says")
         where = below(args.resume, SWEEP_FILE)
         sweep = read_sweep(Store(args.resume).read_text(SWEEP_FILE, "the folder of a sweep"), where)
     elif args.config is None:

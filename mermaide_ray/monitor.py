@@ -83,6 +83,8 @@ def _logdir(sources: dict[str, Path], scratch: Path) -> Path:
         if next(folder.glob(_EVENTS), None) is None:
             return folder
     for name, folder in sources.items():
+        if any(folder != other and folder.is_relative_to(other) for other in sources.values()):
+            continue  # shown as part of the other, into which its link would be written
         # Links, since TensorBoard's own way to name folders (--logdir_spec) takes the commas in them for its own.
         link = scratch / name
         link.parent.mkdir(parents=True, exist_ok=True)

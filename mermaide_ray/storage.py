@@ -12,8 +12,6 @@ unpickles nothing. (Agent families that its settings name by a dotted path are i
 from __future__ import annotations
 
 import json
-import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from mermaide_ray.config_file import dump_yaml, merge, read_yaml
 from mermaide_ray.disk import LOCK, one_process, sync, whole_file, whole_folder, written_by_others
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.machine import seconds_from
 from mermaide_ray.provenance import provenance, versions
 
 PRINCIPAL_FORMAT = 1
@@ -84,8 +83,7 @@ class RunDirectory:
         for name, other in (beside or {}).items():
             cls.create(run.baselines / name, other, origin)
         # Last: a folder without it is none of a run, and may be begun anew.
-        with whole_file(run.config) as file:
-            file.write_text(dump_yaml(experiment.to_dict()), encoding="utf-8")
+        run._write_config(experiment)
         return run
 
     @classmethod
@@ -147,6 +145,26 @@ class RunDirectory:
             for left in self.checkpoints.glob(".iteration_*"):
                 shutil.rmtree(left)
             yield
+
+    def keep_settings(self, experiment: Experiment, told: str) -> None:
+        """Goes on with the settings that the run has, but for who does the work, which may change.
+
+        Args:
+            experiment: The settings to go on with.
+            told: The folder as the user knows it.
+
+        Raises:
+            InputError: More has changed.
+        """
+        before = self.experiment()
+        if before.model_dump(exclude={"env_runners"}) != experiment.model_dump(exclude={"env_runners"}):
+            raise InputError(f"a resumed run must keep its settings, but {told} has others")
+        if before != experiment:
+            self._write_config(experiment)
+
+    def _write_config(self, experiment: Experiment) -> None:
+        with whole_file(self.config) as file:
+            file.write_text(dump_yaml(experiment.to_dict()), encoding="utf-8")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -228,16 +246,7 @@ class RunDirectory:
 
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
-    given = os.environ.get("MERMAIDE_CHECKPOINT_SECONDS", "60")
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise InputError(
-            f"MERMAIDE_CHECKPOINT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
-        )
-    return seconds
+    return seconds_from("MERMAIDE_CHECKPOINT_SECONDS", 60.0)
 
 
 def refuse_used(out: Path, hint: str = "") -> None:

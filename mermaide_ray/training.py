@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,7 @@ def train(
     else:
         rivals = [RunDirectory.open(path, trusted) for path in beside]
         with run.alone():
-            with _Companions([other for other in rivals if not _is_trained(other)]) as companions:
-                meta_train(run, console, companions.check)
-                companions.wait(console)
+            _train_side_by_side(run, [other for other in rivals if not _is_trained(other)], console)
             _score([run, *rivals])
     _report(run, console)
 
@@ -134,6 +133,8 @@ def evaluate(
 def export(checkpoint: Path, out: Path) -> None:
     """Writes a run's or a checkpoint's principal as safetensors and JSON, to share."""
     refuse_used(out)
+    if out.is_dir() and (found := sorted(path.name for path in out.iterdir())):  # the folder is replaced whole
+        raise InputError(f"--out must be a new or empty folder, got {out}, which holds {found[0]}")
     experiment, parameters = load_principal(checkpoint)
     save_principal(out, experiment, parameters)
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
@@ -257,6 +258,18 @@ def _beside(experiment: Experiment, preset: str) -> Experiment:
             f"--baseline must be a preset that keeps the game and the agents, got {preset!r}, which changes them"
         )
     return baseline
+
+
+def _train_side_by_side(run: RunDirectory, others: Sequence[RunDirectory], console: Console) -> None:
+    """Trains a run, and others in processes of their own."""
+    from mermaide_ray.cluster.join import ray_running
+
+    actors = [actor for each in (run, *others) for actor in each.experiment().env_runners.actors]
+    # Room for all of them before any begins: else each might get some of its actors, and wait for the rest for ever.
+    room = ray_running(actors, console) if others and actors else nullcontext()
+    with room, _Companions(others) as companions:
+        meta_train(run, console, companions.check)
+        companions.wait(console)
 
 
 class _Companions:

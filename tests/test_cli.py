@@ -97,6 +97,13 @@ def test_resume_takes_the_settings_of_the_run(calls: Calls, tmp_path: Path) -> N
     assert calls.seen == [("train", (experiment,), {**options, "trusted": trusted}) for trusted in (False, True)]
 
 
+def test_a_run_from_before_models_of_learners_is_resumed_as_it_was(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: maml\nworld_model: {enabled: false}\n")
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    [(_, (experiment,), _)] = calls.seen
+    assert (experiment.world_model.kind, experiment.evaluation.planning) == ("recurrent", False)
+
+
 def test_resume_with_other_settings_or_without_a_run_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     for extra in (["--seed", "1"], ["--set", "seed=1"], ["--preset", "maml"], ["--config", "x"], ["--out", "y"]):
         message = refused("train", "--resume", str(tmp_path), *extra)

@@ -103,7 +103,7 @@ def test_what_can_never_be_had_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
         in str(refused.value)
     )
     assert (told.getvalue(), asked) == ("", [])
-    with pytest.raises(InputError, match="1 GPU in 1 process"):
+    with pytest.raises(InputError, match="this machine must have room for 1 CPU and 1 GPU in 1 process"):
         await_resources([{"CPU": 1, "GPU": 1}], Console(file=told), grows=False)
 
 

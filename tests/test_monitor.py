@@ -14,7 +14,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from mermaide_ray.cli import main
-from mermaide_ray.monitor import event_folders
+from mermaide_ray.monitor import _logdir, event_folders
 
 TRIALS = ("num_arms=5,seed=3", "num_arms=20,seed=3")
 
@@ -64,6 +64,15 @@ def test_several_are_told_apart_by_their_folders(here: Path) -> None:
     run(here / "two/arms")
     assert set(event_folders(["runs/arms", "runs/two/arms"])) == {"arms", "two/arms/mermaide"}
     assert set(event_folders(["runs"])) == {"runs/one/mermaide", "runs/one/rl2", "runs/arms"}
+
+
+def test_what_is_shown_as_part_of_another_is_shown_once_and_nothing_is_written_into_it(here: Path) -> None:
+    before = set(here.rglob("*"))
+    sources = event_folders(["runs/arms", f"runs/arms/runs/{TRIALS[0]}", "runs/one"])
+    (here.parent / "scratch").mkdir()
+    logdir = _logdir(sources, here.parent / "scratch")
+    assert set(here.rglob("*")) == before
+    assert {path.name for path in logdir.iterdir()} == {"arms", "one"}
 
 
 @pytest.mark.parametrize(

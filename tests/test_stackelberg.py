@@ -17,7 +17,7 @@ from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
 from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values
-from mermaide_ray.stackelberg.experiment import run
+from mermaide_ray.stackelberg.experiment import _open, run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
 from mermaide_ray.stackelberg.planner import Planner, choose, lattice
@@ -283,6 +283,12 @@ def test_other_settings_do_not_go_on_with_a_run(finished: Path) -> None:
     other = SMOKE.model_copy(update={"seeds": 3})
     with pytest.raises(InputError, match="same settings"):
         run(other, finished)
+
+
+def test_what_a_kill_left_before_the_settings_were_written_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text("{}")
+    _open(SMOKE, tmp_path)
+    assert (tmp_path / "config.yaml").is_file()
 
 
 def test_a_folder_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:

@@ -438,13 +438,22 @@ def test_provenance_holds_no_credentials(
     assert json.loads((run.path / "provenance.json").read_text())["command"] == ["mermaide", kept]
 
 
-@pytest.mark.parametrize("uri", ["s3://KEY:SECRET@bucket/x", "s3://bucket/x?secret_key=SECRET", "abfs://x?sas_token=S"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/x",
+        "s3://KEY:SEC/RET/SECRET@bucket/x",
+        "s3://bucket/x?secret_key=SECRET",
+        "abfs://x?sas_token=S",
+    ],
+)
 def test_place_with_a_secret_in_it_is_refused_without_repeating_it(uri: str) -> None:
     with pytest.raises(InputError, match="must hold no secret") as refused:
         refuse_secrets(uri)
     assert "SECRET" not in str(refused.value)
     refuse_secrets("s3://bucket/x?endpoint_override=host:9000&scheme=http&region=us-east-1")
     refuse_secrets("abfs://container@account.dfs.core.windows.net/x")
+    refuse_secrets("hdfs://host:8020/home/me@work")
 
 
 def test_a_run_from_before_models_of_learners_is_read_as_it_was(tmp_path: Path) -> None:

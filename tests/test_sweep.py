@@ -214,6 +214,26 @@ def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
         _begin(store, changed)
 
 
+def test_who_does_the_work_may_change_in_between(tmp_path: Path) -> None:
+    plan, store = held(write_sweep(tmp_path, seeds=1, answer=None), tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    told = [run.advance()["principal/return"]]
+    run.close()
+    settings = tiny(env_runners={"restarts": 7}).to_dict()
+    del settings["name"], settings["seed"]
+    other = write_sweep(tmp_path, seeds=1, answer=None, settings=settings)
+    _begin(store, load_sweep(other))
+    changed = plan_from(other)
+    run = SweepRun(changed, changed.settings[0], 0, store)
+    assert run.advance()["principal/return"] == told[0]  # told again
+    assert run._session is not None
+    assert run._session.experiment.env_runners.restarts == 7
+    run.close()
+    longer = plan_from(write_sweep(tmp_path, seeds=1, answer=None, settings=settings | {"training": {"gamma": 0.5}}))
+    with pytest.raises(InputError, match=r"a resumed run must keep its settings, but .* has others"):
+        SweepRun(longer, longer.settings[0], 0, store).advance()
+
+
 def test_going_on_with_other_code_is_put_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path / "out"))
     for _ in range(2):

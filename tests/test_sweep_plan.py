@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.baselines.rules import FixedRule
@@ -336,7 +337,8 @@ def test_a_population_has_as_many_members_as_asked_for() -> None:
     search = {"training.minibatches": {"choice": [2, 4]}}
     plan = plan_of(search=search, tune={"scheduler": "pbt", "samples": 8})
     assert (plan.num_trials, plan.num_runs) == (8, 8)
-    assert plan.env_steps == 8 * budget_of(plan.settings[0].experiment)
+    assert plan.env_steps == 8 * budget_of(plan.some_setting().experiment)
+    assert plan.trials == []  # Tune draws them, from its own dice
 
 
 def test_methods_may_be_claimed_to_be_ahead_of_rules() -> None:
@@ -378,3 +380,23 @@ def test_a_dry_run_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: p
     config.write_text(config.read_text(encoding="utf-8") + "rows: 7\n", encoding="utf-8")
     assert main(["sweep", str(config), "--dry-run"]) == 2
     assert "`rows` must be what the sweep yields at this scale, 4400, got 7" in capsys.readouterr().err
+    assert main(["sweep", str(config), "--dry-run", "--set", "evaluation.tasks=50"]) == 0  # another number of rows
+    assert "rows: 2200" in capsys.readouterr().out
+
+
+def test_a_dry_run_keeps_long_names_whole_and_invents_no_members(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {key: {"grid": [0.05, 0.5]} for key in ("meta_learning.inner_lr", "training.meta_lr", "training.gamma")}
+    config = tmp_path / "many.yaml"
+    config.write_text(yaml.safe_dump({"question": "Which?", "search": search}), encoding="utf-8")
+    assert main(["sweep", str(config), "--dry-run"]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert "…" not in told
+    bred = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    tune = {"scheduler": "pbt", "samples": 4}
+    config.write_text(yaml.safe_dump({"question": "Which?", "search": bred, "tune": tune}), encoding="utf-8")
+    assert main(["sweep", str(config), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "4 members, whose settings Tune draws and breeds, over training.meta_lr" in told
+    assert "seed=0" not in told

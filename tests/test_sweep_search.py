@@ -15,7 +15,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.sweep import tuning
 from mermaide_ray.sweep.file import load_sweep
 from mermaide_ray.sweep.job import _begin
-from mermaide_ray.sweep.results import assemble, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.results import assemble, is_over, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST
@@ -127,20 +127,22 @@ def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, mon
     search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
     tune = {"scheduler": "pbt", "samples": 2}
     plan, store = held(write_sweep(tmp_path, search=search, seeds=1, tune=tune, answer=None), tmp_path / "out")
-    run = SweepRun(plan, plan.settings[0], 0, store, changed=True)
+    drawn = [{"drawn": {"training.meta_lr": rate}} for rate in (1e-3, 2e-3)]
+    member = tuning.trial_of(plan, drawn[0], "a1b2c_00000").setting
+    run = SweepRun(plan, member, 0, store, changed=True)
     run.advance()
     run.close()
     monkeypatch.setattr(run, "_open", lambda: pytest.fail("built again only to be copied"))
     run.save_to(tmp_path / "kept")
     monkeypatch.undo()
     told_by(run)
-    again = SweepRun(plan, plan.settings[0], 0, store, changed=True)
+    again = SweepRun(plan, member, 0, store, changed=True)
     again.load_from(tmp_path / "kept")
     assert status_of(store, again) == "done"
     assert store.read(f"runs/{again.name}/rows.parquet")
     # A finished member has nothing to copy from.
     again.save_to(tmp_path / "nothing")
-    other = SweepRun(plan, plan.settings[1], 0, store, changed=True)
+    other = SweepRun(plan, tuning.trial_of(plan, drawn[1], "a1b2c_00001").setting, 0, store, changed=True)
     other.load_from(tmp_path / "nothing")
     assert other.advance()["throughput/env_steps"] == 240
 
@@ -209,12 +211,12 @@ def test_a_population_s_finished_members_are_neither_begun_again_nor_deleted(tmp
     members = [tuning.trial_of(plan, {"drawn": {"training.meta_lr": 1e-3}}, f"a1b2c_0000{i}").setting for i in (0, 1)]
     runs = [SweepRun(plan, member, 0, store, changed=True) for member in members]
     runs[0]._write_status("done", {}, None)
-    assert unfinished(plan, read_statuses(store))
+    assert not is_over(plan, read_statuses(store))
     with pytest.raises(InputError, match=r"a population must go on from .*/tune, which is gone, and some .* are done"):
         tuning.fit(plan, store, None)  # type: ignore[arg-type]
     assert store.names("runs") == ["member=0,seed=0"]
     runs[1]._write_status("done", {}, None)
-    assert unfinished(plan, read_statuses(store)) == []
+    assert is_over(plan, read_statuses(store))
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import TrainedRun, tiny
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mermaide_ray import training
@@ -239,6 +242,39 @@ def test_a_run_a_checkpoint_and_an_export_hold_the_same_principal(trained_run: T
         _, others = load_principal(where)
         assert others.keys() == arrays.keys()
         assert all(np.array_equal(others[name], arrays[name]) for name in arrays)
+
+
+def test_an_export_deletes_nothing_of_the_folder_that_it_is_given(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".git").mkdir()
+    assert main(["export", str(trained_run.path), "--out", str(tmp_path)]) == 2
+    assert f"--out must be a new or empty folder, got {tmp_path}, which holds .git" in capsys.readouterr().err
+    assert (tmp_path / ".git").is_dir()
+
+
+def test_there_must_be_room_for_all_that_are_trained_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, each might else get some of its actors and wait for the rest for ever."""
+    order: list[object] = []
+
+    @contextlib.contextmanager
+    def ready(bundles: Sequence[Any], console: object, storage: str | None = None) -> Iterator[None]:
+        order.append(len(bundles))
+        yield
+
+    monkeypatch.setattr("mermaide_ray.cluster.join.ray_running", ready)
+    monkeypatch.setattr(training, "meta_train", lambda run, *_: order.append(run.path.name))
+    monkeypatch.setattr(training._Companions, "__enter__", lambda self: order.append("others") or self)
+    monkeypatch.setattr(training._Companions, "wait", lambda *_: None)
+    experiment = tiny(env_runners={"num_env_runners": 3})
+    runs = [RunDirectory.create(tmp_path / name, experiment) for name in ("main", "one", "two")]
+    training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
+    assert order == [9, "others", "main"]
+    order.clear()
+    training._train_side_by_side(runs[0], [], Console(file=io.StringIO()))
+    assert order == ["others", "main"]
 
 
 @pytest.mark.parametrize(

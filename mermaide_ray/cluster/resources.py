@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from mermaide_ray.cluster.nodes import Node, nodes
 from mermaide_ray.config_file import load_yaml
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import EnvRunners
+from mermaide_ray.machine import seconds_from
 from mermaide_ray.progress import LOG_EVERY, clock
 
 Bundle = Mapping[str, float]
@@ -22,7 +22,7 @@ Bundle = Mapping[str, float]
 
 # What `ray up` leaves on the head of the file that made the cluster.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-WAIT_SECONDS = 600.0
+_LONGEST_WAIT = 600.0  # seconds
 
 
 def fits(bundles: Sequence[Bundle], on: Sequence[Node]) -> bool:
@@ -66,15 +66,16 @@ def await_resources(
         InputError: The cluster can never have room: said at once.
         RunFault: It has none in time.
     """
-    limit = _wait_seconds() if seconds is None else seconds
+    limit = seconds_from("MERMAIDE_WAIT_SECONDS", _LONGEST_WAIT) if seconds is None else seconds
     started, told, asked = time.monotonic(), -LOG_EVERY, False
     try:
         while not fits(bundles, there := nodes()):
             most = _most(there) if grows else there
             if most is not None and not fits(bundles, most):
+                place, where = ("the cluster", "; max_workers of the cluster's file") if grows else ("this machine", "")
                 raise InputError(
-                    f"the cluster must have room for {_needs(bundles)} at the same time, but it has {_has(most)} at "
-                    "most (env_runners, `resources` of a sweep; max_workers of the cluster's file)"
+                    f"{place} must have room for {_needs(bundles)} at the same time, but it has {_has(most)} at most "
+                    f"(env_runners, `resources` of a sweep{where})"
                 )
             waited = time.monotonic() - started
             if waited > limit:
@@ -101,19 +102,6 @@ def _ask_autoscaler(bundles: Sequence[Bundle]) -> None:
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(bundle) for bundle in bundles])
-
-
-def _wait_seconds() -> float:
-    given = os.environ.get("MERMAIDE_WAIT_SECONDS", str(WAIT_SECONDS))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise InputError(
-            f"MERMAIDE_WAIT_SECONDS must be a number of seconds >= 0, got {given!r} (environment variable)"
-        )
-    return seconds
 
 
 def _most(there: Sequence[Node]) -> list[Node] | None:

@@ -25,6 +25,7 @@ from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_sc
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
+from mermaide_ray.storage import refuse_used
 
 # Payoffs are of the size of 1: a difference below is rounding.
 _LEAST_SPAN = 1e-6
@@ -120,8 +121,7 @@ def _open(settings: Settings, out: Path) -> None:
         if not _are_in(config, settings):
             raise InputError(f"--out must be a new folder, or one of the same settings, got {out} (see {config})")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out must be a new or empty folder, or a run's to go on with, got {out}")
+    refuse_used(out)
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(out / "provenance.json") as file:
         file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")

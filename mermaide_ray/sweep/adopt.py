@@ -15,7 +15,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.storage import RunDirectory
 from mermaide_ray.sweep.file import DONE, SWEEP_FILE, read_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
-from mermaide_ray.sweep.results import STATUS
+from mermaide_ray.sweep.results import read_statuses
 from mermaide_ray.sweep.store import Store
 
 Sources = Mapping[str, Path]
@@ -90,9 +90,9 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
 
 def _trained(runs: Path) -> Iterator[tuple[str, Path]]:
     """Those trained to the end of their budget, by what their principal depends on."""
-    for run in sorted(path.parent for path in runs.glob(f"*/{STATUS}")):
-        status = json.loads((run / STATUS).read_text(encoding="utf-8"))
+    for name, status in read_statuses(Store(str(runs.parent))).items():
         if status["status"] == DONE:
+            run = runs / name
             experiment = RunDirectory(run).experiment()
             if status["env_steps"] == budget_of(experiment):
                 yield training_of(experiment), run

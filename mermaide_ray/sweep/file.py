@@ -292,8 +292,8 @@ class Sweep(Section):
 
     @property
     def is_planned(self) -> bool:
-        """Whether all trials are known beforehand (Optuna finds them as it goes)."""
-        return self.tune.searcher == "random"
+        """Whether all trials are known beforehand: Optuna finds them as it goes, Tune draws those of a population."""
+        return self.tune.searcher == "random" and self.tune.scheduler != "pbt"
 
 
 def _check_answer(sweep: Sweep, answer: Answer) -> None:
@@ -323,7 +323,8 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
     Args:
         path: The YAML file.
         scale: One of its `scales`; `laptop` if it has that, else the file as it stands.
-        overrides: Dotted keys of *settings* (`training.env_steps`) and their values, laid over all.
+        overrides: Dotted keys of *settings* (`training.env_steps`) and their values, laid over all. With any, `rows`
+            no longer counts.
 
     Raises:
         InputError: With one sentence for the first thing that is wrong.
@@ -342,6 +343,8 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
             f"--scale must be one that the sweep has ({', '.join(scales) or 'none'}), got {scale!r} ({path})"
         )
     given = _laid_over(given, scales.get(scale or DEFAULT_SCALE, {}))
+    if overrides:
+        given.pop("rows", None)  # those of the file as it stands; what a sweep must yield is planned anyway
     for dotted, value in (overrides or {}).items():
         settings = given.get("settings") or {}
         if isinstance(settings, Mapping):  # else validation says so

@@ -21,7 +21,7 @@ from mermaide_ray.progress import clock, count, tell, terminal
 from mermaide_ray.provenance import provenance
 from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import SWEEP_FILE, Sweep, dump_sweep, read_sweep
+from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, SWEEP_FILE, UNFINISHED, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.store import Store
 
@@ -51,8 +51,10 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
     env_steps, cpu_seconds = plan.env_steps, plan.cpu_seconds()
     if sweep.is_planned:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("trial", "method", "env steps", "CPU time"):
-            table.add_column(heading, justify="left" if heading in ("trial", "method") else "right")
+        table.add_column("trial", overflow="fold")  # a name that is cut tells no trial from another
+        table.add_column("method")
+        for heading in ("env steps", "CPU time"):
+            table.add_column(heading, justify="right")
         trials = [(trial, trial.without(sources)) for trial in plan.trials]
         shown = trials if len(trials) <= _MOST_LISTED else [*trials[: _MOST_LISTED // 2], *trials[-_MOST_LISTED // 2 :]]
         for place, (trial, left) in enumerate(shown):
@@ -64,8 +66,9 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
         env_steps -= sum(trial.env_steps - left.env_steps for trial, left in trials)
         cpu_seconds -= sum(trial.cpu_seconds - left.cpu_seconds for trial, left in trials)
     else:
-        ranges = ", ".join(plan.dimensions)
-        console.print(f"{sweep.tune.samples} settings, which {sweep.tune.searcher} finds as it goes, over {ranges}")
+        breeds = sweep.tune.scheduler == "pbt"
+        what = "members, whose settings Tune draws and breeds" if breeds else "settings, which Optuna finds as it goes"
+        console.print(f"{sweep.tune.samples} {what}, over {', '.join(plan.dimensions)}", highlight=False)
     places = cpus() // max(1, round(sum(bundle["CPU"] for bundle in plan.bundles)))
     at_once = max(1, min(places, plan.num_trials, sweep.resources.concurrent or places))
     rows = plan.num_rows()
@@ -106,12 +109,12 @@ def run_sweep(
     _check_rows(plan, plan.num_rows(), where)
     checkpoint_seconds()  # refused now, not by each run
     sources = _sources(principals, plan)
-    from mermaide_ray.sweep.results import read_statuses, unfinished
+    from mermaide_ray.sweep.results import is_over, read_statuses
 
     with _alone(store):
         _begin(store, sweep)
         console.print(f"results in {root}", soft_wrap=True, highlight=False)
-        if not sweep.is_planned or unfinished(plan, read_statuses(store)):
+        if not is_over(plan, read_statuses(store)):
             _note_other_code(store)
             if principals:
                 from mermaide_ray.sweep.adopt import adopt
@@ -143,7 +146,6 @@ def _train(plan: Plan, store: Store, console: Console, trusted: bool) -> None:
 
 def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> None:
     """Assembles the results, tells what came of the sweep, and reports."""
-    from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED
     from mermaide_ray.sweep.results import assemble
 
     outcome = assemble(plan, store)
@@ -207,7 +209,6 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    from mermaide_ray.sweep.file import DONE
     from mermaide_ray.sweep.results import read_statuses, reopen
 
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
@@ -219,8 +220,8 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if other_rules:
         free.add("baselines")
     grown = _grown(theirs, sweep)
-    for key in type(sweep).model_fields.keys() - free:
-        if getattr(grown, key) != getattr(sweep, key):
+    for key in type(sweep).model_fields:
+        if key not in free and _done_by_anyone(grown, key) != _done_by_anyone(sweep, key):
             may_grow = "; `seeds`, `tune.samples` and, but for a population, `tune.env_steps` may grow"
             more = may_grow if key in ("seeds", "tune") else ""
             told = f" {sweep.name!r} (of a file that gives none, its stem)" if key == "name" else ""
@@ -233,6 +234,12 @@ def _begin(store: Store, sweep: Sweep) -> None:
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
+
+
+def _done_by_anyone(sweep: Sweep, key: str) -> object:
+    """A key of a sweep, but for who does the work: another machine may have fewer cores, or no GPU."""
+    value = getattr(sweep, key)
+    return {name: v for name, v in value.items() if name != "env_runners"} if key == "settings" else value
 
 
 def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
@@ -272,13 +279,14 @@ def _print_best(plan: Plan, trials: pd.DataFrame, console: Console) -> None:
     """The best settings by the metric, where there was anything to search."""
     if not plan.dimensions or plan.metric not in trials:
         return
-    done = trials[trials["status"] == "done"]
+    done = trials[trials["status"] == DONE]
     if done.empty:
         return
     means = done.groupby("trial", sort=False)[plan.metric].agg(["mean", "count"]).sort_values("mean", ascending=False)
     table = Table(title=f"best of {len(means)} by {plan.metric}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", plan.metric, "seeds"):
-        table.add_column(heading, justify="left" if heading == "trial" else "right")
+    table.add_column("trial", overflow="fold")
+    for heading in (plan.metric, "seeds"):
+        table.add_column(heading, justify="right")
     for trial, line in means.head(_BEST).iterrows():
         table.add_row(*map(Text, (str(trial), f"{line['mean']:.3f}", f"{int(line['count'])}")))
     console.print(table)

@@ -55,15 +55,22 @@ class Panel:
         self._trials[trial] = _Trial("done", env_steps, score)
         self._began[trial] = env_steps
 
-    def started(self, trial: str) -> None:
-        """A trial runs (again)."""
+    def started(self, trial: str, is_new: bool) -> None:
+        """A trial runs (again).
+
+        Args:
+            trial: Its name.
+            is_new: Whether no earlier attempt has begun it.
+        """
         self._trials.setdefault(trial, _Trial()).state = "running"
+        if is_new:
+            self._began.setdefault(trial, 0)
         self._show()
 
     def told(self, trial: str, env_steps: int, score: float | None, failure: str | None) -> None:
         """A trial has reached a milestone, or failed."""
         known = self._trials.setdefault(trial, _Trial())
-        # What the first milestone tells may have been done by an earlier attempt: it is no measure of speed.
+        # Of a trial that goes on, the first milestone told may be an earlier attempt's: it is no measure of speed.
         self._began.setdefault(trial, env_steps)
         known.env_steps = env_steps
         if failure and known.state != "failed":

@@ -1,6 +1,6 @@
 """From a sweep to its trials: which settings are trained, under which names, and what they will cost.
 
-Imports neither Ray nor Torch: `--dry-run` is this module and `checks.py` alone.
+Imports neither Ray nor Torch, nor does `checks.py`: all that `--dry-run` needs without `--principals`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Plan:
     @property
     def extremes(self) -> list[Setting]:
         """Every setting; where a search finds them as it goes, the ends of its ranges, and each single alternative."""
-        if self.is_listed:
+        if self.sweep.is_planned:
             return self.settings
         first, last = ({key: _end(d, end) for key, d in self.dimensions.items()} for end in (0, 1))
         each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
@@ -222,31 +222,26 @@ class Plan:
         return [own, *EnvRunners.model_construct(**most).actors]
 
     @property
-    def is_listed(self) -> bool:
-        """Whether each trial is known beforehand: a population's settings are Tune's to draw, as Optuna's are."""
-        return self.sweep.is_planned and self.sweep.tune.scheduler != "pbt"
-
-    @property
     def num_trials(self) -> int:
         """Processes that train one or several runs each."""
-        return len(self.trials) if self.is_listed else self.sweep.tune.samples
+        return len(self.trials) if self.sweep.is_planned else self.sweep.tune.samples
 
     @property
     def num_runs(self) -> int:
         """Training runs: settings x seeds."""
-        count = len(self.choices) if self.is_listed else self.sweep.tune.samples
+        count = len(self.choices) if self.sweep.is_planned else self.sweep.tune.samples
         return count * len(self.sweep.seeds)
 
     @property
     def env_steps(self) -> int:
         """Environment steps of all runs, if none is stopped early."""
-        if not self.is_listed:
+        if not self.sweep.is_planned:
             return self.num_runs * budget_of(self.some_setting().experiment)
         return sum(trial.env_steps for trial in self.trials)
 
     def cpu_seconds(self) -> float:
         """A rough estimate of the time of training, all runs together."""
-        if not self.is_listed:
+        if not self.sweep.is_planned:
             return self.num_runs * cpu_seconds_of(self.some_setting().experiment)
         return sum(trial.cpu_seconds for trial in self.trials)
 

@@ -80,17 +80,22 @@ def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
     return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
 
 
-def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
-    """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
-
-    def is_over(setting: str, seeds: Sequence[int]) -> bool:
-        return all(has_ended(known.get(trial_name(setting, (seed,)))) for seed in seeds)
-
+def is_over(plan: Plan, known: Statuses) -> bool:
+    """Whether no process is worth starting, as far as is known before Tune is asked."""
     if plan.sweep.tune.scheduler == "pbt":
         members = map(member_name, range(plan.sweep.tune.samples))
-        return [] if all(is_over(member, plan.sweep.seeds) for member in members) else plan.trials
-    left = [trial for trial in plan.trials if not is_over(trial.setting.trial, trial.seeds)]
+        return all(_has_ended(known, member, plan.sweep.seeds) for member in members)
+    return plan.sweep.is_planned and not unfinished(plan, known)
+
+
+def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
+    """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
+    left = [trial for trial in plan.trials if not _has_ended(known, trial.setting.trial, trial.seeds)]
     return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
+
+
+def _has_ended(known: Statuses, setting: str, seeds: Sequence[int]) -> bool:
+    return all(has_ended(known.get(trial_name(setting, (seed,)))) for seed in seeds)
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
@@ -112,7 +117,7 @@ def assemble(plan: Plan, store: Store) -> Outcome:
     )
     whole = {name: _together(parts, keys) for name, parts in tables.items()}
     whole["progress"] = _together([_progress(store, run, status) for run, status in runs.items()], keys)
-    whole["trials"] = _together([_line(status) for status in runs.values()], keys)
+    whole["trials"] = _together([_line(status, plan.metric) for status in runs.values()], keys)
     for name, table in whole.items():
         store.write(f"{name}.parquet", to_parquet(table))
     return Outcome(whole["trials"], len(whole["rows"]))
@@ -127,7 +132,7 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 
 def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each run of the sweep with its status, in the order of the plan (or by name, where a search found them)."""
-    if plan.sweep.is_planned and plan.sweep.tune.scheduler != "pbt":
+    if plan.sweep.is_planned:
         for setting in plan.settings:
             for seed in plan.sweep.seeds:
                 name = setting.run_name(seed)
@@ -206,10 +211,12 @@ def _progress(store: Store, run: str, status: dict[str, Any]) -> pd.DataFrame:
     return _labelled(table.assign(method=status["method"], seed=status["seed"]), status["trial"], status["values"])
 
 
-def _line(status: dict[str, Any]) -> pd.DataFrame:
+def _line(status: dict[str, Any], metric: str) -> pd.DataFrame:
     shown = ("method", "seed", "status", "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources")
     metrics = {
-        key: value for key, value in status.get("metrics", {}).items() if key.startswith(("score/", "validation/"))
+        key: value
+        for key, value in status.get("metrics", {}).items()
+        if key == metric or key.startswith(("score/", "validation/"))
     }
     line = pd.DataFrame([{key: status.get(key) for key in shown} | metrics])
     return _labelled(line, status["trial"], status["values"])

@@ -21,7 +21,6 @@ import pandas as pd
 
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.disk import whole_file, whole_folder
-from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.provenance import sources_digest
 from mermaide_ray.report.figures import write_figures
@@ -218,8 +217,8 @@ class SweepRun:
         trained = run.principal.is_dir() and not has_checkpoint
         if not (has_checkpoint or trained):
             run = self._begin(local)
-        elif RunDirectory.open(local).experiment() != self._experiment and not self._changed:
-            raise InputError(f"a resumed run must keep its settings, but {self._store.uri(self._folder)} has others")
+        elif not self._changed:
+            run.keep_settings(self._experiment, self._store.uri(self._folder))
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._write_status(UNFINISHED, {}, None)
@@ -244,7 +243,7 @@ class SweepRun:
         return session
 
     def _hold(self) -> Path:
-        """The run's local folder, in which no other process works until `close`.
+        """The run's local folder, in which no other process works until `close` (a bucket's is this process's own).
 
         Waits for as long as one does: it is another trial that drew the same settings, or what a killed sweep left and
         is still dying. Whoever starts the sweep twice is told so before.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -156,13 +156,17 @@ class _Watch(tune.Callback):
     plan: ClassVar[Plan]
     store: ClassVar[Store]
     budget: ClassVar[_Budget | None]
+    begun: ClassVar[Container[str]]
+    """Names of the runs that earlier attempts have begun."""
 
     def _name(self, trial: Any) -> str:
-        return _name_of(self.plan, trial.config, trial.trial_id)
+        return _label(self.plan, *_runs_of(self.plan, trial.config, trial.trial_id))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
-        self.panel.started(self._name(trial))
+        setting, seeds = _runs_of(self.plan, trial.config, trial.trial_id)
+        is_new = not any(trial_name(setting, (seed,)) in self.begun for seed in seeds)
+        self.panel.started(_label(self.plan, setting, seeds), is_new)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -225,7 +229,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     tuning = plan.sweep.tune
     known = read_statuses(store)
     budget = _Budget(tuning.env_steps, _spent(plan, known)) if tuning.env_steps else None
-    _Watch.budget = budget
+    _Watch.budget, _Watch.begun = budget, known.keys()
     if budget and budget.stop_all():
         return
     run_config = tune.RunConfig(
@@ -276,15 +280,15 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
     space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
     search, scheduler, samples = None, _scheduler(plan), 1
     concurrent = plan.sweep.resources.concurrent
-    if not plan.sweep.is_planned:
+    if tuning.scheduler == "pbt":
+        space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
+        search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
+        samples = tuning.samples
+    elif not plan.sweep.is_planned:
         search, samples = _optuna(plan, known)
         if not samples:
             return None
         _tell_ended(plan, known)
-    elif tuning.scheduler == "pbt":
-        space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
-        search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
-        samples = tuning.samples
     else:
         trials = unfinished(plan, known)
         left = {trial.name for trial in trials}
@@ -447,15 +451,15 @@ def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
     return Trial(setting, seeds)
 
 
-def _name_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> str:
-    """What the panel calls a trial."""
+def _runs_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> tuple[str, tuple[int, ...]]:
+    """The name of a trial's setting, and its seeds."""
     values, method, seeds = _choice_of(plan, config)
     breeds = plan.sweep.tune.scheduler == "pbt"
-    return _label(plan, _member(trial_id) if breeds else plan.name(values, method), seeds)
+    return _member(trial_id) if breeds else plan.name(values, method), seeds
 
 
 def _label(plan: Plan, setting: str, seeds: tuple[int, ...]) -> str:
-    """A trial's name, without the seeds where all share it."""
+    """What the panel calls a trial: its name, without the seeds where all share it."""
     if len(seeds) == len(plan.sweep.seeds):
         return setting or plan.sweep.name
     return trial_name(setting, seeds)
