@@ -36,7 +36,8 @@ Values = dict[str, str]
 
 # CPU microseconds of training per env step with the default networks and arms (`make bench`): for estimates only.
 _MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
-# What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms (docs/results.md).
+# What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms
+# (docs/results/question-3-action-space.md).
 _MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
 _MICROSECONDS_OF_EQUIVARIANCE = 16
 
