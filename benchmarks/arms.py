@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from benchmarks.speed import measure, of_mermaide
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.report.cells import Cell
@@ -142,7 +142,7 @@ def costs(sizes: Mapping[float, int]) -> dict[str, Curve]:
 
 def _meta_iteration(experiment: Any) -> Callable[[], None]:
     method, distribution = Method.of(experiment), AgentDistribution(experiment)
-    table = Table(experiment.environment, method)
+    kshot = KShot(experiment.environment, method)
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
     weights = {name: value.requires_grad_() for name, value in weights.items()}
     rates = {name: torch.tensor(0.1) for name in method.adaptable()}
@@ -150,9 +150,9 @@ def _meta_iteration(experiment: Any) -> Callable[[], None]:
     tasks = tasks.select(torch.argsort(tasks.family, stable=True))
 
     def run() -> None:
-        meeting = table.meet(tasks, weights, rates, 1, 4, (0, "train", "bench", 0))
+        meeting = kshot.meet(tasks, weights, rates, 1, 4, (0, "train", "bench", 0))
         assert meeting.support is not None
-        support, query = table.experience(meeting.support), table.experience(meeting.query)
+        support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
         meta_loss(method, weights, rates, support, query, 0.01).loss.backward()  # type: ignore[no-untyped-call]
 
     return run

@@ -29,7 +29,7 @@ import torch
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import LATENTS
@@ -156,13 +156,13 @@ def _plain_rate() -> float:
     """The update alone, written out plainly (8 tasks: it is linear in them), against nothing but the clock."""
     experiment = of_mermaide({"meta_learning": {"meta_batch_size": 8}, "training": {"objective": "reinforce"}})
     method, distribution = Method.of(experiment), AgentDistribution(experiment)
-    table = Table(experiment.environment, method)
+    kshot = KShot(experiment.environment, method)
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
     weights = {name: value.requires_grad_() for name, value in weights.items()}
     rates = {name: torch.tensor(0.1) for name in method.adaptable()}
-    meeting = table.meet(distribution.tasks("train", range(8)), weights, rates, 1, 4, (0, "train", "bench", 0))
+    meeting = kshot.meet(distribution.tasks("train", range(8)), weights, rates, 1, 4, (0, "train", "bench", 0))
     assert meeting.support is not None
-    support, query = table.experience(meeting.support), table.experience(meeting.query)
+    support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
     fast = meta_loss(method, weights, rates, support, query, 0.01).loss
     torch.testing.assert_close(
         fast, plain.meta_loss(method, weights, rates, support, query, 0.01), rtol=1e-4, atol=1e-5
@@ -184,7 +184,7 @@ def planning() -> None:
         weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
         rates = {weight: torch.tensor(0.1) for weight in method.adaptable()}
         key = (0, "train", "bench", 0)
-        job = partial(Table(experiment.environment, method).meet, tasks, weights, rates, 1, 16, key, plans)
+        job = partial(KShot(experiment.environment, method).meet, tasks, weights, rates, 1, 16, key, plans)
         jobs[name] = (job, len(tasks) * 17 * experiment.environment.horizon)
     measured = measure(jobs, rounds=3)
     print("\nmeeting an agent at K = 1 (support, adaptation, query), CPU ms")
@@ -218,19 +218,19 @@ def gpu() -> None:
 
 
 def _meta_gradient_seconds(experiment: Experiment, device: str) -> float:
-    method, table = Method.of(experiment), Table(experiment.environment, Method.of(experiment))
+    method, kshot = Method.of(experiment), KShot(experiment.environment, Method.of(experiment))
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
     rates = {name: torch.tensor(0.1) for name in method.adaptable()}
     # Few agents are met, and stand for many: the gradient's time doesn't depend on what they did.
     met, tasks = 24, experiment.meta_learning.meta_batch_size
-    meeting = table.meet(
+    meeting = kshot.meet(
         AgentDistribution(experiment).tasks("train", range(met)), weights, rates, 1, 4, (0, "train", "bench", 0)
     )
     assert meeting.support is not None
     assert meeting.adaptation is not None
     inferred = None if method.architecture.learner is None else meeting.adaptation.weights[LATENTS]
     support, query = (
-        replace(table.experience(part), latents=latents).to(device).tasks(torch.arange(tasks, device=device) % met)
+        replace(kshot.experience(part), latents=latents).to(device).tasks(torch.arange(tasks, device=device) % met)
         for part, latents in ((meeting.support, inferred), (meeting.query, None))
     )
     weights = {name: value.to(device).requires_grad_() for name, value in weights.items()}

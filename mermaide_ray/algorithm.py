@@ -44,11 +44,10 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, overlaid, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot, experience_of
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
 from mermaide_ray.learners.maml import Experience
 from mermaide_ray.metrics import validation_key
-from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, view_of
@@ -202,7 +201,7 @@ class MermaideConfig(AlgorithmConfig):
 
     def experience(self, trajectories: Trajectories) -> Experience:
         """Observations and rewards of trajectories: how the learner, which must not know the game, gets at them."""
-        return Table(self.experiment.environment, Method.of(self.experiment)).experience(trajectories)
+        return experience_of(self.experiment.environment, trajectories)
 
 
 def lost(error: Exception) -> WorkersLost:
@@ -387,7 +386,7 @@ class Mermaide(Algorithm):
         contender = Contender(
             self.experiment.name,
             self.experiment.seed,
-            Table(self.experiment.environment, module.method),
+            KShot(self.experiment.environment, module.method),
             {name: value.detach() for name, value in module.weights().items()},
             {name: value.detach() for name, value in module.inner_rates().items()},
         )

@@ -25,7 +25,7 @@ from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game
-from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
+from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
 from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
@@ -52,7 +52,7 @@ class Contender:
     Attributes:
         name: Its name in the rows.
         seed: Training seed.
-        table: The game and its method.
+        kshot: The game and its method.
         weights: Unadapted weights, without task axis.
         inner_rates: Inner learning rate by weight name.
         planning: Whether it plans between support and query (`evaluation.planning`).
@@ -60,7 +60,7 @@ class Contender:
 
     name: str
     seed: int
-    table: Table
+    kshot: KShot
     weights: Weights
     inner_rates: dict[str, Tensor]
     planning: bool = False
@@ -71,13 +71,13 @@ class Contender:
         Raises:
             InputError: Its networks can't be used in that game.
         """
-        environment, method = experiment.environment, self.table.method
+        environment, method = experiment.environment, self.kshot.method
         trained = experiment.model_copy(
-            update={"environment": self.table.environment, "world_model": method.world_model}
+            update={"environment": self.kshot.environment, "world_model": method.world_model}
         )
         check_game(trained, environment, "environment", f"principal {self.name}")
-        table = Table(environment, method.at(environment))
-        return replace(self, table=table, planning=experiment.evaluation.planning)
+        kshot = KShot(environment, method.at(environment))
+        return replace(self, kshot=kshot, planning=experiment.evaluation.planning)
 
     def player(self, played: Trajectories | None = None) -> NetworkPrincipal:
         """It as a player of the lockstep game, step by step.
@@ -85,10 +85,10 @@ class Contender:
         Args:
             played: Episodes [1, K, T] with one agent, to which it adapts (without planning); None: it knows no agent.
         """
-        method, view = self.table.method, view_of(self.table.environment)
+        method, view = self.kshot.method, view_of(self.kshot.environment)
         if played is None:
             return NetworkPrincipal(method, view, shared(self.weights, 1))
-        adaptation = self.table.adapt(played, self.weights, self.inner_rates)
+        adaptation = self.kshot.adapt(played, self.weights, self.inner_rates)
         return NetworkPrincipal(method, view, adaptation.weights, adaptation.state)
 
 
@@ -204,16 +204,16 @@ class Evaluation:
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes.
 
-        It plans if it says so, whatever this experiment has: see `Contender.at`.
+        Plans if `contender.planning`, whatever this experiment says: see `Contender.at`.
 
         Raises:
             InputError: Its networks can't be used in this game, or a number of episodes is negative.
         """
         if ks and min(ks) < 0:
             raise InputError(f"numbers of support episodes must be >= 0, got {min(ks)}")
-        if contender.table.environment != self.experiment.environment:
+        if contender.kshot.environment != self.experiment.environment:
             contender = replace(contender.at(self.experiment), planning=contender.planning)
-        at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.table.method.architecture)))
+        at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.kshot.method.architecture)))
         chunks = [slice(start, start + at_once) for start in range(0, len(self.tasks), at_once)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
 
@@ -233,8 +233,8 @@ class Evaluation:
 
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
         """Scores a trained principal on some of the tasks, after k support episodes."""
-        tasks, table = self._some(chunk), contender.table
-        meeting = table.meet(
+        tasks = self._some(chunk)
+        meeting = contender.kshot.meet(
             tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key, contender.planning
         )
         origin = self._origin(contender.name, contender.seed)
@@ -242,17 +242,17 @@ class Evaluation:
         scores, calibration = self._predictions(contender, meeting, tasks)
         if meeting.support is not None:
             scores["support_return"] = self._returns(meeting.support).numpy()
-        if meeting.plan is not None:
-            scores["planned"] = meeting.plan.chosen.double().numpy()
+        if meeting.choice is not None:
+            scores["planned"] = meeting.choice.by_rule.double().numpy()
         return replace(results, rows=results.rows.assign(**scores), calibration=calibration.assign(**origin, k=k))
 
     def _predictions(self, contender: Contender, meeting: Meeting, tasks: Tasks) -> tuple[dict[str, Any], pd.DataFrame]:
         """The world model's columns of the rows, and its reliability curve; empty where there is none."""
-        method = contender.table.method
+        method = contender.kshot.method
         if not method.architecture.world_model:
             return {}, pd.DataFrame()
-        history = contender.table.experience(meeting.query).history
-        labels = view_of(contender.table.environment).labels(meeting.query)
+        history = contender.kshot.experience(meeting.query).history
+        labels = view_of(contender.kshot.environment).labels(meeting.query)
         with torch.no_grad():
             before = after = unroll(method, shared(contender.weights, len(tasks)), history).arm_logits
             if (adaptation := meeting.adaptation) is not None:

@@ -28,11 +28,8 @@ from mermaide_ray.models.principal import (
     step,
 )
 from mermaide_ray.noise import Dice, Key
-from mermaide_ray.planning import Plan, plan
+from mermaide_ray.planning import Choice, plan
 from mermaide_ray.trajectory import Trajectories, View, view_of
-
-# Combined rows of the input projection, below which one lookup replaces two.
-_SMALL_TABLE = 256
 
 
 class NetworkPrincipal:
@@ -58,16 +55,12 @@ class NetworkPrincipal:
         rows, bias = weights["core_input"], weights["core_bias"].unsqueeze(1)
         # Row 0 stands for "none yet": one-hot inputs are then lookups, symbol (+ 1) and intervention (+ 1).
         nothing = torch.zeros_like(rows[:, :1])
-        by_arm = torch.cat([nothing, rows[:, :symbols]], dim=1) + bias
-        by_action = torch.cat([nothing, rows[:, symbols : symbols + interventions]], dim=1)
+        self._by_arm = torch.cat([nothing, rows[:, :symbols]], dim=1) + bias
+        self._by_action = torch.cat([nothing, rows[:, symbols : symbols + interventions]], dim=1)
         news = rows.shape[1] - 1 - view.num_news
         self._by_target = None if view.relative else rows[:, symbols + interventions : news]
         self._by_news = rows[:, news:-1] if view.num_news else None
         self._by_time = rows[:, -1:]
-        self._small = (symbols + 1) * (interventions + 1) <= _SMALL_TABLE
-        if self._small:
-            by_arm = (by_arm.unsqueeze(2) + by_action.unsqueeze(1)).flatten(1, 2)
-        self._by_arm, self._by_action = by_arm, by_action
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`."""
@@ -103,12 +96,8 @@ class NetworkPrincipal:
         """The input projection of flat networks, from tables."""
         if self._architecture.memory:
             self._observed(seen)
-        index = seen.last_arm + 1
-        if self._small:
-            index = index * (self._view.num_interventions + 1) + (seen.last_action + 1)
-        projected = self._rows(self._by_arm, index)
-        if not self._small:
-            projected += self._rows(self._by_action, seen.last_action + 1)
+        projected = self._rows(self._by_arm, seen.last_arm + 1)
+        projected += self._rows(self._by_action, seen.last_action + 1)
         if self._by_target is not None:
             projected += self._rows(self._by_target, seen.target)
         if self._by_news is not None:
@@ -137,26 +126,31 @@ class Meeting:
         support: Trajectories [B, K, T], or None for K = 0.
         query: Trajectories [B, E, T].
         adaptation: The inner loop's outcome, or None for K = 0.
-        plan: What was played in the query, if there was planning.
+        choice: Between policy and rules for the query, if there was planning.
     """
 
     support: Trajectories | None
     query: Trajectories
     adaptation: Adaptation | None
-    plan: Plan | None = None
+    choice: Choice | None = None
+
+
+def experience_of(environment: Environment, trajectories: Trajectories) -> Experience:
+    """Observations and rewards, rebuilt from arms and interventions."""
+    rewards = incentives_of(environment).rewards_of(trajectories).transpose(1, 2)
+    return Experience(view_of(environment).history(trajectories), rewards)
 
 
 @dataclass(frozen=True)
-class Table:
-    """Where principals meet agents: the game and the method, all that does not change from meeting to meeting."""
+class KShot:
+    """The K-shot protocol of one method in one game: all that does not change from meeting to meeting."""
 
     environment: Environment
     method: Method
 
     def experience(self, trajectories: Trajectories) -> Experience:
-        """Observations and rewards, rebuilt from arms and interventions."""
-        rewards = incentives_of(self.environment).rewards_of(trajectories).transpose(1, 2)
-        return Experience(view_of(self.environment).history(trajectories), rewards)
+        """See `experience_of`."""
+        return experience_of(self.environment, trajectories)
 
     def meet(
         self,
@@ -193,11 +187,11 @@ class Table:
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
             per_task = adaptation.weights if self.method.adapts else one
-            chosen = self._plan(tasks, support, adaptation, key) if planning else None
-            query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state, chosen)
-        return Meeting(support, query, adaptation, chosen)
+            choice = self._plan(tasks, support, adaptation, key) if planning else None
+            query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state, choice)
+        return Meeting(support, query, adaptation, choice)
 
-    def _plan(self, tasks: Tasks, support: Trajectories, adaptation: Adaptation, key: Key) -> Plan:
+    def _plan(self, tasks: Tasks, support: Trajectories, adaptation: Adaptation, key: Key) -> Choice:
         """What to play in the query, by what the support told (`planning.py`)."""
         learner, (seed, split, purpose, iteration) = self.method.architecture.learner, key
         assert learner is not None
@@ -237,13 +231,13 @@ class Table:
         dice: Dice,
         weights: Weights,
         state: Tensor | None = None,
-        chosen: Plan | None = None,
+        choice: Choice | None = None,
     ) -> Trajectories:
         if state is not None and weights["core_bias"].shape[0] == 1:
             # One set of weights means one "task" of N episodes.
             state = state.expand(-1, episodes, -1).reshape(1, len(tasks) * episodes, -1)
         policy = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
-        principal = policy if chosen is None else chosen.principal(self.environment, policy, episodes)
+        principal = policy if choice is None else choice.principal(self.environment, policy, episodes)
         return play(self.environment, tasks, episodes, dice, principal)
 
     def _play_support(self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights) -> Trajectories:

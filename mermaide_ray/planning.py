@@ -20,7 +20,7 @@ from torch import Tensor
 from mermaide_ray.agents import generic_learner
 from mermaide_ray.agents.base import sample_mean_init, sample_mean_learn
 from mermaide_ray.agents.distribution import Tasks
-from mermaide_ray.baselines.oracles import Rule, first_rules, gap_rules
+from mermaide_ray.baselines.rule_grid import Rule, first_rules, gap_rules
 from mermaide_ray.environment import Changes, Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
@@ -35,23 +35,23 @@ _MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to play with each of B tasks.
+class Choice:
+    """What to play in the query with each of B tasks.
 
     Attributes:
         rules: [B], the best rule for each.
         base: What is supposed of its base means, by label, float [B, A].
-        chosen: bool [B], whether the rule takes the policy's place.
+        by_rule: bool [B], whether the rule takes the policy's place.
     """
 
     rules: tuple[Rule, ...]
     base: Tensor
-    chosen: Tensor
+    by_rule: Tensor
 
     def principal(self, environment: Environment, policy: Principal, episodes: int) -> Principal:
         """The player of `episodes` episodes with each task."""
         rules = SupposedRules(environment, self.rules, self.base, episodes)
-        return _Either(policy, rules, self.chosen.repeat_interleave(episodes))
+        return _Either(policy, rules, self.by_rule.repeat_interleave(episodes))
 
 
 class SupposedRules:
@@ -62,7 +62,7 @@ class SupposedRules:
 
     Args:
         environment: The game, in which label 0 is the target.
-        rules: [B]; `until`, `gap` and `size` count.
+        rules: [B]; `until`, `gap` and `intervention` count.
         base: Supposed base means by label, float [B, A].
         episodes: Per task.
     """
@@ -73,7 +73,7 @@ class SupposedRules:
 
         self._until = per_episode([rule.until for rule in rules])
         self._gap = per_episode([rule.gap for rule in rules])
-        self._size = per_episode([rule.size for rule in rules])
+        self._intervention = per_episode([rule.intervention for rule in rules])
         # A third of all rules ask for no lead: then there is no account to keep.
         self._by_clock = bool(self._gap.isinf().all())
         self._base = base.repeat_interleave(episodes, 0)
@@ -91,9 +91,9 @@ class SupposedRules:
             paid = effect[:, 0].where(seen.last_arm == 0, effect[:, 1])
             self._paid = sample_mean_learn(self._paid, {}, torch.tensor(seen.step), seen.last_arm, paid)
         if self._by_clock:
-            return self._size * (seen.step < self._until)
+            return self._intervention * (seen.step < self._until)
         ahead = lead(self._base + self._paid["mean"]).squeeze(1)
-        return self._size * ((seen.step < self._until) & (ahead < self._gap))
+        return self._intervention * ((seen.step < self._until) & (ahead < self._gap))
 
 
 class _Either:
@@ -120,7 +120,7 @@ def plan(
     policy: Principal,
     ids: tuple[int, ...],
     key: Key,
-) -> Plan:
+) -> Choice:
     """Chooses between the policy and the rules, for each task, on agents imagined from its support.
 
     Args:
@@ -152,7 +152,7 @@ def plan(
     best, which = by_rule.max(1)
     never = by_rule[:, 0]  # the first of `first_rules`
     ahead = best - returns(policy)
-    return Plan(tuple(rules[i] for i in which.tolist()), supposed, ahead > _MARGIN * (best - never))
+    return Choice(tuple(rules[i] for i in which.tolist()), supposed, ahead > _MARGIN * (best - never))
 
 
 def _imagined_game(environment: Environment) -> Environment:

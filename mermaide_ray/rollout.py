@@ -18,8 +18,9 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.errors import RunFault
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
 
@@ -83,7 +84,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         """Builds the principal."""
         spec = self.config.get_rl_module_spec()
         self.module = spec.build()
-        self.table = Table(self.experiment.environment, self.module.method)
+        self.kshot = KShot(self.experiment.environment, self.module.method)
 
     def sample(self, *, iteration: int = 0, tasks: Sequence[int] | None = None, **kwargs: Any) -> Sample:
         """Meets tasks of one iteration.
@@ -116,7 +117,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         tasks = self.distribution.tasks("train", ids)
         # Agents of a family side by side are stepped without gathering; the batch goes back in the order of the ids.
         order = torch.argsort(tasks.family, stable=True)
-        meeting = self.table.meet(
+        meeting = self.kshot.meet(
             tasks.select(order),
             {name: value.detach() for name, value in self.module.weights().items()},
             {name: value.detach() for name, value in self.module.inner_rates().items()},
@@ -136,7 +137,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
     def get_spaces(self) -> dict[str, Any]:
         """Spaces by module id, as RLlib asks for them."""
         spaces = self.config.principal_spaces()
-        return {"principal": spaces, INPUT_ENV_SPACES: spaces}
+        return {PRINCIPAL: spaces, INPUT_ENV_SPACES: spaces}
 
     def get_metrics(self) -> Any:
         """RLlib's own metrics of this runner (ours travel with the sample)."""
@@ -147,7 +148,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         assert self.module is not None
         state: dict[str, Any] = {WEIGHTS_SEQ_NO: self.weights_version}
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
-            state[COMPONENT_RL_MODULE] = {"principal": self.module.get_state()}
+            state[COMPONENT_RL_MODULE] = {PRINCIPAL: self.module.get_state()}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -157,8 +158,8 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         modules = state[COMPONENT_RL_MODULE]
         if isinstance(modules, ray.ObjectRef):
             modules = ray.get(modules)
-        if "principal" in modules:
-            self.module.set_state(modules["principal"])
+        if PRINCIPAL in modules:
+            self.module.set_state(modules[PRINCIPAL])
             self.weights_version = int(state.get(WEIGHTS_SEQ_NO, self.weights_version))
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

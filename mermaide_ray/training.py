@@ -24,7 +24,7 @@ from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import TABLES, Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.comparison import comparisons, render_comparisons
@@ -162,8 +162,8 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
     weights, rates = split_parameters(method, parameters)
-    table, planning = Table(experiment.environment, method), experiment.evaluation.planning
-    return Contender(name or experiment.name, experiment.seed, table, weights, rates, planning), experiment
+    kshot, planning = KShot(experiment.environment, method), experiment.evaluation.planning
+    return Contender(name or experiment.name, experiment.seed, kshot, weights, rates, planning), experiment
 
 
 def score(
@@ -321,7 +321,8 @@ def _check_names(names: Sequence[str]) -> None:
     """Refuses names that the final table could not tell apart."""
     for place, name in enumerate(names):
         if name in BASELINES or name in names[:place]:
-            raise InputError(f"methods must have names of their own, got {name!r} twice (`name`, --baseline)")
+            whose = ", that of a fixed rule or an oracle" if name in BASELINES else " twice"
+            raise InputError(f"methods must have names of their own, got {name!r}{whose} (`name`, --baseline)")
 
 
 def _end_with_parent() -> None:

@@ -8,8 +8,8 @@ where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Trajectories:
 
     Attributes:
         arms: uint8, int16 or int32 [B, E, T], the agent's pulls.
-        interventions: uint8 or int16 [B, E, T], the principal's actions.
+        interventions: uint8 or int16 [B, E, T], those that the principal made, however it names them.
         target: int64 [B], the target arm of each task, where it moves the first.
         shown: As arms, what the principal saw of each pull, however late (`View.symbol`); None: the arm itself.
         moving: uint8 or int16 [B, T], the target at each pull; None: it never moves.
@@ -275,22 +275,27 @@ class History:
             the continuous game float [B, T, E, d], the point then chosen.
         actions: int64 [B, T, E], the intervention chosen, as the principal names it.
         seen: bool [B, T, E], where there is a label; None: everywhere.
+        marks: float [B, T, E, M, A], what networks with a memory of each arm keep of them. It depends on no weight: who
+            replays the episodes again and again makes it once.
     """
 
     observations: Tensor
     labels: Tensor
     actions: Tensor
     seen: Tensor | None = None
+    marks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> History:
         """The same on another device."""
-        seen = None if self.seen is None else self.seen.to(device)
-        return History(self.observations.to(device), self.labels.to(device), self.actions.to(device), seen)
+        return self._mapped(lambda x: x.to(device))
 
     def tasks(self, wanted: slice | Tensor) -> History:
         """Of some of the tasks."""
-        seen = None if self.seen is None else self.seen[wanted]
-        return History(self.observations[wanted], self.labels[wanted], self.actions[wanted], seen)
+        return self._mapped(lambda x: x[wanted])
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> History:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
 
 
 def _time_first(values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, preset_names, variant
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.metrics import METRICS, SCALARS, validation_key
 from mermaide_ray.models.principal import CORE, LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.sweep import tuning
@@ -199,8 +199,8 @@ def test_validation_in_training_does_without_planning(monkeypatch: pytest.Monkey
         module = algorithm.principal()
     finally:
         algorithm.stop()
-    table, rates = Table(experiment.environment, module.method), module.inner_rates()
-    contender = Contender("mine", 0, table, module.weights(), rates).at(experiment)
+    kshot, rates = KShot(experiment.environment, module.method), module.inner_rates()
+    contender = Contender("mine", 0, kshot, module.weights(), rates).at(experiment)
     with pytest.raises(Planned):
         Evaluation(experiment, "validation", 4).contender(contender, (1,))
 

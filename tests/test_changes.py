@@ -12,7 +12,8 @@ from conftest import of_mermaide, stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.oracles import PrivilegedRules, Rule, best_rules, oracle_rules
+from mermaide_ray.baselines.oracles import PrivilegedRules, best_rules, oracle_rules
+from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.changes import course_of, reflected
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv

@@ -19,7 +19,8 @@ from mermaide_ray.agents import POINT_FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
 from mermaide_ray.baselines import BASELINES, baseline_named
-from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.baselines.oracles import PrivilegedRules
+from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.environment import Environment
@@ -28,7 +29,7 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import CALIBRATION_BINS, Contender, Evaluation, Results, _point_calibration, _prediction
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.method import Method
@@ -217,25 +218,25 @@ def test_its_agents_are_the_default_and_those_of_arms_are_refused() -> None:
         check_game(changed, environment(dimensions=2), "environment", "--set")
 
 
-def meeting_of(experiment: Experiment) -> tuple[Table, PrincipalModule]:
+def meeting_of(experiment: Experiment) -> tuple[KShot, PrincipalModule]:
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    return Table(experiment.environment, Method.of(experiment)), module
+    return KShot(experiment.environment, Method.of(experiment)), module
 
 
 @dimensions
 def test_the_meta_gradient_reaches_every_weight_and_is_finite(dimensions: int) -> None:
     experiment = continuous(dimensions)
-    table, module = meeting_of(experiment)
+    kshot, module = meeting_of(experiment)
     tasks = AgentDistribution(experiment).tasks("train", range(8))
-    meeting = table.meet(tasks, module.weights(), module.inner_rates(), 1, 2, KEY)
+    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, KEY)
     assert meeting.support is not None
     assert meeting.adaptation is not None
     told = meta_loss(
-        table.method,
+        kshot.method,
         module.weights(),
         module.inner_rates(),
-        table.experience(meeting.support),
-        table.experience(meeting.query),
+        kshot.experience(meeting.support),
+        kshot.experience(meeting.query),
         0.01,
     )
     told.loss.backward()  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ from mermaide_ray.evaluation import (
     _prediction,
 )
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.models.method import Method
@@ -51,7 +51,7 @@ def _contender(experiment: Experiment, name: str = "mine", seed: int = 0, change
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights = {key: value.detach() for key, value in module.weights().items()} | (changes or {})
     rates = {key: value.detach() for key, value in module.inner_rates().items()}
-    return Contender(name, seed, Table(experiment.environment, module.method), weights, rates)
+    return Contender(name, seed, KShot(experiment.environment, module.method), weights, rates)
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +243,10 @@ def test_world_model_measures_of_a_constant_prediction_by_hand(held_out: Evaluat
     }
     contender = _contender(experiment, changes=constant)
     results = held_out.contender(contender, [0])
-    meeting = contender.table.meet(
+    meeting = contender.kshot.meet(
         held_out.tasks, contender.weights, contender.inner_rates, 0, held_out.episodes, held_out.key
     )
-    labels = contender.table.experience(meeting.query).history.labels.flatten(1)
+    labels = contender.kshot.experience(meeting.query).history.labels.flatten(1)
     share = torch.stack([(labels == arm).float().mean(1) for arm in range(ARMS)], dim=1)
     rows = results.rows
     np.testing.assert_allclose(rows["wm_nll_after"], -(share * p.log()).sum(1), rtol=1e-5)
@@ -333,7 +333,7 @@ def test_a_player_acts_as_its_principal_is_scored() -> None:
     """Adapted to what it played with an agent, it plays what it is scored by."""
     experiment = _experiment()
     contender, tasks = _contender(experiment), AgentDistribution(experiment).tasks("test", [0])
-    meeting = contender.table.meet(tasks, contender.weights, contender.inner_rates, 2, 3, (0, "test", "x", 0))
+    meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, (0, "test", "x", 0))
     assert meeting.support is not None
     for purpose, episodes, known, expected in (
         ("x/support", 2, None, meeting.support),

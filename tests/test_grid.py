@@ -13,15 +13,8 @@ from conftest import of_mermaide
 from mermaide_ray.agents import FAMILIES, grid
 from mermaide_ray.agents.base import Draws
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.oracles import (
-    PrivilegedRules,
-    Rule,
-    best_rules,
-    first_rules,
-    goal_rules,
-    oracle_rules,
-    returns_of,
-)
+from mermaide_ray.baselines.oracles import PrivilegedRules, best_rules, oracle_rules, returns_of
+from mermaide_ray.baselines.rule_grid import Rule, first_rules, goal_rules
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import deal_for, play

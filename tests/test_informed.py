@@ -14,7 +14,8 @@ from mermaide_ray.agents import FAMILIES
 from mermaide_ray.agents.base import Draws
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import BASELINES, baseline_named
-from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.baselines.oracles import PrivilegedRules
+from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives

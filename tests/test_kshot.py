@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import Meeting, NetworkPrincipal, Table
+from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
 from mermaide_ray.learners.maml import Adaptation, adapt, unroll, unroll_support
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.principal import LATENTS, choose, shared
@@ -48,9 +48,9 @@ def _tasks(experiment: Experiment, count: int = TASKS) -> Tasks:
 
 def _meet(experiment: Experiment, k: int, tasks: Tasks | None = None) -> Meeting:
     module = _module(experiment)
-    table = Table(experiment.environment, module.method)
+    kshot = KShot(experiment.environment, module.method)
     tasks = _tasks(experiment) if tasks is None else tasks
-    return table.meet(tasks, module.weights(), module.inner_rates(), k, EPISODES, KEY)
+    return kshot.meet(tasks, module.weights(), module.inner_rates(), k, EPISODES, KEY)
 
 
 def _support(meeting: Meeting) -> Trajectories:
@@ -131,13 +131,13 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     """From nothing but small integers, and as part of an autograd graph."""
     experiment = tiny(**VARIANTS[variant])
     module = _module(experiment)
-    table = Table(experiment.environment, module.method)
+    kshot = KShot(experiment.environment, module.method)
     meeting = _meet(experiment, experiment.meta_learning.adaptation_episodes)
     support = _support(meeting)
     columns = (support.arms, support.interventions, support.target, support.shown, support.moving)
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
-    experience = table.experience(shipped)
+    experience = kshot.experience(shipped)
     if (learner := module.method.architecture.learner) is not None:
         history = experience.history
         experience = replace(experience, latents=learner.infer(history.observations, history.labels))
@@ -159,7 +159,7 @@ def test_learners_probabilities_are_those_that_the_episodes_were_played_with(var
     """Choosing by the replayed policy and the same dice gives every intervention: support unadapted, query adapted."""
     experiment = tiny(**VARIANTS[variant])
     module, environment, k = _module(experiment), experiment.environment, experiment.meta_learning.adaptation_episodes
-    table, tasks = Table(environment, module.method), _tasks(experiment)
+    kshot, tasks = KShot(environment, module.method), _tasks(experiment)
     meeting = _meet(experiment, k)
     seed, split, purpose, iteration = KEY
 
@@ -167,7 +167,7 @@ def test_learners_probabilities_are_those_that_the_episodes_were_played_with(var
         episodes = played.arms.shape[1]
         dice = deal_for(environment, (seed, split, f"{purpose}/{which}", iteration), tasks, episodes)
         with torch.no_grad():
-            history = table.experience(played).history
+            history = kshot.experience(played).history
             if which == "support":
                 logits = unroll_support(module.method, weights, history).policy_logits
             else:

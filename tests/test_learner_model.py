@@ -13,7 +13,7 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models import learner_model
 from mermaide_ray.models.learner_model import NUM_FEATURES, LearnerModel
@@ -241,14 +241,14 @@ def test_the_policy_sees_the_core_through_the_latents_alone() -> None:
 def test_support_changes_what_is_assumed_of_the_agent_and_nothing_trains_it(inner_steps: int) -> None:
     experiment = _experiment(meta_learning={"inner_steps": inner_steps})
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    table = Table(experiment.environment, module.method)
+    kshot = KShot(experiment.environment, module.method)
     tasks = AgentDistribution(experiment).tasks("train", range(5))
     with torch.no_grad():
         module.parameters_by_name["policy_output_weight"].mul_(100)  # so that actions depend on what it reads
-    meeting = table.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "meta", 0))
+    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "meta", 0))
     assert meeting.adaptation is not None
     assert meeting.support is not None
-    history = table.experience(meeting.support).history
+    history = kshot.experience(meeting.support).history
     learner = module.method.architecture.learner
     assert learner is not None
     inferred = learner.infer(history.observations, history.labels)
@@ -256,7 +256,7 @@ def test_support_changes_what_is_assumed_of_the_agent_and_nothing_trains_it(inne
     assert (inferred - learner.prior()).abs().amax(1).min() > 0.1
     assert not module.parameters_by_name[LATENTS].requires_grad
     # The query is played with them.
-    shrugging = table.meet(tasks, module.weights(), module.inner_rates(), 0, 2, (0, "train", "meta", 0))
+    shrugging = kshot.meet(tasks, module.weights(), module.inner_rates(), 0, 2, (0, "train", "meta", 0))
     assert not torch.equal(meeting.query.interventions, shrugging.query.interventions)
 
 

@@ -11,15 +11,8 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named, oracles
-from mermaide_ray.baselines.oracles import (
-    PrivilegedRules,
-    Rule,
-    best_rules,
-    foresight_rules,
-    gap_rules,
-    oracle_rules,
-    returns_of,
-)
+from mermaide_ray.baselines.oracles import PrivilegedRules, best_rules, oracle_rules, returns_of
+from mermaide_ray.baselines.rule_grid import Rule, foresight_rules, gap_rules
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
@@ -125,10 +118,10 @@ def test_a_gap_is_unknown_in_families_that_keep_no_estimates() -> None:
 
 def test_graded_rules_come_in_every_size_and_the_others_in_one() -> None:
     graded = default(environment={"intervention": "graded", "graded_sizes": [0.5, 1.0]}).environment
-    assert {rule.size for rule in oracle_rules(graded) if rule.until} == {1, 2}
+    assert {rule.intervention for rule in oracle_rules(graded) if rule.until} == {1, 2}
     for kind in ("signed", "bonus", "arm"):
         rules = oracle_rules(default(environment={"intervention": kind}).environment)
-        assert {rule.size for rule in rules} == {1}
+        assert {rule.intervention for rule in rules} == {1}
         assert len(set(rules)) == len(rules)
         assert len({str(rule) for rule in rules}) == len(rules)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
+from conftest import of_mermaide, tiny
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.agents.rl_module import PRINCIPAL
+from mermaide_ray.algorithm import MermaideConfig, concatenated
 from mermaide_ray.cli import main
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import Table
-from mermaide_ray.learners.maml import adapt
+from mermaide_ray.kshot import KShot
+from mermaide_ray.learners.maml import adapt, unroll_support
+from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.per_arm import FAST, SLOW
+from mermaide_ray.models.per_arm import FAST, SLOW, PerArm
 from mermaide_ray.models.principal import Outputs, Weights, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.storage import save_principal
@@ -148,8 +153,8 @@ def test_a_trained_principal_meets_agents_with_other_numbers_of_arms() -> None:
         method = trained.method.at(experiment.environment)
         assert method.architecture == Method.of(experiment).architecture
         tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
-        table = Table(experiment.environment, method)
-        meeting = table.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, (0, "train", "meta", 0))
+        kshot = KShot(experiment.environment, method)
+        meeting = kshot.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, (0, "train", "meta", 0))
         assert meeting.adaptation is not None
         assert meeting.adaptation.outputs.arm_logits is not None
         assert meeting.adaptation.outputs.arm_logits.shape[-1] == num_arms
@@ -198,15 +203,55 @@ def test_marks_are_what_was_seen_of_each_arm() -> None:
     torch.testing.assert_close(twice[:, 4:], marks)
 
 
+@pytest.mark.parametrize("carried", [False, True])
+def test_marks_that_are_made_once_serve_every_replay(carried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = _experiment()
+    meta = experiment.meta_learning.model_copy(update={"carry_state": carried})
+    method = Method.of(experiment.model_copy(update={"meta_learning": meta}))
+    history = View(experiment.environment).history(_played(experiment))
+    weights = shared({name: value.float() for name, value in _weights(method).items()}, TASKS)
+    memory = method.architecture.per_arm
+    assert memory is not None
+    expected = unroll_support(method, weights, history)
+    known = replace(history, marks=memory.over(history.observations))
+    share = slice(1, None, 2)
+    assert known.tasks(share).marks is not None
+    monkeypatch.setattr(PerArm, "over", lambda *_: pytest.fail("made again"))
+    outputs = unroll_support(method, weights, known)
+    for name in ("arm_logits", "policy_logits", "values", "state"):
+        assert torch.equal(getattr(outputs, name), getattr(expected, name)), name
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("kind", ["equivariant", "learner"])
+def test_a_learner_makes_the_marks_once_per_update(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"arms": "equivariant"} if kind == "equivariant" else {"kind": "learner"}
+    experiment = of_mermaide({"world_model": settings, "meta_learning": {"meta_batch_size": 8}})
+    memory: Any = PerArm if kind == "equivariant" else LearnerModel
+    calls, over = [], memory.over
+    monkeypatch.setattr(memory, "over", lambda self, seen: calls.append(len(seen)) or over(self, seen))
+    algorithm = MermaideConfig.of(experiment).build_algo()
+    try:
+        tasks = algorithm.distribution.meta_batch(0, 8)
+        columns = concatenated(algorithm._meet(0, tasks), tasks)
+        batch = MultiAgentBatch({PRINCIPAL: SampleBatch(columns)}, env_steps=experiment.env_steps_per_iteration)
+        calls.clear()
+        algorithm._update(batch, progress=0.0)
+        assert calls == [8, 8]  # of support and query, whatever the number of minibatches
+    finally:
+        algorithm.stop()
+
+
 def test_one_agents_adaptation_does_not_notice_how_its_arms_are_called() -> None:
     """The inner step included: adapted weights are the same under any names."""
     experiment = _experiment(arm_labels="absolute")
     method = Method.of(experiment)
-    table, weights, played = Table(experiment.environment, method), _weights(method), _played(experiment)
+    kshot, weights, played = KShot(experiment.environment, method), _weights(method), _played(experiment)
     rates = {name: torch.tensor(0.1, dtype=torch.float64) for name in method.adaptable()}
     leaves = {name: value.requires_grad_() for name, value in weights.items()}
     one, other = (
-        adapt(method, shared(leaves, TASKS), rates, table.experience(each), create_graph=False).weights
+        adapt(method, shared(leaves, TASKS), rates, kshot.experience(each), create_graph=False).weights
         for each in (played, _renamed(played, torch.tensor([3, 0, 4, 1, 2]), chooses=False))
     )
     for name in method.adaptable():

@@ -8,7 +8,7 @@ from conftest import of_mermaide
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 
@@ -33,12 +33,12 @@ def test_meta_gradient_equals_the_plain_one(order: str, estimator: str, inner_st
         }
     )
     method, distribution = Method.of(experiment), AgentDistribution(experiment)
-    table = Table(experiment.environment, method)
+    kshot = KShot(experiment.environment, method)
     initial = method.architecture.initial_weights(torch.Generator().manual_seed(1))
     rates = {name: torch.tensor(0.5) for name in method.adaptable()}
-    meeting = table.meet(distribution.tasks("train", range(3)), initial, rates, 2, 3, (0, "train", "test", 0))
+    meeting = kshot.meet(distribution.tasks("train", range(3)), initial, rates, 2, 3, (0, "train", "test", 0))
     assert meeting.support is not None
-    support, query = table.experience(meeting.support), table.experience(meeting.query)
+    support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
     weights = {name: value.double().requires_grad_() for name, value in initial.items()}
     fast = meta_loss(method, weights, rates, support, query, entropy_weight=0.01).loss
     slow = plain.meta_loss(method, weights, rates, support, query, entropy_weight=0.01)

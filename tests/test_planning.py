@@ -10,18 +10,19 @@ from conftest import of_mermaide
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.oracles import PrivilegedRules, Rule, gap_rules
+from mermaide_ray.baselines.oracles import PrivilegedRules
+from mermaide_ray.baselines.rule_grid import Rule, gap_rules
 from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
-from mermaide_ray.planning import Plan, SupposedRules, plan
+from mermaide_ray.planning import Choice, SupposedRules, plan
 from mermaide_ray.trajectory import History, View
 
 TASKS, EPISODES = 12, 4
@@ -62,7 +63,7 @@ def _support(experiment: Experiment, tasks: Tasks) -> tuple[LearnerModel, Histor
     return learner, history, learner.infer(history.observations, history.labels)
 
 
-def _planned(experiment: Experiment, tasks: Tasks, policy: Principal) -> Plan:
+def _planned(experiment: Experiment, tasks: Tasks, policy: Principal) -> Choice:
     learner, history, latents = _support(experiment, tasks)
     return plan(experiment.environment, learner, history, latents, policy, tasks.ids, KEY)
 
@@ -75,7 +76,7 @@ def test_with_the_true_means_a_rule_does_what_the_oracle_does_with_the_agents_ow
     experiment = _game(reward_noise=0.0, **environment)
     tasks, game = _tasks(experiment), experiment.environment
     rules = tuple(gap_rules(game)[7::11][:TASKS])
-    rules += (Rule(60, size=max(rule.size for rule in rules)),) * (TASKS - len(rules))
+    rules += (Rule(60, intervention=max(rule.intervention for rule in rules)),) * (TASKS - len(rules))
     dice = deal_for(game, KEY, tasks, EPISODES)
     supposed = play(game, tasks, EPISODES, dice, SupposedRules(game, rules, _base(tasks), EPISODES))
     # From the first pull on the privileged rules must know the arms not yet pulled, as the supposed ones do.
@@ -160,8 +161,8 @@ def test_a_policy_is_replaced_where_a_rule_is_clearly_better_and_only_there() ->
     found = _planned(experiment, tasks, policy)
     is_ucb = torch.tensor([name == "ucb" for name in tasks.family_names()])
     assert 0 < is_ucb.sum() < TASKS
-    assert found.chosen[is_ucb].all()
-    assert found.chosen[~is_ucb].float().mean() < 0.5
+    assert found.by_rule[is_ucb].all()
+    assert found.by_rule[~is_ucb].float().mean() < 0.5
     dice, incentives = deal_for(game, (0, "train", "query", 0), tasks, 16), incentives_of(game)
 
     def returns(principal: Principal) -> Tensor:
@@ -169,9 +170,9 @@ def test_a_policy_is_replaced_where_a_rule_is_clearly_better_and_only_there() ->
 
     planned, before = returns(found.principal(game, policy, 16)), returns(policy)
     assert (planned - before)[is_ucb].mean() > 5
-    assert torch.equal(planned[~found.chosen], before[~found.chosen])
+    assert torch.equal(planned[~found.by_rule], before[~found.by_rule])
     # A policy that is itself the rule is kept.
-    assert not _planned(experiment, tasks, found.principal(game, policy, 32)).chosen.any()
+    assert not _planned(experiment, tasks, found.principal(game, policy, 32)).by_rule.any()
 
 
 def test_an_agent_that_no_rule_moves_is_left_alone_by_a_rule() -> None:
@@ -179,7 +180,7 @@ def test_an_agent_that_no_rule_moves_is_left_alone_by_a_rule() -> None:
     experiment = _game(delta=0.001)
     tasks = _tasks(experiment)
     found = _planned(experiment, tasks, FixedRule(experiment.environment, 100))
-    assert found.chosen.all()
+    assert found.by_rule.all()
     assert max(rule.until for rule in found.rules) <= 10
 
 
@@ -190,13 +191,13 @@ def test_a_plan_depends_on_no_other_task() -> None:
     together, some = _planned(experiment, tasks, policy), torch.tensor([7, 2])
     alone = _planned(experiment, tasks.select(some), policy)
     assert [str(rule) for rule in alone.rules] == [str(together.rules[i]) for i in some]
-    assert torch.equal(alone.chosen, together.chosen[some])
+    assert torch.equal(alone.by_rule, together.by_rule[some])
 
 
 def test_the_rule_plays_where_it_was_chosen_and_the_policy_elsewhere() -> None:
     experiment = _game()
     game = experiment.environment
-    either = Plan((Rule(10), Rule(10)), torch.zeros(2, 10), torch.tensor([False, True])).principal(
+    either = Choice((Rule(10), Rule(10)), torch.zeros(2, 10), torch.tensor([False, True])).principal(
         game, FixedRule(game, 0), 1
     )
     either.begin(2)
@@ -209,10 +210,10 @@ def test_scores_with_planning_say_who_played() -> None:
     experiment = _game()
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights, rates = module.weights(), module.inner_rates()
-    table = Table(experiment.environment, module.method)
+    kshot = KShot(experiment.environment, module.method)
     evaluation = Evaluation(experiment, "train", 8, 4)
     plain, planning = (
-        evaluation.contender(Contender("mine", 0, table, weights, rates, planning), (0, 1)).rows
+        evaluation.contender(Contender("mine", 0, kshot, weights, rates, planning), (0, 1)).rows
         for planning in (False, True)
     )
     assert plain["planned"].isna().all()
@@ -224,7 +225,7 @@ def test_scores_with_planning_say_who_played() -> None:
     assert before["return"].tolist() == plain[plain["k"] == 0]["return"].tolist()
     assert after["return"].mean() > plain[plain["k"] == 1]["return"].mean() + 5
     elsewhere = validate(experiment.to_dict() | {"evaluation": {"planning": True}}, where="tests")
-    assert Contender("mine", 0, table, weights, rates).at(elsewhere).planning
+    assert Contender("mine", 0, kshot, weights, rates).at(elsewhere).planning
 
 
 def test_planning_for_agents_that_know_the_policy_is_refused() -> None:

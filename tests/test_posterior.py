@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +32,26 @@ def _normals(some: slice = slice(None)) -> LogDensity:
 
 def _luck(samples: int, tasks: int = 2) -> Luck:
     return Luck.dealt([np.random.default_rng(task) for task in range(tasks)], samples, 3)
+
+
+def test_the_climb_is_adam_s_to_the_last_bit() -> None:
+    start = torch.randn(3, *CENTRES.shape, generator=torch.Generator().manual_seed(0))
+    latents = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([latents], lr=0.1, betas=(0.9, 0.99))
+    for _ in range(60):
+        (latents.grad,) = torch.autograd.grad(-_normals()(latents).sum(), [latents])
+        optimizer.step()
+    assert torch.equal(climb(_normals(), start, 60), latents.detach())
+
+
+def test_inference_imports_no_compiler() -> None:
+    """It takes more than a second, in every sampling actor."""
+    program = (
+        "import sys, torch; from mermaide_ray.models.posterior import climb; "
+        "climb(lambda x: -x.square().sum(-1), torch.ones(1, 1, 2), 2); print('torch._dynamo' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
 
 
 def test_the_climb_ends_at_the_top() -> None:

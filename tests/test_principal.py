@@ -78,7 +78,7 @@ def test_replay_is_one_step_after_another(world_model: bool) -> None:
     weights: Weights = {name: torch.stack([each[name] for each in per_task]) for name in per_task[0]}
     observations = torch.randn(tasks, pulls, episodes, architecture.observation_size, generator=rng)
     state = torch.randn(tasks, episodes, architecture.hidden_size, generator=rng)
-    outputs = replay(architecture, weights, observations, state)
+    outputs = replay(architecture, weights, observations, initial=state)
     for t in range(pulls):
         logits, state = step(architecture, weights, project(weights, observations[:, t]), state)
         torch.testing.assert_close(outputs.policy_logits[:, t], logits)

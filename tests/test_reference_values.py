@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.oracles import Rule, best_rules, first_rules, gap_rules, returns_of
+from mermaide_ray.baselines.oracles import best_rules, returns_of
+from mermaide_ray.baselines.rule_grid import Rule, first_rules, gap_rules
 from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Experiment, validate

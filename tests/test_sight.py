@@ -11,12 +11,13 @@ from conftest import stock_families, tiny
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.baselines.oracles import PrivilegedRules, Rule
+from mermaide_ray.baselines.oracles import PrivilegedRules
+from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, load_experiment, validate
-from mermaide_ray.kshot import Table
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.losses import next_arm_nll
 from mermaide_ray.learners.maml import Experience, meta_loss, unroll
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
@@ -60,7 +61,7 @@ def contender(experiment: Experiment) -> Contender:
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights = {name: value.detach() for name, value in module.weights().items()}
     rates = {name: value.detach() for name, value in module.inner_rates().items()}
-    return Contender("mermaide", 0, Table(experiment.environment, module.method), weights, rates)
+    return Contender("mermaide", 0, KShot(experiment.environment, module.method), weights, rates)
 
 
 def test_symbols_come_as_often_as_the_settings_say() -> None:
@@ -146,13 +147,13 @@ def test_the_loss_is_the_mean_over_pulls_that_were_seen() -> None:
 def test_neither_the_inner_nor_the_outer_step_learns_from_a_pull_that_was_not_seen() -> None:
     experiment = tiny(environment={"sight": {"share": 0.5}})
     one, tasks = contender(experiment), AgentDistribution(experiment).tasks("train", range(TASKS))
-    meeting = one.table.meet(tasks, one.weights, one.inner_rates, 1, EPISODES, KEY)
+    meeting = one.kshot.meet(tasks, one.weights, one.inner_rates, 1, EPISODES, KEY)
     assert meeting.support is not None
-    parts = [one.table.experience(played) for played in (meeting.support, meeting.query)]
+    parts = [one.kshot.experience(played) for played in (meeting.support, meeting.query)]
 
     def losses(parts: list[Experience]) -> Tensor:
         weights = {name: value.clone().requires_grad_() for name, value in one.weights.items()}
-        told = meta_loss(one.table.method, weights, one.inner_rates, parts[0], parts[1], 0.01).metrics
+        told = meta_loss(one.kshot.method, weights, one.inner_rates, parts[0], parts[1], 0.01).metrics
         keys = ("world_model/nll_before", "world_model/nll_after", "world_model/accuracy")
         return torch.stack([told[key] for key in keys])
 
@@ -172,10 +173,10 @@ def test_neither_the_inner_nor_the_outer_step_learns_from_a_pull_that_was_not_se
 def test_a_meta_batch_of_which_nothing_was_seen_has_finite_metrics() -> None:
     experiment = tiny(environment={"sight": {"share": 1e-9}})
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    table, tasks = Table(experiment.environment, module.method), AgentDistribution(experiment).tasks("train", range(2))
-    meeting = table.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "tests", 0))
+    kshot, tasks = KShot(experiment.environment, module.method), AgentDistribution(experiment).tasks("train", range(2))
+    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "tests", 0))
     assert meeting.support is not None
-    support, query = (table.experience(part) for part in (meeting.support, meeting.query))
+    support, query = (kshot.experience(part) for part in (meeting.support, meeting.query))
     assert query.history.seen is not None
     assert not query.history.seen.any()
     told = meta_loss(module.method, module.weights(), module.inner_rates(), support, query, 0.01)
@@ -187,11 +188,11 @@ def test_rows_score_the_prediction_against_what_was_really_pulled(sight: dict[st
     experiment = tiny(environment={"sight": sight})
     evaluation, one = Evaluation(experiment, "validation"), contender(experiment)
     rows = evaluation.contender(one, [0]).rows
-    played = one.table.meet(
+    played = one.kshot.meet(
         evaluation.tasks, one.weights, one.inner_rates, 0, evaluation.episodes, evaluation.key
     ).query
-    history = one.table.experience(played).history
-    logits = unroll(one.table.method, shared(one.weights, len(evaluation.tasks)), history).arm_logits
+    history = one.kshot.experience(played).history
+    logits = unroll(one.kshot.method, shared(one.weights, len(evaluation.tasks)), history).arm_logits
     assert logits is not None
     assert logits.shape[-1] == experiment.environment.num_arms
     truth = View(experiment.environment).label(played.arms.transpose(1, 2).long(), played.target[:, None, None])

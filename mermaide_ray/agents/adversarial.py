@@ -1,8 +1,8 @@
 """Learners that trade their own reward against the principal's.
 
 They perceive (1 - spite) * own reward - spite * principal reward, and learn from that as the bandits they are made of.
-Spite 0 is the plain learner, bit by bit; spite 1 cares for nothing but the principal's loss, so that all arms but the
-target bring exactly nothing: ties, which are broken at random at each pull.
+Spite 0 is the plain learner, bit by bit; spite 1 cares for nothing but the principal's loss, so that without
+interventions all arms but the target bring exactly nothing: ties, which are broken at random at each pull.
 Reference: Brandt, Sandholm, Shoham: Spiteful Bidding in Sealed-Bid Auctions, IJCAI 2007, whose agents maximise this
 convex combination (their spite coefficient alpha); differs: here it is learned from, pull by pull.
 """

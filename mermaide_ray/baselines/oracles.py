@@ -15,9 +15,8 @@ down to nearly none: how small a lead suffices differs from agent to agent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ from torch import Tensor
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.base import Family
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines.rules import announced, once_per_game, shares_of, toward_target
+from mermaide_ray.baselines.rule_grid import NextArm, Rule, first_rules, foresight_rules, gap_rules, goal_rules
+from mermaide_ray.baselines.rules import announced, once_per_game, toward_target
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
@@ -34,43 +34,12 @@ from mermaide_ray.noise import Key
 from mermaide_ray.points import squared_distance
 from mermaide_ray.trajectory import view_of
 
-NextArm = Literal["any", "target", "other", "away"]
 _NEXT: tuple[NextArm, ...] = get_args(NextArm)
-
-_FIRST_N = tuple(step / 20 for step in range(1, 21))
-_UNTIL = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_GAPS = (0.15, 0.3, 0.5, 0.8, 1.3)
-# An agent informed of the policy takes the offer whole: without bonus for exploration, it follows any lead at all.
-_SMALL_GAPS = (0.005, 0.05)
 
 # Selection in two rounds: all rules on a few episodes, then the best few of each task on more.
 _FIRST_ROUND, _SECOND_ROUND, _FINALISTS = 16, 48, 10
 # Floats of dice and agent state held at once (128 MiB), and episodes in one `play`, beyond which nothing is won.
 _MOST_FLOATS, _MOST_EPISODES = 2**25, 2**14
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Intervenes at pulls t < until while estimate(target) - max estimate(other arm) < gap, if the next arm is right.
-
-    With an agent informed of the policy an offer counts at once: the least probability that brings the lead up to gap.
-
-    Attributes:
-        until: n, pulls.
-        gap: m, in units of the agent's reward; infinite: no look at the estimates.
-        next_arm: Intervene whatever the next arm is, only if it is the target, or only if it is another; in the
-            continuous game also only if the next point is farther from the target than the last one (`away`).
-        size: The intervention (kind `arm`: always the target).
-        goals_only: Intervene only if the next arm is a goal, one that might be a target.
-        restarts: Whether t counts from the last change (base means redrawn, target moved) rather than from the start.
-    """
-
-    until: int
-    gap: float = float("inf")
-    next_arm: NextArm = "any"
-    size: int = 1
-    goals_only: bool = False
-    restarts: bool = False
 
 
 class PrivilegedRules:
@@ -90,8 +59,8 @@ class PrivilegedRules:
         self._incentives = incentives_of(environment)
         self._until = per_episode([rule.until for rule in rules])
         self._restarts = per_episode([rule.restarts for rule in rules])
-        self._size = per_episode([rule.size for rule in rules])
-        self._lead = self._incentives.lead[self._size]
+        self._intervention = per_episode([rule.intervention for rule in rules])
+        self._lead = self._incentives.lead[self._intervention]
         self._gap = per_episode([rule.gap for rule in rules])
         self._blind = self._gap.isinf()
         self._goals_only = per_episode([rule.goals_only for rule in rules])
@@ -116,7 +85,7 @@ class PrivilegedRules:
         probability = (clock < self._until).float()
         for condition in self._conditions:
             probability *= condition(seen, hidden)
-        action = toward_target(self._view, self._environment, self._size, hidden.target, seen.target)
+        action = toward_target(self._view, self._environment, self._intervention, hidden.target, seen.target)
         self._chosen = action, probability
         return action * (seen.uniform < probability)
 
@@ -167,55 +136,6 @@ class PrivilegedRules:
         return estimates.masked_fill(~good, nothing).amax(1) - estimates.masked_fill(good, nothing).amax(1)
 
 
-def first_rules(environment: Environment) -> list[Rule]:
-    """Never, and the first n for each n of a grid."""
-    horizon = environment.horizon
-    rules = [Rule(n, size=size) for size in _sizes(environment) for n in shares_of(horizon, _FIRST_N) if n]
-    return [Rule(0), *_on_each_clock(environment, rules)]
-
-
-def gap_rules(environment: Environment, families: Sequence[Family] = ()) -> list[Rule]:
-    """Every (m, n) of a grid; m in multiples of delta, small ones too where some of the `families` are informed."""
-    gaps = _GAPS if all(family.hear is None for family in families) else _SMALL_GAPS + _GAPS
-    rules = [
-        Rule(n, gap=share * environment.delta, size=size)
-        for size in _sizes(environment)
-        for share in gaps
-        for n in shares_of(environment.horizon, _UNTIL)
-        if n
-    ]
-    return _on_each_clock(environment, rules)
-
-
-def foresight_rules(environment: Environment, next_arm: NextArm) -> list[Rule]:
-    """Intervene only if the next arm is the target, only if it is another, or only if it is away from it, until n."""
-    rules = [
-        Rule(n, next_arm=next_arm, size=size)
-        for size in _sizes(environment)
-        for n in shares_of(environment.horizon, _UNTIL)
-        if n
-    ]
-    return _on_each_clock(environment, rules)
-
-
-def _on_each_clock(environment: Environment, rules: list[Rule]) -> list[Rule]:
-    """The rules, and where something changes at once also those whose clock starts anew then."""
-    changes = environment.changes
-    if not (changes.num_switches or changes.of_target):
-        return rules
-    return rules + [replace(rule, restarts=True) for rule in rules if rule.until < environment.horizon]
-
-
-def goal_rules(environment: Environment) -> list[Rule]:
-    """Intervene only if the next arm is a goal, or only if it is a goal but not the target, until n."""
-    either: tuple[Literal["any", "other"], ...] = ("any", "other")
-    return [
-        replace(rule, next_arm=next_arm, goals_only=True)
-        for next_arm in either
-        for rule in foresight_rules(environment, "other")
-    ]
-
-
 def oracle_rules(environment: Environment, families: Sequence[Family] = ()) -> list[Rule]:
     """The rules among which the oracle chooses.
 
@@ -241,10 +161,6 @@ def oracle_rules(environment: Environment, families: Sequence[Family] = ()) -> l
         *(goal_rules(environment) if any(with_goals) else []),
         *(rule for push in pushes for rule in foresight_rules(environment, push)),
     ]
-
-
-def _sizes(environment: Environment) -> range:
-    return range(1, environment.num_interventions) if environment.intervention == "graded" else range(1, 2)
 
 
 def gap(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:

@@ -30,12 +30,12 @@ def strongest(environment: Environment) -> int:
     return 1
 
 
-def toward_target(view: View, environment: Environment, size: Tensor, target: Tensor, told: Tensor) -> Tensor:
-    """The action that favours the target with a `size`, as named by who was `told` so (`View.told`); all int64 [N].
+def toward_target(view: View, environment: Environment, intervention: Tensor, target: Tensor, told: Tensor) -> Tensor:
+    """The action that favours the target, as named by who was `told` so (`View.told`); all int64 [N].
 
-    Of the kind `arm`, it is to choose the target, whatever `size`; of the others, `size` is the intervention itself.
+    Of the kind `arm`, it is to choose the target; of the others, `intervention` itself.
     """
-    return view.action(target + 1 if environment.intervention == "arm" else size, told)
+    return view.action(target + 1 if environment.intervention == "arm" else intervention, told)
 
 
 def announced(action: Tensor, probability: Tensor, num_interventions: int) -> Tensor:
@@ -57,15 +57,15 @@ class FixedRule:
     def __init__(self, environment: Environment, until: int, probability: float = 1.0) -> None:
         self._environment, self._view = environment, view_of(environment)
         self._until, self._probability = until, probability
-        self._size = torch.tensor(strongest(environment))
+        self._intervention = torch.tensor(strongest(environment))
 
     def begin(self, num_episodes: int) -> None:
         """See `lockstep.Principal`; nothing to forget."""
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`; never looks at `hidden`."""
-        size = self._size.expand_as(seen.target)
-        action = toward_target(self._view, self._environment, size, seen.target, seen.target)
+        intervention = self._intervention.expand_as(seen.target)
+        action = toward_target(self._view, self._environment, intervention, seen.target, seen.target)
         probability = self._probability * (seen.since < self._until)
         self._chosen = action, probability
         # Principal dice lie in [0, 1): p = 1 always, p = 0 never.

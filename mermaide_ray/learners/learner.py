@@ -43,7 +43,6 @@ class MermaideLearner(TorchLearner):
             training_data.solve_refs()
             batch = training_data.batch
         self._weights_seq_no += 1
-        # What rllib adds to some batches is never asked for.
         columns = {key: torch.from_numpy(value) for key, value in batch.policy_batches[PRINCIPAL].items()}
         try:
             told = self._meta_update(columns, float((timesteps or {}).get("progress", 0.0)))
@@ -115,8 +114,13 @@ class MermaideLearner(TorchLearner):
         return norm
 
     def _experience(self, which: str, columns: dict[str, Tensor]) -> Experience:
-        experience: Experience = self.config.experience(Trajectories.of_columns(columns, which))
-        return replace(experience, latents=columns.get(f"{which}_{LATENTS}")).to(self._device)
+        made: Experience = self.config.experience(Trajectories.of_columns(columns, which))
+        experience = replace(made, latents=columns.get(f"{which}_{LATENTS}")).to(self._device)
+        module: PrincipalModule = self.module[PRINCIPAL].unwrapped()
+        memory, history = module.method.architecture.memory, experience.history
+        if memory is None:
+            return experience
+        return replace(experience, history=replace(history, marks=memory.over(history.observations)))
 
     def _average(self, value: Tensor) -> Tensor:
         """The mean over all learners (each holds as many tasks)."""

@@ -92,7 +92,7 @@ def unroll(method: Method, weights: Weights, history: History, initial: Tensor |
     observations = history.observations.to(weights["core_bias"].dtype)
     if initial is not None:
         initial = initial.expand(observations.shape[0], observations.shape[2], -1)
-    return replay(method.architecture, weights, observations, initial)
+    return replay(method.architecture, weights, observations, history.marks, initial)
 
 
 def unroll_support(method: Method, weights: Weights, history: History) -> Outputs:
@@ -100,8 +100,9 @@ def unroll_support(method: Method, weights: Weights, history: History) -> Output
     if not method.meta.carry_state:
         return unroll(method, weights, history)
     observations = history.observations.to(weights["core_bias"].dtype)
-    batch, time, episodes, size = observations.shape
-    outputs = replay(method.architecture, weights, observations.transpose(1, 2).reshape(batch, -1, 1, size))
+    batch, time, episodes, _ = observations.shape
+    marks = None if history.marks is None else _one_by_one(history.marks)
+    outputs = replay(method.architecture, weights, _one_by_one(observations), marks)
 
     def side_by_side(x: Tensor) -> Tensor:
         return x.view(batch, episodes, time, *x.shape[3:]).transpose(1, 2)
@@ -112,6 +113,11 @@ def unroll_support(method: Method, weights: Weights, history: History) -> Output
         values=side_by_side(outputs.values),
         state=outputs.state,
     )
+
+
+def _one_by_one(x: Tensor) -> Tensor:
+    """Episodes [B, T, E, …], one after the other as one [B, E T, 1, …]."""
+    return x.transpose(1, 2).reshape(x.shape[0], -1, 1, *x.shape[3:])
 
 
 def advantages_of(method: Method, outputs: Outputs, rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +336,10 @@ def meta_loss(
 def sampling_log_p(
     method: Method, weights: Weights, inner_rates: Mapping[str, Tensor], support: Experience | None, query: Experience
 ) -> OldLogP:
-    """The log-probabilities that the runner sampled with, recomputed: cheaper than shipping a float per pull.
+    """The log-probabilities that the actions were sampled with, recomputed.
+
+    Not shipped by the runners: their last bits may depend on how many runners share the meta-batch, and `env_runners`
+    is to change no result.
 
     Args:
         method: The method.

@@ -323,7 +323,11 @@ def head(name: Literal["policy", "value"], weights: Weights, x: Tensor) -> Tenso
 
 
 def replay(
-    architecture: Architecture, weights: Weights, observations: Tensor, initial: Tensor | None = None
+    architecture: Architecture,
+    weights: Weights,
+    observations: Tensor,
+    marks: Tensor | None = None,
+    initial: Tensor | None = None,
 ) -> Outputs:
     """Runs the networks over whole episodes.
 
@@ -331,13 +335,15 @@ def replay(
         architecture: Sizes and wiring.
         weights: With task axis.
         observations: float [B, T, E, D].
+        marks: What `Architecture.memory` keeps of each arm at each step, float [B, T, E, M, A], where it is known.
         initial: Core state before the first step, float [B, E, H]; zeros if not given.
     """
     batch, _, episodes, _ = observations.shape
     weights = conditioned(weights)
     if initial is None:
         initial = observations.new_zeros(batch, episodes, architecture.hidden_size)
-    marks = None if architecture.memory is None else architecture.memory.over(observations)
+    if architecture.memory is not None and marks is None:
+        marks = architecture.memory.over(observations)
     inputs, arms = perceive(architecture, weights, observations, marks)
     hidden = gru_scan(project(weights, inputs), initial, weights["core_recurrent"])
     arm_logits, read = features(architecture, weights, hidden, arms, marks)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mermaide_ray.agent_settings import Split
+from mermaide_ray.agents.base import uniform_arm
 from mermaide_ray.noise import Key, generator
 from mermaide_ray.stackelberg.settings import Game
 
@@ -190,7 +191,6 @@ def play_round(
     response = best_response(commitment, leader, follower)
     payoff = mixture(commitment, leader).take_along_dim(response.unsqueeze(-1), -1).squeeze(-1)
     columns = leader.shape[-1]
-    # A float32 just below 1 times C may round to C.
-    anything = (garbled * columns).long().clamp_(max=columns - 1)
+    anything = uniform_arm(garbled, columns)
     seen = torch.where(garble < game.response_noise, anything, response)
     return Outcome(response, payoff, seen, payoff + game.payoff_noise * payoff_noise)
