@@ -79,17 +79,32 @@ class Contender:
         kshot = KShot(environment, method.at(environment))
         return replace(self, kshot=kshot, planning=experiment.evaluation.planning)
 
-    def player(self, played: Trajectories | None = None) -> NetworkPrincipal:
+    def player(
+        self,
+        played: Trajectories | None = None,
+        episodes: int = 1,
+        task: int = 0,
+        key: Key = (0, "test", "player", 0),
+    ) -> Principal:
         """It as a player of the lockstep game, step by step.
 
         Args:
-            played: Episodes [1, K, T] with one agent, to which it adapts (without planning); None: it knows no agent.
+            played: Episodes [1, K, T] with one agent, to which it adapts, and by which it plans if it does; None: it
+                knows no agent.
+            episodes: Episodes that are to be played side by side.
+            task: Number of the agent, by which agents are imagined: each with draws of its own.
+            key: (seed, split, purpose, iteration) of these draws.
         """
-        method, view = self.kshot.method, view_of(self.kshot.environment)
+        environment, method = self.kshot.environment, self.kshot.method
         if played is None:
-            return NetworkPrincipal(method, view, shared(self.weights, 1))
+            return NetworkPrincipal(method, view_of(environment), shared(self.weights, 1))
         adaptation = self.kshot.adapt(played, self.weights, self.inner_rates)
-        return NetworkPrincipal(method, view, adaptation.weights, adaptation.state)
+        policy = NetworkPrincipal(method, view_of(environment), adaptation.weights, adaptation.state)
+        if not self.planning:
+            return policy
+        with torch.no_grad():
+            choice = self.kshot.plan((task,), played, adaptation, key)
+        return choice.principal(environment, policy, episodes)
 
 
 @dataclass(frozen=True)

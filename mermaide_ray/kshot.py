@@ -187,19 +187,19 @@ class KShot:
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
             per_task = adaptation.weights if self.method.adapts else one
-            choice = self._plan(tasks, support, adaptation, key) if planning else None
+            choice = self.plan(tasks.ids, support, adaptation, key) if planning else None
             query = self._play(tasks, query_episodes, query_dice, per_task, adaptation.state, choice)
         return Meeting(support, query, adaptation, choice)
 
-    def _plan(self, tasks: Tasks, support: Trajectories, adaptation: Adaptation, key: Key) -> Choice:
-        """What to play in the query, by what the support told (`planning.py`)."""
+    def plan(self, ids: tuple[int, ...], support: Trajectories, adaptation: Adaptation, key: Key) -> Choice:
+        """What to play in the query with tasks of these ids, by what the support told (`planning.py`)."""
         learner, (seed, split, purpose, iteration) = self.method.architecture.learner, key
         assert learner is not None
         policy = NetworkPrincipal(self.method, view_of(self.environment), adaptation.weights)
         history = self.experience(support).history
         latents = adaptation.weights[LATENTS]
         luck = (seed, split, f"{purpose}/planning", iteration)
-        return plan(self.environment, learner, history, latents, policy, tasks.ids, luck)
+        return plan(self.environment, learner, history, latents, policy, ids, luck)
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph, and none of its memory."""

@@ -329,18 +329,24 @@ def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:
     pd.testing.assert_frame_equal(here, there)
 
 
-def test_a_player_acts_as_its_principal_is_scored() -> None:
-    """Adapted to what it played with an agent, it plays what it is scored by."""
-    experiment = _experiment()
-    contender, tasks = _contender(experiment), AgentDistribution(experiment).tasks("test", [0])
-    meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, (0, "test", "x", 0))
+@pytest.mark.parametrize("planning", [False, True])
+def test_a_player_acts_as_its_principal_is_scored(planning: bool) -> None:
+    """Adapted to what it played with an agent, it plays what it is scored by, planning included."""
+    experiment = _experiment() if not planning else tiny(world_model={"kind": "learner"})
+    contender = replace(_contender(experiment), planning=planning)
+    tasks, key = AgentDistribution(experiment).tasks("test", [5]), (0, "test", "x", 0)
+    meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, key, planning)
     assert meeting.support is not None
+    if planning:  # else the policy's own acts would be compared again
+        assert meeting.choice is not None
+        assert meeting.choice.by_rule.all()
     for purpose, episodes, known, expected in (
         ("x/support", 2, None, meeting.support),
         ("x/query", 3, meeting.support, meeting.query),
     ):
         dice = deal_for(experiment.environment, (0, "test", purpose, 0), tasks, episodes)
-        played = play(experiment.environment, tasks, episodes, dice, contender.player(known))
+        player = contender.player(known, episodes, task=5, key=key)
+        played = play(experiment.environment, tasks, episodes, dice, player)
         assert torch.equal(played.interventions, expected.interventions)
         assert torch.equal(played.arms, expected.arms)
 
