@@ -20,23 +20,22 @@ from torch import Tensor
 from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
+from mermaide_ray.calibration import arm_calibration, frequency_floor, point_calibration, pooled, prediction_scores
 from mermaide_ray.changes import course_of
 from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game
 from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
-from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
-from mermaide_ray.models.principal import Architecture, Weights, log_softmax, shared
+from mermaide_ray.models.principal import Architecture, Weights, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.registry import near
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
 
 TABLES = ("rows", "calibration", "profiles")
-CALIBRATION_BINS = 15
 # Return per episode: below a pull's worth, the normalised score of a task would be a ratio of noise.
 LEAST_SPAN = 1.0
 # Games of which it is kept what the ends of the scale have played, half a megabyte each by default.
@@ -141,9 +140,9 @@ class Results:
     def together(parts: Sequence[Results]) -> Results:
         """All of them in one."""
         return Results(
-            rows=_stacked([part.rows for part in parts]),
-            calibration=_stacked([part.calibration for part in parts]),
-            profiles=_stacked([part.profiles for part in parts]),
+            rows=pd.concat([part.rows for part in parts], ignore_index=True),
+            calibration=pooled([part.calibration for part in parts]),
+            profiles=pd.concat([part.profiles for part in parts], ignore_index=True),
         )
 
     def write(self, folder: Path) -> None:
@@ -277,11 +276,11 @@ class Evaluation:
         scores: dict[str, Any] = {}
         predicted, families = self._predicted(labels), tasks.family_names()
         for when, logits in (("before", before), ("after", after)):
-            found = _prediction(method.architecture, logits, predicted)
+            found = prediction_scores(method.architecture, logits, predicted)
             scores |= {f"wm_{key}_{when}": value for key, value in found.items()}
         if (head := method.architecture.mixture) is not None:
-            return scores, _point_calibration(head.pit(after, predicted), families)
-        return scores, _calibration(after, labels, families)
+            return scores, point_calibration(head.pit(after, predicted), families)
+        return scores, arm_calibration(after, labels, families)
 
     def _origin(self, method: str, seed: int) -> dict[str, Any]:
         """What all tables say first of a method."""
@@ -361,9 +360,9 @@ class Evaluation:
         """
         if self._space is None:
             num_arms = self.experiment.environment.num_arms
-            return {"wm_nll_uniform": float(np.log(num_arms)), **_frequency(arms, num_arms)}
+            return {"wm_nll_uniform": float(np.log(num_arms)), **frequency_floor(arms, num_arms)}
         cells = self._space.num_candidates
-        nll = _frequency(self._space.candidate(arms), cells)["wm_nll_frequency"] - float(np.log(cells))
+        nll = frequency_floor(self._space.candidate(arms), cells)["wm_nll_frequency"] - float(np.log(cells))
         return {"wm_nll_uniform": 0.0, "wm_nll_frequency": nll, "wm_accuracy_frequency": np.nan}
 
     def _profiles(self, origin: dict[str, Any], k: int, chunk: slice, played: Trajectories) -> pd.DataFrame:
@@ -384,117 +383,7 @@ class Evaluation:
         )
 
 
-def _prediction(architecture: Architecture, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Negative log-likelihood, accuracy and calibration error of the next arm or point, numpy [B] each.
-
-    Calibration error: Guo et al., arXiv 1706.04599, Eq. 3, over CALIBRATION_BINS equal bins of the likeliest arm's
-    probability. Of points: the mean gap between the share of PIT values (`MixtureHead.pit`) below each of the bins'
-    inner edges and that edge, per coordinate, then the mean over coordinates; from 0 to 1/2.
-    """
-    nll = prediction_nll(architecture, logits, labels).numpy()
-    if (head := architecture.mixture) is not None:
-        hit = head.hits(logits, labels).float().mean((1, 2))
-        shares, edges = _shares_below(head.pit(logits, labels))
-        error = (shares - edges).abs().mean((1, 2))
-        return {"nll": nll, "accuracy": hit.numpy(), "ece": error.numpy()}
-    log_p = log_softmax(logits)
-    confidence, guess = log_p.exp().max(-1)
-    hit = (guess == labels).float()
-    error = torch.zeros(len(labels))
-    bins = _bins(confidence)
-    for index in range(CALIBRATION_BINS):
-        inside = (bins == index).float()
-        error += ((confidence - hit) * inside).mean((1, 2)).abs()
-    return {"nll": nll, "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
-
-
-def _calibration(logits: Tensor, labels: Tensor, families: list[str]) -> pd.DataFrame:
-    """The reliability curve: per family and bin, count, mean confidence and share of hits."""
-    confidence, guess = logits.softmax(-1).max(-1)
-    batch, per_task = len(labels), labels[0].numel()
-    frame = pd.DataFrame(
-        {
-            "family": np.repeat(families, per_task),
-            "bin": _bins(confidence).view(batch, -1).flatten().numpy(),
-            "confidence": confidence.flatten().numpy(),
-            "frequency": (guess == labels).float().flatten().numpy(),
-        }
-    )
-    grouped = frame.groupby(["family", "bin"])
-    return grouped.mean().assign(count=grouped.size()).reset_index()
-
-
-def _shares_below(pit: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of PIT values [B, T, E, d] below the inner edges of CALIBRATION_BINS equal bins, [B, d, bins - 1]; edges.
-
-    Source: Gneiting, Balabdaoui, Raftery: Probabilistic Forecasts, Calibration and Sharpness, JRSS B 2007.
-    """
-    edges = torch.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
-    return (pit.flatten(1, 2).unsqueeze(-1) < edges).float().mean(1), edges
-
-
-def _point_calibration(pit: Tensor, families: list[str]) -> pd.DataFrame:
-    """Calibration of densities, from PIT values [B, T, E, d]: per family, coordinate and inner edge of the bins.
-
-    The columns are those of the reliability curve, so that both are pooled and drawn alike: `confidence` is the edge,
-    a nominal probability, `frequency` the share of PIT values below it, `count` their number.
-    """
-    shares, edges = _shares_below(pit)
-    batch, dimensions, inner = shares.shape
-    frame = pd.DataFrame(
-        {
-            "family": np.repeat(families, dimensions * inner),
-            "coordinate": np.tile(np.repeat(np.arange(1, dimensions + 1), inner), batch),
-            "bin": np.tile(np.arange(inner), batch * dimensions),
-            "confidence": edges.repeat(batch * dimensions).numpy(),
-            "frequency": shares.flatten().numpy(),
-        }
-    )
-    grouped = frame.groupby(["family", "coordinate", "bin"])
-    return grouped.mean().assign(count=grouped.size() * pit[0, ..., 0].numel()).reset_index()
-
-
-def _bins(confidence: Tensor) -> Tensor:
-    return (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
-
-
-def _frequency(labels: Tensor, num_arms: int) -> dict[str, Any]:
-    """Floor: the agent's own running frequencies with one pseudo-count per arm (Laplace), for labels [B, T, E].
-
-    Returns:
-        Negative log-likelihood and accuracy, numpy [B] each. Of several likeliest arms any of them is the guess.
-    """
-    loss, hits = torch.zeros(labels.shape[0]), torch.zeros(labels.shape[0])
-    counts = torch.ones(labels.shape[0], labels.shape[2], num_arms)
-    for t in range(labels.shape[1]):
-        index = labels[:, t].unsqueeze(-1)
-        count, most = counts.gather(-1, index), counts.amax(-1, keepdim=True)
-        loss -= (count.squeeze(-1) / (num_arms + t)).log().mean(1)
-        hits += ((count == most) / (counts == most).sum(-1, keepdim=True)).squeeze(-1).mean(1)
-        counts.scatter_add_(-1, index, torch.ones_like(index, dtype=counts.dtype))
-    pulls = labels.shape[1]
-    return {"wm_nll_frequency": (loss / pulls).numpy(), "wm_accuracy_frequency": (hits / pulls).numpy()}
-
-
 def _exploration(tasks: Tasks) -> list[float]:
     """What figures sort agents by: the first hyperparameter that a family declares, [B]; NaN where it has none."""
     names = [next(iter(tasks.families[i].hyperparameters), None) for i in tasks.family.tolist()]
     return [float(tasks.params[name][row]) if name else np.nan for row, name in enumerate(names)]
-
-
-def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return pd.DataFrame()
-    stacked = pd.concat(filled, ignore_index=True)
-    if "bin" in stacked:  # chunks of tasks share bins
-        by_coordinate = ["coordinate"] if "coordinate" in stacked else []
-        keys = ["method", "seed", "split", "condition", "k", "family", *by_coordinate, "bin"]
-        weighted = stacked.assign(
-            confidence=stacked["confidence"] * stacked["count"], frequency=stacked["frequency"] * stacked["count"]
-        )
-        summed = weighted.groupby(keys, as_index=False)[["count", "confidence", "frequency"]].sum()
-        return summed.assign(
-            confidence=summed["confidence"] / summed["count"], frequency=summed["frequency"] / summed["count"]
-        )
-    return stacked

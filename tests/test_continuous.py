@@ -21,13 +21,14 @@ from mermaide_ray.algorithm import MermaideConfig, flat_metrics
 from mermaide_ray.baselines import BASELINES, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule
+from mermaide_ray.calibration import CALIBRATION_BINS, point_calibration, prediction_scores
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import CALIBRATION_BINS, Contender, Evaluation, Results, _point_calibration, _prediction
+from mermaide_ray.evaluation import Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
@@ -290,14 +291,14 @@ def test_points_drawn_from_the_prediction_find_it_calibrated_and_others_do_not(d
     points = torch.rand(2, 100, 40, dimensions, generator=torch.Generator().manual_seed(0))
     points[1] = points[1].square()
     architecture = replace(Method.of(continuous(dimensions)).architecture, mixture=head)
-    error = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+    error = prediction_scores(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
     assert error[0] < 0.01
     edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
     assert error[1] == pytest.approx((np.sqrt(edges) - edges).mean(), abs=0.01)
     # Errors of opposite sign don't cancel between coordinates.
     if dimensions == 2:
         points[1, ..., 1] = 1 - points[1, ..., 1]
-        again = _prediction(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+        again = prediction_scores(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
         assert again[1] == pytest.approx(error[1], abs=0.01)
 
 
@@ -309,7 +310,7 @@ def test_calibration_counts_pit_values_by_family_and_coordinate() -> None:
         {"method": "m", "seed": 0, "split": "test", "condition": "test"},
     )
     parts = [
-        _point_calibration(pit[chunk], families[chunk]).assign(**origin, k=1)
+        point_calibration(pit[chunk], families[chunk]).assign(**origin, k=1)
         for chunk in (slice(0, 2), slice(2, 3), slice(0, 3))
     ]
     nothing = pd.DataFrame()

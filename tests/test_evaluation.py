@@ -18,16 +18,14 @@ from mermaide_ray import evaluation
 from mermaide_ray.agents.base import Family, Params, State
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines import BASELINES, oracles, rules
+from mermaide_ray.calibration import CALIBRATION_BINS, frequency_floor, prediction_scores
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import (
-    CALIBRATION_BINS,
     LEAST_SPAN,
     Bounds,
     Contender,
     Evaluation,
     Results,
-    _frequency,
-    _prediction,
 )
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot
@@ -265,7 +263,7 @@ def test_calibration_error_by_hand() -> None:
     """Two bins: two predictions at 0.9, of which one hits, and two at 0.6, which both hit."""
     p = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]]).view(1, 4, 1, 2)
     architecture = Method.of(_experiment()).architecture
-    found = _prediction(architecture, p.log(), torch.tensor([0, 0, 0, 1]).view(1, 4, 1))
+    found = prediction_scores(architecture, p.log(), torch.tensor([0, 0, 0, 1]).view(1, 4, 1))
     assert found["ece"][0] == pytest.approx(0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 1.0), rel=1e-5)
     assert found["accuracy"][0] == 0.75
     assert found["nll"][0] == pytest.approx(-(math.log(0.9) + math.log(0.1) + 2 * math.log(0.6)) / 4, rel=1e-5)
@@ -277,7 +275,7 @@ def test_floor_of_running_frequencies_by_hand() -> None:
     expected = -(math.log(1 / 2) + math.log(2 / 3) + math.log(1 / 4)) / 3
     # Episodes don't learn of one another.
     for episodes in (labels, torch.cat([labels, 1 - labels], dim=2)):
-        floor = _frequency(episodes, 2)
+        floor = frequency_floor(episodes, 2)
         assert floor["wm_nll_frequency"] == pytest.approx(expected, rel=1e-5)
         assert floor["wm_accuracy_frequency"] == pytest.approx((1 / 2 + 1 + 0) / 3, rel=1e-5)
 
