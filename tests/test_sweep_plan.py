@@ -46,16 +46,16 @@ def test_without_anything_to_vary_a_trial_is_its_seed() -> None:
 
 def test_short_names_stay_apart() -> None:
     plan = plan_of(search={"meta_learning.inner_lr": {"grid": [0.1]}, "training.gamma": {"grid": [1.0]}})
-    assert plan.settings[0].trial == "inner_lr=0.1,gamma=1"
+    assert plan.settings[0].name == "inner_lr=0.1,gamma=1"
     search = {f"agents.families.{name}.weight": {"grid": [1]} for name in ("ucb", "epsilon_greedy")}
-    assert plan_of(search=search).settings[0].trial == (
+    assert plan_of(search=search).settings[0].name == (
         "agents.families.ucb.weight=1,agents.families.epsilon_greedy.weight=1"
     )
 
 
 def test_methods_are_variants_of_one_setting() -> None:
     plan = plan_of(methods=["mermaide", "rl2"], settings={"training": {"env_steps": 10_000}})
-    names = [setting.trial for setting in plan.settings]
+    names = [setting.name for setting in plan.settings]
     assert names == ["method=mermaide", "method=rl2"]
     base = load_experiment(overrides={"training.env_steps": 10_000})
     assert plan.settings[1].experiment == variant(base, "rl2")
@@ -68,7 +68,7 @@ def test_a_method_that_sets_what_is_searched_is_refused() -> None:
 
 def test_k_as_a_dimension_multiplies_no_trial() -> None:
     plan = plan_of(search={"evaluation.k": {"grid": [0, 1, 5]}, "training.gamma": {"grid": [0.9, 1.0]}})
-    assert [setting.trial for setting in plan.settings] == ["gamma=0.9", "gamma=1"]
+    assert [setting.name for setting in plan.settings] == ["gamma=0.9", "gamma=1"]
     assert plan.settings[0].experiment.evaluation.k == (0, 1, 5)
     assert plan.metric == "validation/score_k5"
 
@@ -76,7 +76,7 @@ def test_k_as_a_dimension_multiplies_no_trial() -> None:
 def test_values_with_labels_go_by_their_labels() -> None:
     narrow = {"ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}, "test": {"ucb_coefficient": [0.6, 1.5]}}}
     plan = plan_of(search={"agents.families": {"grid": {"narrow": narrow}}})
-    assert plan.settings[0].trial == "families=narrow"
+    assert plan.settings[0].name == "families=narrow"
     # The value replaces the mixture whole: no family of the default is left in it.
     assert list(plan.settings[0].experiment.agents.families) == ["ucb"]
 
@@ -92,7 +92,7 @@ def test_draws_keep_to_their_ranges_and_more_samples_keep_the_earlier_ones() -> 
     settings = {"meta_learning": {"adaptation_episodes": 2}}
     few = plan_of(search=search, settings=settings, tune={"samples": 5})
     many = plan_of(search=search, settings=settings, tune={"samples": 40})
-    assert [s.trial for s in few.settings] == [s.trial for s in many.settings][: len(few.settings)]
+    assert [s.name for s in few.settings] == [s.name for s in many.settings][: len(few.settings)]
     assert (len(few.settings), len(many.settings)) == (10, 80)
     drawn = [s.experiment for s in many.settings]
     assert all(1e-4 <= e.training.meta_lr <= 1e-2 and 0.9 <= e.training.gamma <= 1 for e in drawn)
@@ -100,12 +100,12 @@ def test_draws_keep_to_their_ranges_and_more_samples_keep_the_earlier_ones() -> 
     # Half of a loguniform range lies below its geometric middle.
     assert 10 <= sum(e.training.meta_lr < 1e-3 for e in drawn) / 2 <= 30
     other = plan_of(search=search, settings=settings, tune={"samples": 5, "seed": 1})
-    assert [s.trial for s in few.settings] != [s.trial for s in other.settings]
+    assert [s.name for s in few.settings] != [s.name for s in other.settings]
 
 
 def test_equal_draws_are_one_run() -> None:
     plan = plan_of(search={"world_model.hidden_size": {"randint": [8, 9]}}, tune={"samples": 10})
-    assert sorted(setting.trial for setting in plan.settings) == ["hidden_size=8", "hidden_size=9"]
+    assert sorted(setting.name for setting in plan.settings) == ["hidden_size=8", "hidden_size=9"]
 
 
 def test_seeds_share_trials_as_resources_say_and_under_a_scheduler_all_do() -> None:

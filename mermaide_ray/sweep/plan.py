@@ -47,20 +47,20 @@ class Setting:
     """One combination of what is swept.
 
     Attributes:
-        trial: Readable name, without the seed.
+        name: Readable, without the seed; in result files the column `trial`.
         values: Label of each searched setting.
         experiment: All settings; its seed is the sweep's first.
         method: The preset that it was made of, where methods are a dimension.
     """
 
-    trial: str
+    name: str
     values: Values
     experiment: Experiment
     method: str | None = None
 
     def run_name(self, seed: int) -> str:
         """Name of the run with one training seed."""
-        return trial_name(self.trial, (seed,))
+        return trial_name(self.name, (seed,))
 
     def with_seed(self, seed: int) -> Experiment:
         """The settings of one run."""
@@ -77,7 +77,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Readable, and different for every trial."""
-        return trial_name(self.setting.trial, self.seeds)
+        return trial_name(self.setting.name, self.seeds)
 
     @property
     def env_steps(self) -> int:

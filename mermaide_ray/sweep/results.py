@@ -90,7 +90,7 @@ def is_over(plan: Plan, known: Statuses) -> bool:
 
 def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
     """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
-    left = [trial for trial in plan.trials if not _has_ended(known, trial.setting.trial, trial.seeds)]
+    left = [trial for trial in plan.trials if not _has_ended(known, trial.setting.name, trial.seeds)]
     return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
 
 
@@ -137,7 +137,7 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
             for seed in plan.sweep.seeds:
                 name = setting.run_name(seed)
                 begun = {
-                    "trial": setting.trial,
+                    "trial": setting.name,
                     "method": setting.experiment.name,
                     "seed": seed,
                     "values": setting.values,

@@ -346,7 +346,7 @@ class SweepRun:
 
     def _write_status(self, status: str, metrics: Told, error: str | None, by_budget: bool = False) -> None:
         told = {
-            "trial": self._setting.trial,
+            "trial": self._setting.name,
             "method": self._experiment.name,
             "preset": self._setting.method,
             "seed": self.seed,

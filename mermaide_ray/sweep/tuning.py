@@ -295,7 +295,7 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
         for trial in plan.trials:
             if trial.name not in left:
                 statuses = [known.get(trial.setting.run_name(seed)) for seed in trial.seeds]
-                _tell_known(plan, _label(plan, trial.setting.trial, trial.seeds), statuses)
+                _tell_known(plan, _label(plan, trial.setting.name, trial.seeds), statuses)
         space["trial"] = tune.grid_search(
             [
                 {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
@@ -447,7 +447,7 @@ def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
     values, method, seeds = _choice_of(plan, config)
     setting = plan.setting(values, method)
     if plan.sweep.tune.scheduler == "pbt":
-        setting = replace(setting, trial=_member(trial_id))
+        setting = replace(setting, name=_member(trial_id))
     return Trial(setting, seeds)
 
 
