@@ -37,8 +37,9 @@ from mermaide_ray.storage import load_principal
 from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.job import _alone, _begin, _conclude, _note_other_code
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.sweep.results import assemble, read_statuses, unfinished
+from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun, origin_of
+from mermaide_ray.sweep.status import read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST, SweepTrial
 

@@ -16,8 +16,8 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.session import Session
 from mermaide_ray.sweep.adopt import adopt, trained_in
 from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep
-from mermaide_ray.sweep.results import read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.status import read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "no_figures")]
@@ -82,7 +82,7 @@ def test_a_trial_scores_what_was_adopted_without_training(
     assert run.is_scored
     theirs = read_status(Store(str(trained)), run.name)
     assert theirs is not None
-    assert told.items() >= theirs["metrics"].items()
+    assert told.items() >= theirs.metrics.items()
     left = {name.split(".")[0] for name in store.names(f"runs/{run.name}")}
     assert left >= {
         "config",

@@ -15,8 +15,9 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.sweep import tuning
 from mermaide_ray.sweep.file import load_sweep
 from mermaide_ray.sweep.job import _begin
-from mermaide_ray.sweep.results import assemble, is_over, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.status import is_over, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST
 from mermaide_ray.training import contender_from
@@ -66,7 +67,7 @@ def test_a_trial_that_is_stopped_for_a_failure_is_left_to_be_tried_again(tmp_pat
 
 def status_of(store: Store, run: SweepRun) -> Any:
     status = read_status(store, run.name)
-    return status and status["status"]
+    return status and status.status
 
 
 def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from mermaide_ray.config_file import flat, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.storage import RunDirectory
-from mermaide_ray.sweep.file import DONE, SWEEP_FILE, read_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, read_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
-from mermaide_ray.sweep.results import read_statuses
+from mermaide_ray.sweep.status import read_statuses
 from mermaide_ray.sweep.store import Store
 
 Sources = Mapping[str, Path]
@@ -91,10 +91,10 @@ def adopt(plan: Plan, store: Store, sources: Sources, console: Console) -> None:
 def _trained(runs: Path) -> Iterator[tuple[str, Path]]:
     """Those trained to the end of their budget, by what their principal depends on."""
     for name, status in read_statuses(Store(str(runs.parent))).items():
-        if status["status"] == DONE:
+        if status.is_done:
             run = runs / name
             experiment = RunDirectory(run).experiment()
-            if status["env_steps"] == budget_of(experiment):
+            if status.env_steps == budget_of(experiment):
                 yield training_of(experiment), run
 
 

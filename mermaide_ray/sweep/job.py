@@ -23,6 +23,7 @@ from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, SWEEP_FILE, UNFINISHED, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.status import is_over, read_statuses, reopen
 from mermaide_ray.sweep.store import Store
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ def run_sweep(
     _check_rows(plan, plan.num_rows(), where)
     checkpoint_seconds()  # refused now, not by each run
     sources = _sources(principals, plan)
-    from mermaide_ray.sweep.results import is_over, read_statuses
 
     with _alone(store):
         _begin(store, sweep)
@@ -209,13 +209,12 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write("provenance.json", json.dumps(provenance(), indent=1).encode())
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
-    from mermaide_ray.sweep.results import read_statuses, reopen
 
     theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
     # What a trial takes may change between the two halves of a sweep; what is done may not.
     free = {"resources", "answer", "question", "rows"}
     other_rules = theirs.baselines != sweep.baselines and not any(
-        status["status"] == DONE for status in read_statuses(store).values()
+        status.is_done for status in read_statuses(store).values()
     )
     if other_rules:
         free.add("baselines")

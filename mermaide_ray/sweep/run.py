@@ -30,7 +30,8 @@ from mermaide_ray.session import Session
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, clear
 from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
-from mermaide_ray.sweep.results import STATUS, has_ended, read_milestones, read_status, to_parquet
+from mermaide_ray.sweep.results import read_milestones, to_parquet
+from mermaide_ray.sweep.status import RunStatus, read_status
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from
@@ -87,9 +88,9 @@ class SweepRun:
     def _recall(self) -> None:
         """Takes what is on record of a run that has ended."""
         status = read_status(self._store, self.name)
-        if status is None or not has_ended(status):
+        if status is None or not status.has_ended:
             return
-        self._outcome, self.is_scored = status["metrics"], status["status"] == DONE
+        self._outcome, self.is_scored = status.metrics, status.is_done
         if self._plan.sweep.tune.scheduler == "asha":
             # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
             milestones = read_milestones(self._store, self.name)
@@ -345,23 +346,22 @@ class SweepRun:
         self._store.write(f"baselines/{key}.rows.parquet", to_parquet(results.rows))
 
     def _write_status(self, status: str, metrics: Told, error: str | None, by_budget: bool = False) -> None:
-        told = {
-            "trial": self._setting.name,
-            "method": self._experiment.name,
-            "preset": self._setting.method,
-            "seed": self.seed,
-            "values": self._setting.values,
-            "status": status,
-            "error": error,
-            "by_budget": by_budget,
-            "env_steps": int(metrics.get("throughput/env_steps", 0)),
-            "budget": budget_of(self._experiment),
+        RunStatus(
+            trial=self._setting.name,
+            method=self._experiment.name,
+            preset=self._setting.method,
+            seed=self.seed,
+            values=self._setting.values,
+            status=status,
+            error=error,
+            by_budget=by_budget,
+            env_steps=int(metrics.get("throughput/env_steps", 0)),
+            budget=budget_of(self._experiment),
             **self._clock,
-            "hostname": platform.node(),
-            "sources": _SOURCES,
-            "metrics": metrics,
-        }
-        self._store.write(f"{self._folder}/{STATUS}", json.dumps(told, indent=1).encode())
+            hostname=platform.node(),
+            sources=_SOURCES,
+            metrics=metrics,
+        ).write(self._store, self.name)
 
 
 def _scores(rows: pd.DataFrame) -> Told:

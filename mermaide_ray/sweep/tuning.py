@@ -28,11 +28,11 @@ from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.disk import written_by_others
 from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import DONE, SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
-from mermaide_ray.sweep.results import Statuses, has_ended, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.status import RunStatus, Statuses, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store, below
 
 NAME = "MERMAIDE"
@@ -201,7 +201,7 @@ def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any], by_bu
     metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
     for seed in trial.seeds:
         status = read_status(store, trial.setting.run_name(seed))
-        if status is not None and status["status"] == UNFINISHED:
+        if status is not None and status.status == UNFINISHED:
             SweepRun(plan, trial.setting, seed, store).stop(metrics, by_budget)
 
 
@@ -253,7 +253,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         tuner = _restored(store, trainable, trusted)
         if tuner is None:
             # Half a population is of no use without Tune's record of who copied from whom.
-            if any(status["status"] == DONE for status in known.values()):
+            if any(status.is_done for status in known.values()):
                 raise InputError(
                     f"a population must go on from {store.uri(TUNE_FOLDER)}, which is gone, and some of its runs are "
                     f"done (give another --out, or delete {store.uri('runs')} to start it afresh)"
@@ -270,7 +270,8 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
             _stop(plan, store, trial, result.metrics, by_budget=True)
         if result.error is not None:  # its process died more often than allowed
             for seed in trial.seeds:
-                if not has_ended(read_status(store, trial.setting.run_name(seed))):
+                status = read_status(store, trial.setting.run_name(seed))
+                if status is None or not status.has_ended:
                     SweepRun(plan, trial.setting, seed, store).fail(result.error)
 
 
@@ -318,20 +319,21 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
 
 def _tell_ended(plan: Plan, known: Statuses) -> None:
     """Tells the panel of all trials of a search that were done before."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for status in filter(has_ended, known.values()):
-        found.setdefault(status["trial"], []).append(status)
+    found: dict[str, list[RunStatus]] = {}
+    for status in known.values():
+        if status.has_ended:
+            found.setdefault(status.trial, []).append(status)
     for trial, statuses in found.items():
         if len(statuses) == len(plan.sweep.seeds):
             _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses)
 
 
-def _tell_known(plan: Plan, name: str, statuses: Sequence[Mapping[str, Any] | None]) -> None:
+def _tell_known(plan: Plan, name: str, statuses: Sequence[RunStatus | None]) -> None:
     """Tells the panel of a trial that was done before, all its runs ended."""
     ended = [status for status in statuses if status is not None]
-    scores = [status["metrics"].get(plan.metric, WORST) for status in ended]
+    scores = [status.metrics.get(plan.metric, WORST) for status in ended]
     score = float(np.mean(scores)) if scores else WORST
-    steps = sum(int(status["env_steps"]) for status in ended)
+    steps = sum(status.env_steps for status in ended)
     _Watch.panel.known(name, steps, score if score > WORST else None)
 
 
@@ -340,9 +342,9 @@ def _spent(plan: Plan, known: Statuses) -> int:
     if plan.sweep.is_planned:
         again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
     else:
-        open_ones = {status["trial"] for status in known.values() if not has_ended(status)}
-        again = {name for name, status in known.items() if status["trial"] in open_ones}
-    return sum(int(it["env_steps"]) for name, it in known.items() if has_ended(it) and name not in again)
+        open_ones = {status.trial for status in known.values() if not status.has_ended}
+        again = {name for name, status in known.items() if status.trial in open_ones}
+    return sum(it.env_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
 def _root(store: Store) -> str:
@@ -403,9 +405,9 @@ def _optuna(plan: Plan, known: Statuses) -> tuple[OptunaSearch, int]:
     scores: dict[str, list[float]] = {}
     values: dict[str, dict[str, str]] = {}
     for status in known.values():
-        values[status["trial"]] = status["values"]
-        if has_ended(status):
-            scores.setdefault(status["trial"], []).append(status["metrics"].get(metric, WORST))
+        values[status.trial] = status.values
+        if status.has_ended:
+            scores.setdefault(status.trial, []).append(status.metrics.get(metric, WORST))
     scored = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
     points = {
         trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}

@@ -1,0 +1,132 @@
+"""The record of each run of a sweep, `runs/<run>/status.json`: what it is, and what has become of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from mermaide_ray.errors import InputError
+from mermaide_ray.sweep.file import DONE, STOPPED, UNFINISHED
+from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
+from mermaide_ray.sweep.store import Store
+
+_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is on record of a run.
+
+    Attributes:
+        trial: Name of its setting, without the seed.
+        method: What it is called in rows.
+        preset: The preset that its method is made of, where methods are a dimension of the sweep.
+        seed: Training seed.
+        values: Label of each searched setting.
+        status: DONE, FAILED, STOPPED or UNFINISHED.
+        error: Why it has failed, in a line.
+        by_budget: Whether it was stopped because the sweep's budget was spent: with a larger one it goes on.
+        env_steps: Environment steps that count: of a run that has ended.
+        budget: Environment steps of the whole run.
+        wall_s, cpu_s: Seconds spent, over all attempts but for what a kill took with it.
+        hostname: Where it was written.
+        sources: Digest of the code that wrote it.
+        metrics: By their flat names, at the end.
+    """
+
+    trial: str
+    method: str
+    preset: str | None
+    seed: int
+    values: Values
+    status: str = UNFINISHED
+    error: str | None = None
+    by_budget: bool = False
+    env_steps: int = 0
+    budget: int | None = None
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    hostname: str | None = None
+    sources: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is scored."""
+        return self.status == DONE
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is not to be gone on with: it is scored, or was stopped."""
+        return self.status in (DONE, STOPPED)
+
+    def write(self, store: Store, run_name: str) -> None:
+        """Puts it on record."""
+        store.write(f"runs/{run_name}/{_FILE}", json.dumps(asdict(self), indent=1).encode())
+
+
+Statuses = Mapping[str, RunStatus]
+"""What is on record of runs, by name."""
+
+
+def read_status(store: Store, run_name: str) -> RunStatus | None:
+    """What is on record of a run: since it was begun, or has ended, well or not.
+
+    Raises:
+        InputError: The record is damaged.
+    """
+    name = f"runs/{run_name}/{_FILE}"
+    content = store.read(name)
+    if not content:
+        return None
+    with undamaged(store, name):
+        told, known = json.loads(content), {each.name for each in fields(RunStatus)}
+        return RunStatus(**{key: value for key, value in told.items() if key in known})
+
+
+def read_statuses(store: Store) -> Statuses:
+    """What is on record of every run that was begun, by name."""
+    found = ((name, read_status(store, name)) for name in store.names("runs"))
+    return {name: status for name, status in found if status is not None}
+
+
+def reopen(store: Store) -> None:
+    """Lets runs go on that have ended because the sweep's budget was spent."""
+    for name, status in read_statuses(store).items():
+        if status.status == STOPPED and status.by_budget:
+            # As of one that was killed: what it did is told again by its files.
+            replace(status, status=UNFINISHED, by_budget=False, env_steps=0, metrics={}).write(store, name)
+
+
+def is_over(plan: Plan, known: Statuses) -> bool:
+    """Whether no process is worth starting, as far as is known before Tune is asked."""
+    if plan.sweep.tune.scheduler == "pbt":
+        members = map(member_name, range(plan.sweep.tune.samples))
+        return all(_have_ended(known, member, plan.sweep.seeds) for member in members)
+    return plan.sweep.is_planned and not unfinished(plan, known)
+
+
+def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
+    """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
+    left = [trial for trial in plan.trials if not _have_ended(known, trial.setting.name, trial.seeds)]
+    return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
+
+
+def _have_ended(known: Statuses, setting: str, seeds: Sequence[int]) -> bool:
+    statuses = (known.get(trial_name(setting, (seed,))) for seed in seeds)
+    return all(status is not None and status.has_ended for status in statuses)
+
+
+@contextmanager
+def undamaged(store: Store, name: str) -> Iterator[None]:
+    """Says which file of the sweep can't be read, and what to do about it."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # JSON's and Arrow's errors are ValueErrors
+        whole = name.rpartition("/")[0] if name.startswith("runs/") else name
+        raise InputError(
+            f"a sweep's files must be whole, but {store.uri(name)} is damaged ({str(error).splitlines()[0]}): delete "
+            f"{store.uri(whole)}, and the same command makes it again"
+        ) from None
