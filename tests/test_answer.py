@@ -104,6 +104,24 @@ def test_a_few_seeds_in_common_do_not_throw_the_others_away(tmp_path: Path) -> N
     assert answer(read_study([folder])).contrasts[0].seeds == 3
 
 
+@pytest.mark.parametrize("lost", [{(0.001, 1), (0.01, 2), (0.1, 0)}, {(0.001, 0), (0.001, 1), (0.01, 2)}])
+def test_methods_that_lost_other_runs_are_compared_over_the_runs_of_both(
+    lost: set[tuple[float, int]], tmp_path: Path
+) -> None:
+    """Settings differ by 0.3, methods by nothing: which runs are lost must make no difference."""
+    key = "training.meta_lr"
+    exact: dict[str, Any] = {"per_setting": {key: 0.3}, "seed_sd": 0, "noise_sd": 0, "gain": 0}
+    methods = {"mermaide": Effects(**exact), "rl2": Effects(**exact)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"]}
+    options: dict[str, Any] = {"search": {key: [0.001, 0.01, 0.1]}, "seeds": 3, "answer": claim}
+    folder = write_sweep(tmp_path / "sweep", methods, **options, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    runs = pd.Series(list(zip(rows[f"setting.{key}"], rows["seed"], strict=True)), index=rows.index)
+    rows[(rows["method"] != "mermaide") | ~runs.isin(lost)].to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder])).contrasts[0]
+    assert [found.difference.low, found.difference.value, found.difference.high] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
 def test_every_metric_of_the_rows_may_be_what_a_claim_is_about(tmp_path: Path) -> None:
     assert set(MEASURES) == {metric.key for metric in ROW_METRICS}
     claim = {"compare": "k", "value": 1, "against": [0], "measure": "wm_accuracy_before"}

@@ -110,6 +110,9 @@ def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
     cells = Cells(rows(("m", "a", "test", 0, {0: [0.0], 1: [0.0]}), ("m", "b", "test", 0, {0: [1.0]})))
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert (list(pooled.index), pooled.iloc[0, 0]) == ([0], 0.5)
+    assert list(cells.left_out) == [
+        "m: training seeds 1 lack a setting that others have, and are left out of means over settings."
+    ]
 
 
 def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
@@ -117,6 +120,40 @@ def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert pooled.to_numpy().ravel().tolist() == [0.0, 1.0]
     # No numbers, which could be seeds of what they are compared with.
+    assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
+
+
+LEVELS = {"a": 0.2, "b": 0.5, "c": 0.9}
+LACKING = {("a", 1), ("b", 2), ("c", 0)}
+
+
+def test_no_seed_is_a_mean_over_other_settings_than_another() -> None:
+    """One side lacks another seed in each setting; all runs that both have are the same."""
+    runs = {
+        method: [
+            (method, setting, "test", 0, {seed: [level] * 4 for seed in range(3) if (setting, seed) not in lacking})
+            for setting, level in LEVELS.items()
+        ]
+        for method, lacking in (("x", LACKING), ("y", set[tuple[str, int]]()))
+    }
+    rule = ("first_n", "a", "test", 0, {0: [0.7] * 4})
+    cells = Cells(rows(*runs["x"], *runs["y"], rule))
+    one, other = ([Cell(method, setting, "test", 0) for setting in LEVELS] for method in runs)
+    names = [f"{setting}, seed {seed}" for setting in LEVELS for seed in range(3) if (setting, seed) not in LACKING]
+    assert list(cells.pooled(one).index) == names
+    assert list(cells.pooled(other).index) == [0, 1, 2]
+    gain = cells.gain(one, other)
+    assert list(gain.index) == names
+    assert not gain.to_numpy().any()
+    assert list(cells.pooled_alike(one, [Cell(*rule[:4])])[1].index) == [0]
+    assert cells.left_out == {}
+
+
+def test_conditions_of_which_one_has_no_seed_in_common_are_runs_of_their_own_in_both() -> None:
+    whole = [("m", setting, "far", 0, {0: [0.1], 1: [0.3]}) for setting in "ab"]
+    apart = [("m", "a", "test", 0, {0: [0.2]}), ("m", "b", "test", 0, {1: [0.4]})]
+    pooled = Cells(rows(*whole, *apart)).pooled([Cell(*cell[:4]) for cell in (*whole, *apart)])
+    assert pooled.shape == (2, 2)
     assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
 
 

@@ -155,7 +155,7 @@ def _contrast(
     cells, shared = study.cells, _measured(study, one, other, conditions, measure)
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
     trim = QUARTILE if measure == SCORE else 0.0
-    x, y = cells.pooled(mine, measure), cells.pooled(theirs, measure)
+    x, y = cells.pooled_alike(mine, theirs, measure)
     if not (x.size and y.size):
         raise InputError(
             f"{one.name} and {other.name} must each have a training seed with `{measure}` in all of "
@@ -166,8 +166,9 @@ def _contrast(
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
         x, y = x[tasks], y[tasks]
-        # Where only some seeds of either side are the other's, pairing would throw the rest of both away.
-        pairs = min(len(x), len(y)) in (1, len(seeds))
+        # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs
+        # of their own (they have names) are of several settings: either side's rest may be of other ones.
+        pairs = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, str) for seed in seeds)
         if pairs and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
         signed = (x, y) if sign > 0 else (y, x)

@@ -21,6 +21,9 @@ from mermaide_ray.report.table import SCORE
 # grid (hits and costs over episodes) that meets the ties of rounding again and again; a little beside it, it does not.
 DIGITS, BESIDE = 3, 6e-5
 
+Group = dict[str, pd.DataFrame]
+"""Setting -> values [S, T] of the same tasks."""
+
 
 def is_trained(method: str) -> bool:
     """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
@@ -180,20 +183,43 @@ class Cells:
         task's values are averaged, seed by seed, so that each of these settings weighs the same; tasks that have no
         value in one of them are left out. Settings that met no task in common, such as those of other families of
         agents, stand side by side as conditions do. Only seeds that have all of it count; where settings of the same
-        tasks have no seed in common, each training run is a seed of its own.
+        tasks have no seed in common, each training run is a seed of its own (and a setting weighs as its runs do).
         """
+        groups = self._groups(cells, measure)
+        return _side_by_side(groups, _must_be_runs(groups))
+
+    def pooled_alike(
+        self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`pooled` of two sides; training runs of their own on both where they must be on one.
+
+        A mean over all settings, beside runs of which some setting has fewer than others, would be of another game.
+        Rules have no training runs.
+        """
+        sides = [(self._groups(side, measure), all(is_trained(cell.method) for cell in side)) for side in (one, other)]
+        runs = any(_must_be_runs(groups) for groups, _ in sides)
+        mine, theirs = (_side_by_side(groups, _must_be_runs(groups) or (runs and trained)) for groups, trained in sides)
+        return mine, theirs
+
+    def _groups(self, cells: Sequence[Cell], measure: str) -> list[Group]:
+        """The matrices of `pooled`, by setting; of each group a mean is taken."""
         parts: dict[str, list[Cell]] = {}
         for cell in dict.fromkeys(cells):
             if self.matrix(cell, measure).size:
                 parts.setdefault(cell.condition, []).append(cell)
-        groups = [
-            _over_settings([(cell.setting, self.matrix(cell, measure)) for cell in group])
-            for of_condition in parts.values()
-            for group in self._by_agents(of_condition)
-        ]
-        if not groups:
-            return pd.DataFrame()
-        return pd.concat(groups, axis="columns").dropna(axis="index").sort_index(axis="columns")
+        groups = []
+        for of_condition in parts.values():
+            for group in self._by_agents(of_condition):
+                matrices = {cell.setting: self.matrix(cell, measure) for cell in group}
+                whole = _in_all(matrices)
+                dropped = {seed for matrix in matrices.values() for seed in matrix.index} - whole
+                if whole and dropped:
+                    self.left_out[
+                        f"{group[0].method}: training seeds {', '.join(map(str, sorted(dropped)))} lack a setting that "
+                        "others have, and are left out of means over settings."
+                    ] = None
+                groups.append(matrices)
+        return groups
 
     def _by_agents(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Cells of one condition, those together that met any task in common, with a value or without."""
@@ -242,7 +268,7 @@ class Cells:
 
     def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""
-        values, others = self.pooled(one, measure), self.pooled(other, measure)
+        values, others = self.pooled_alike(one, other, measure)
         both = values.size and others.size
         return (values - others.reindex_like(values)).dropna(axis="index") if both else pd.DataFrame()
 
@@ -275,18 +301,29 @@ class Cells:
         return b"".join(found)
 
 
-def _over_settings(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    matrices = [matrix for _, matrix in parts]
-    if len(matrices) == 1:
-        return matrices[0]
-    # A mean over other settings for some tasks than for others would compare nothing.
-    stacked = pd.concat(matrices).dropna(axis="columns")
-    settings_of = stacked.index.value_counts()
-    whole = settings_of[settings_of == len(matrices)].index
-    if len(whole):
-        return stacked[stacked.index.isin(whole)].groupby(level=0).mean()
-    if settings_of.max() == 1:
-        # Names of their own: numbers would pair them with seeds of another side.
-        runs = [f"{setting}, seed {seed}" for setting, matrix in parts for seed in matrix.index]
-        return stacked.set_axis(pd.Index(runs), axis="index")
-    return stacked.groupby(level=0).mean()
+def _in_all(group: Group) -> set[Any]:
+    """The training seeds that all settings have."""
+    return set.intersection(*(set(matrix.index) for matrix in group.values()))
+
+
+def _must_be_runs(groups: Sequence[Group]) -> bool:
+    """Whether settings of the same tasks have no seed in common."""
+    return not all(map(_in_all, groups))
+
+
+def _side_by_side(groups: Sequence[Group], runs: bool) -> pd.DataFrame:
+    """Columns of all groups: of each a mean over its settings seed by seed, or its training runs one by one."""
+    if not groups:
+        return pd.DataFrame()
+    wide = []
+    for group in groups:
+        # A mean over other settings for some tasks than for others would compare nothing.
+        stacked = pd.concat(group.values()).dropna(axis="columns") if len(group) > 1 else next(iter(group.values()))
+        if runs:
+            # Names of their own: numbers would pair them with seeds of another side.
+            names = [f"{setting}, seed {seed}" for setting, matrix in group.items() for seed in matrix.index]
+            stacked = stacked.set_axis(pd.Index(names), axis="index")
+        elif len(group) > 1:
+            stacked = stacked[stacked.index.isin(_in_all(group))].groupby(level=0).mean()
+        wide.append(stacked)
+    return pd.concat(wide, axis="columns").dropna(axis="index").sort_index(axis="columns")
