@@ -77,7 +77,7 @@ def results(scored: Scored) -> dict[str, Curve]:
             found["loss"][arms] = Interval(*(value / math.log(arms) for value in (loss.value, loss.low, loss.high)))
         gain = study.cells.gain([high], [low])
         if low != high and gain.size:
-            found["gain"][arms] = bootstrap_interval(gain.to_numpy(), seed=0, trim=QUARTILE)
+            found["gain"][arms] = study.cells.interval_of(gain)
     return found
 
 

@@ -71,6 +71,18 @@ def test_settings_are_averaged_seed_by_seed_and_conditions_stand_side_by_side() 
     assert sorted(cells.agents(beside.columns)) == ["test 0", "test 0", "test 1", "test 1"]
 
 
+def test_an_agent_met_twice_makes_no_interval_narrower() -> None:
+    scores = {seed: list(np.random.default_rng(seed).random(8)) for seed in range(3)}
+    cells = Cells(rows(("m", "", "test", 0, scores), ("m", "", "far", 0, scores)))
+    once, twice = (cells.pooled([Cell("m", "", name, 0) for name in names]) for names in (["test"], ["test", "far"]))
+    one, two = (cells.interval_of(matrix, trim=0) for matrix in (once, twice))
+    assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+    assert cells.interval([Cell("m", "", "test", 0)], "normalised_score", 0) == one
+    thresholds = np.array([0.3, 0.7])
+    for end, expected in zip(cells.profile_of(twice, thresholds), cells.profile_of(once, thresholds), strict=True):
+        assert end == pytest.approx(expected)
+
+
 def test_a_task_without_a_score_in_one_setting_counts_in_none() -> None:
     for seeds in ((0, 0), (0, 1)):  # in common, and not
         cells = Cells(rows(("m", "a", "t", 0, {seeds[0]: [1, 1, 1]}), ("m", "b", "t", 0, {seeds[1]: [0, 0, np.nan]})))

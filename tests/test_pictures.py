@@ -17,6 +17,7 @@ from mermaide_ray.report.charts import Point, binned, non_dominated
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.traces import _over_settings
 from mermaide_ray.report.score_tables import world_model_table
+from mermaide_ray.report.statistics import bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
 
 
@@ -84,6 +85,23 @@ def test_many_conditions_stand_side_by_side_with_their_differences_and_gains(tmp
     assert gains.containers[0][0].get_ydata() == pytest.approx(np.full(4, 0.04), abs=1e-3)
     # All conditions together, rather than the first few of them.
     assert figures["comparison"].axes[0].containers[0][0].get_xdata() == pytest.approx([0.14], abs=1e-3)
+
+
+def test_a_gain_over_settings_of_other_families_draws_an_agent_with_all_its_tasks(tmp_path: Path) -> None:
+    """Both settings have agents of the same numbers: they are pooled side by side, and one interval is the same."""
+    key = "agents.families"
+    options: dict[str, Any] = {"tasks": 8, "seeds": 3, "conditions": CONDITIONS, "curves": False, "profiles": False}
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects()}, {key: ["ucb", "exp3"]}, game=[key], **options)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(family=rows[f"setting.{key}"]).to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    gain = study.gain_of_k("mermaide", "far")
+    assert (gain.shape, len(set(study.cells.agents(gain.columns)))) == ((3, 16), 8)
+    together = study.cells.interval_of(gain)
+    assert together != bootstrap_interval(gain.to_numpy(), seed=0)
+    bars = drawn(study)["over_conditions"].axes[1].containers[0]
+    (segments,) = bars[2]
+    assert segments.get_segments()[CONDITIONS.index("far")][:, 1] == pytest.approx([together.low, together.high])
 
 
 def test_settings_told_in_words_stand_side_by_side_in_every_condition(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mermaide_ray.report.cells import Cell, is_trained
 from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
 from mermaide_ray.report.statistics import (
     QUARTILE,
+    SEED,
     Interval,
     paired,
     paired_difference,
@@ -79,22 +80,22 @@ class Answer:
     by_condition: tuple[Contrast, ...]
 
 
-def answer(study: Study, *, seed: int = 0) -> Answer:
+def answer(study: Study) -> Answer:
     """The answer to the claim of the sweep's `answer` section, or a neutral comparison of the main method.
 
     Raises:
         InputError: The section names what is not in the rows.
     """
     if study.claim is None:
-        return _answer(study, None, seed)
+        return _answer(study, None)
     try:
-        return _answer(study, study.claim, seed)
+        return _answer(study, study.claim)
     except Unjudged as missing:
-        found = _answer(study, None, seed)
+        found = _answer(study, None)
         return replace(found, sentence=f"Not judged, since {missing}. {found.sentence}")
 
 
-def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
+def _answer(study: Study, claim: Mapping[str, Any] | None) -> Answer:
     neutral = claim is None
     if claim is None:
         held_out = [name for name in study.conditions if name == "test"] or study.conditions
@@ -114,12 +115,12 @@ def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
     if measured and len(measured) < len(others):
         lacking = ", ".join(other.name for other in others if other not in measured)
         besides += f" Not compared, since it has no {measure_name(measure)} to compare: {lacking}."
-    contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in measured]
+    contrasts = [_contrast(study, one, other, conditions, measure, sign) for other in measured]
     if not contrasts:
         return Answer(_alone(study, one, conditions, measure, k) + besides, None, one.name, measure, (), ())
     contrasts.sort(key=lambda contrast: sign * contrast.difference.value)
     single = [
-        _contrast(study, one, other, [condition], measure, sign, seed)
+        _contrast(study, one, other, [condition], measure, sign)
         for condition in (conditions if len(conditions) > 1 else [])
         for other in measured
         if _measured(study, one, other, [condition], measure)
@@ -149,9 +150,7 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
     return (SUPPORTED, None) if unsure is None else (UNDECIDED, unsure)
 
 
-def _contrast(
-    study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int, seed: int
-) -> Contrast:
+def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int) -> Contrast:
     cells, shared = study.cells, _measured(study, one, other, conditions, measure)
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
     trim = QUARTILE if measure == SCORE else 0.0
@@ -172,12 +171,12 @@ def _contrast(
         if pairs and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
         signed = (x, y) if sign > 0 else (y, x)
-        probability = probability_of_improvement(*signed, seed=seed, agents=cells.agents(tasks), resamples=1000)
+        probability = probability_of_improvement(*signed, seed=SEED, agents=cells.agents(tasks))
     agents = cells.agents(x.columns), cells.agents(y.columns)
     if pairs:
-        difference = paired_difference(*paired(x, y), seed=seed, agents=agents[0], trim=trim)
+        difference = paired_difference(*paired(x, y), seed=SEED, agents=agents[0], trim=trim)
     else:
-        difference = unpaired_difference(x, y, seed=seed, agents=agents, trim=trim)
+        difference = unpaired_difference(x, y, seed=SEED, agents=agents, trim=trim)
     level, other_level = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
     assert level is not None
     assert other_level is not None

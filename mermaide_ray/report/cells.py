@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.statistics import Interval, bootstrap_interval
+from mermaide_ray.report.statistics import QUARTILE, SEED, Interval, bootstrap_interval, performance_profile
 from mermaide_ray.report.table import SCORE
 
 # Two directories that ran the same game on other machines may differ in the last digits of a float32. Returns lie on a
@@ -47,8 +47,6 @@ class Cells:
 
     Args:
         rows: Columns method, setting, condition, split, k, seed, family, task, and measures.
-        resamples: Bootstrap resamples of `interval`.
-        seed: Seed of the bootstrap.
 
     Attributes:
         left_out: Sentences on training seeds whose rows could not be used, in the order met.
@@ -57,8 +55,7 @@ class Cells:
         InputError: Two rows have the same method, setting, condition, K, seed and task.
     """
 
-    def __init__(self, rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> None:
-        self._resamples, self._seed = resamples, seed
+    def __init__(self, rows: pd.DataFrame) -> None:
         labels = {name: rows[name].astype("category") for name in ("method", "setting", "condition", "family")}
         codes = {name: column.cat.codes.to_numpy().astype(np.int64) for name, column in labels.items()}
         categories = {name: [str(value) for value in column.cat.categories] for name, column in labels.items()}
@@ -257,14 +254,18 @@ class Cells:
             matrix = self.pooled(cells, measure)
             if not matrix.size:
                 return None
-            self._intervals[key] = bootstrap_interval(
-                matrix.to_numpy(),
-                seed=self._seed,
-                agents=self.agents(matrix.columns),
-                trim=trim,
-                resamples=self._resamples,
-            )
+            self._intervals[key] = self.interval_of(matrix, trim)
         return self._intervals[key]
+
+    def interval_of(self, matrix: pd.DataFrame, trim: float = QUARTILE) -> Interval:
+        """Trimmed mean of a matrix as of `pooled` or `gain`, with its 95% interval over seeds and agents."""
+        return bootstrap_interval(matrix.to_numpy(), seed=SEED, agents=self.agents(matrix.columns), trim=trim)
+
+    def profile_of(
+        self, matrix: pd.DataFrame, thresholds: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Share of the scores above each threshold, with pointwise 95% bands over seeds and agents."""
+        return performance_profile(matrix.to_numpy(), thresholds, seed=SEED, agents=self.agents(matrix.columns))
 
     def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""

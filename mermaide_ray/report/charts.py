@@ -24,12 +24,10 @@ from mermaide_ray.report.drawing import (
     panels,
     styles_of,
 )
-from mermaide_ray.report.statistics import Interval, performance_profile
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
 
 Array = NDArray[np.float64]
-# A few agents for which intervening does great harm would press all the rest into a corner.
-LOWEST_TAU = -0.25
 BINS = 8
 LETTERS = 26
 
@@ -54,30 +52,24 @@ class Point:
 
 
 def performance_profiles(
-    scores: Mapping[str, Mapping[str, Array]],
+    profiles: Mapping[str, Mapping[str, tuple[Array, Array, Array]]],
+    thresholds: Array,
     methods: Sequence[str],
     *,
     note: str = "",
-    seed: int = 0,
-    resamples: int = 500,
 ) -> Figure:
     """Share of runs x tasks that score above tau, with pointwise 95% bands; a panel per condition.
 
     Args:
-        scores: Condition -> method -> scores [S, T].
+        profiles: Condition -> method -> share, lower and upper end, [N] each.
+        thresholds: tau, [N].
         methods: All methods of the study, in the order that gives them their colours.
         note: Small print below the figure.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap resamples.
     """
-    figure, axes = panels(1, len(scores), note, sharey=True)
+    figure, axes = panels(1, len(profiles), note, sharey=True)
     styles = styles_of(methods)
-    every = np.concatenate([matrix.ravel() for found in scores.values() for matrix in found.values()])
-    low, high = np.quantile(every, [0.01, 0.995])
-    thresholds = np.linspace(max(min(low, 0), LOWEST_TAU), max(high, 1), 61)
-    for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
-        for method, matrix in found.items():
-            share, lower, upper = performance_profile(matrix, thresholds, seed=seed, resamples=resamples)
+    for axis, (condition, found) in zip(axes[0], profiles.items(), strict=True):
+        for method, (share, lower, upper) in found.items():
             style = styles[method]
             axis.plot(thresholds, share, color=style["color"], linestyle=style["linestyle"], label=label(method))
             if not is_privileged(method):

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import FLOORS, Study
 from mermaide_ray.report.table import FEW_SEEDS
 from mermaide_ray.sweep.file import FAILED
 
-RESAMPLES = 1000
 # Intervening at fewer than this share of the steps, or at all but this share, is no longer a policy.
 COLLAPSED = 0.01
 # Seeds disagree where their mean scores lie further apart than this, on the scale from never (0) to the oracle (1), …
@@ -75,7 +74,7 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
         if not after.size:
             continue
         floor, above = study.better_floor(cells)
-        gap = _interval(above)
+        gap = study.cells.interval_of(above, 0)
         if gap.high >= 0:
             name = floor.removeprefix("wm_nll_")
             name = "the uniform prediction" if name == "uniform" else "the agent's own running frequencies"
@@ -93,7 +92,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         if not gain.size:
             continue
         least = min(study.cells.ks(method, condition))
-        overall = _interval(gain, QUARTILE)
+        overall = study.cells.interval_of(gain)
         if overall.high < 0:
             yield SERIOUS, f"{method}, {condition}: K = {k} is worse than K = {least}, by {_told(overall)} in score."
         elif overall.low <= 0:
@@ -105,7 +104,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         families = study.cells.families(gain.columns)
         several = len(set(families)) > 1
         for family in dict.fromkeys(families) if several and overall.high >= 0 else ():
-            of_family = _interval(gain.loc[:, [name == family for name in families]], QUARTILE)
+            of_family = study.cells.interval_of(gain.loc[:, [name == family for name in families]])
             if of_family.high < 0:
                 yield (
                     SERIOUS,
@@ -123,7 +122,7 @@ def _cost(study: Study) -> Iterator[tuple[str, str]]:
             continue
         gain = returns - study.cells.pooled(cells, "never_return").reindex_like(returns)
         losing = float((gain.mean() < 0).mean())
-        overall = _interval(gain)
+        overall = study.cells.interval_of(gain, 0)
         if overall.high < 0 or losing > LOSING_TASKS:
             amount = study.cells.pooled(cells, "interventions") if "interventions" in study.cells.measures else None
             spent = "" if amount is None else f", with {_mean(amount):.1f} interventions per episode"
@@ -288,11 +287,6 @@ def _seed_ratio(scores: pd.DataFrame) -> float:
     between = tasks * ((by_seed - values.mean()) ** 2).sum() / (seeds - 1)
     left = ((values - by_seed - by_task + values.mean()) ** 2).sum() / ((seeds - 1) * (tasks - 1))
     return float("inf") if left == 0 else float(between / left)
-
-
-def _interval(values: pd.DataFrame, trim: float = 0) -> Interval:
-    """Of scores' differences the interquartile mean, as everywhere else; plain means of all other measures."""
-    return bootstrap_interval(values.to_numpy(), seed=0, trim=trim, resamples=RESAMPLES)
 
 
 def _mean(values: pd.DataFrame) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
 from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, trimmed_mean
+from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
 from mermaide_ray.report.study import FLOORS, Study, short, shown
 from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.tabular import Table
@@ -84,7 +84,7 @@ def world_model_table(study: Study) -> Table | None:
                 condition,
                 *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in means),
                 f"{study.cells.pooled(last, floor).to_numpy().mean():.3f}",
-                interval_text(bootstrap_interval(above.to_numpy(), seed=0, trim=0), "{:+.3f}"),
+                interval_text(study.cells.interval_of(above, 0), "{:+.3f}"),
                 *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in found),
                 basis_text(study, last, "wm_nll_after"),
             )
@@ -224,7 +224,7 @@ def _of_setting(study: Study, key: str) -> Table:
 
 def _gain_text(study: Study, method: str, condition: str, settings: Sequence[str]) -> str:
     gain = study.gain_of_k(method, condition, settings)
-    return interval_text(bootstrap_interval(gain.to_numpy(), seed=0) if gain.size else None, "{:+.3f}")
+    return interval_text(study.cells.interval_of(gain) if gain.size else None, "{:+.3f}")
 
 
 def _best_settings(study: Study) -> Table:

@@ -155,7 +155,7 @@ class Study:
         return all(isinstance(value, float) for value in self.values_of(key))
 
 
-def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
+def read_study(folders: Sequence[Path]) -> Study:
     """Reads all folders of a report.
 
     Raises:
@@ -169,7 +169,7 @@ def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
     rows, settings = _labelled(rows, keys)
-    cells = Cells(rows, resamples=resamples)
+    cells = Cells(rows)
     trained = {cell.setting for cell in cells if is_trained(cell.method)}
     # Rules' lines may leave open what is no part of the game: such a label is no setting of the sweep's.
     settings = settings.loc[[label for label in settings.index if not trained or label in trained]]

@@ -9,7 +9,7 @@ from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short, shown
 from mermaide_ray.report.table import SCORE, label
 
@@ -158,7 +158,7 @@ def _gains(study: Study, method: str) -> dict[str, Interval]:
     for condition in study.conditions:
         gain = study.gain_of_k(method, condition)
         if gain.size:
-            found[condition] = bootstrap_interval(gain.to_numpy(), seed=0)
+            found[condition] = study.cells.interval_of(gain)
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from mermaide_ray.report.answer import Answer, measure_name, named_conditions
 from mermaide_ray.report.cells import Cell
@@ -32,6 +34,8 @@ from mermaide_ray.report.table import SCORE, is_privileged, label
 
 # Settings drawn as a cloud.
 MOST_DOTS = 400
+# A few agents for which intervening does great harm would press all the rest into a corner.
+LOWEST_TAU = -0.25
 
 
 def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -94,16 +98,23 @@ def kshot_curve(study: Study) -> Iterator[Picture]:
 def performance_profiles(study: Study) -> Iterator[Picture]:
     """How often each method scores above each threshold."""
     methods = [method for method in _drawn_methods(study) if method not in ENDS]
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, pd.DataFrame]] = {}
     for condition in panels_of(study):
         for method in methods:
             matrix = study.cells.pooled(study.at_largest(method, condition))
             if matrix.size:
-                scores.setdefault(condition, {})[method] = matrix.to_numpy()
+                scores.setdefault(condition, {})[method] = matrix
     if not scores:
         return
+    every = np.concatenate([matrix.to_numpy().ravel() for found in scores.values() for matrix in found.values()])
+    low, high = np.quantile(every, [0.01, 0.995])
+    thresholds = np.linspace(max(min(low, 0), LOWEST_TAU), max(high, 1), 61)
+    profiles = {
+        condition: {method: study.cells.profile_of(matrix, thresholds) for method, matrix in found.items()}
+        for condition, found in scores.items()
+    }
     told = [
-        f"{condition}: {label(study.main)} above 0.8 in {float((found[study.main] > 0.8).mean()):.0%}"
+        f"{condition}: {label(study.main)} above 0.8 in {float((found[study.main] > 0.8).to_numpy().mean()):.0%}"
         for condition, found in scores.items()
         if study.main in found
     ]
@@ -116,7 +127,7 @@ def performance_profiles(study: Study) -> Iterator[Picture]:
         "Share of training seeds × tasks that score above τ (Agarwal et al. 2021): the higher a curve, the better; "
         "where curves cross, neither method is better for all agents." + left_out(study),
         f"Falling curves of the share of runs and tasks that score above a threshold. {'; '.join(told)}.",
-        draw_profiles(scores, study.methods, note=note),
+        draw_profiles(profiles, thresholds, study.methods, note=note),
     )
 
 
