@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
@@ -242,6 +243,14 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
     assert "which includes 0: the difference may be chance" in found.sentence
 
 
+def test_a_sweep_file_of_another_version_is_reported_with_its_claim(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", answer={"compare": "k"}, **FAR)
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "older": 1, "settings": {"gone": {"x": 2}}}))
+    found = answer(read_study([folder]))
+    assert (found.verdict, found.name) == (SUPPORTED, "mermaide, K = 1")
+
+
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
@@ -253,7 +262,10 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
         ({"compare": "method", "value": "rl2", "measure": "reutrn"}, r"`answer.measure` .* \(did you mean 'return'"),
         ({"compare": "method", "value": "rl2", "conditions": ["far"]}, r"`answer.conditions` must be .* got 'far'"),
         ({"compare": "method", "value": "rl2", "k": 7}, r"`answer.k` must be a K of the rows of rl2 \[0, 1\], got 7"),
-        ({"compare": "method", "value": "rl2", "better": "less"}, r"`answer.better` must be higher or lower"),
+        (
+            {"compare": "method", "value": "rl2", "better": "less"},
+            r"`answer.better` must be .higher. or .lower., got less",
+        ),
     ],
 )
 def test_a_claim_about_what_is_not_there_is_refused(claim: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.cells import Cell, is_trained
@@ -20,6 +19,7 @@ from mermaide_ray.report.statistics import (
 )
 from mermaide_ray.report.study import Study
 from mermaide_ray.report.table import SCORE
+from mermaide_ray.sweep.file import Claim
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
@@ -95,18 +95,18 @@ def answer(study: Study) -> Answer:
         return replace(found, sentence=f"Not judged, since {missing}. {found.sentence}")
 
 
-def _answer(study: Study, claim: Mapping[str, Any] | None) -> Answer:
+def _answer(study: Study, claim: Claim | None) -> Answer:
     neutral = claim is None
     if claim is None:
         held_out = [name for name in study.conditions if name == "test"] or study.conditions
-        claim = {"compare": METHOD, "value": study.main, "conditions": held_out}
+        claim = Claim(value=study.main, conditions=tuple(held_out))
     measure, sign = measure_of(study, claim)
-    conditions = [ANYWHERE] if claim.get("compare") == CONDITION else conditions_of(study, claim)
+    conditions = [ANYWHERE] if claim.compare == CONDITION else conditions_of(study, claim)
     one, every, k = sides_of(study, claim, conditions)
     others = [other for other in every if any(one.cells[name] and other.cells[name] for name in conditions)]
     elsewhere = [other.name for other in every if other not in others]
     besides = f" Not compared, since it shares no condition: {', '.join(elsewhere)}." if elsewhere else ""
-    if claim.get("compare", METHOD) == METHOD:
+    if claim.compare == METHOD:
         apart = [o for o in others if not study.cells.may_stand_together(one.over(conditions), o.over(conditions))]
         others = [other for other in others if other not in apart]
         if apart:

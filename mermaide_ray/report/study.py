@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.report.cells import Cell, Cells, is_trained
 from mermaide_ray.report.sources import LABELS, Source, number, read_source
 from mermaide_ray.report.table import is_privileged
-from mermaide_ray.sweep.file import SETTING
+from mermaide_ray.sweep.file import SETTING, SWEEP_FILE, Claim, read_claim
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
@@ -53,11 +54,11 @@ class Study:
         asked = [source.settings.get("question") for source in self.sources if source.is_sweep]
         return str(next(filter(None, asked), DEFAULT_QUESTION))
 
-    @property
-    def claim(self) -> Mapping[str, Any] | None:
+    @cached_property
+    def claim(self) -> Claim | None:
         """The first `answer` section of the sweeps; None without one."""
-        claims = [source.settings.get("answer") for source in self.sources if source.is_sweep]
-        return next((claim for claim in claims if isinstance(claim, Mapping)), None)
+        told = ((source, source.settings.get("answer")) for source in self.sources if source.is_sweep)
+        return next((read_claim(claim, str(source.folder / SWEEP_FILE)) for source, claim in told if claim), None)
 
     @property
     def methods(self) -> list[str]:
@@ -190,9 +191,8 @@ def shown(value: Any) -> str:
 
 
 def _main_method(study: Study) -> str:
-    claim, trained = study.claim or {}, [name for name in study.methods if is_trained(name)]
-    # A resolved sweep leaves out what is as by default: methods are what is compared.
-    wanted: list[Any] = [claim.get("value")] if claim.get("compare", "method") == "method" else []
+    claim, trained = study.claim, [name for name in study.methods if is_trained(name)]
+    wanted: list[Any] = [claim.value] if claim and claim.compare == "method" else []
     for source in study.sources:
         methods, settings = source.settings.get("methods"), source.settings.get("settings")
         wanted += methods[:1] if isinstance(methods, list) else []
