@@ -114,6 +114,27 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     assert "3 of 8 planned training runs have not begun" in told
 
 
+@pytest.mark.parametrize(
+    ("tune", "methods", "planned"),
+    [
+        ({"samples": 6}, True, 24),
+        ({"samples": 6, "searcher": "optuna"}, False, 12),
+        ({"samples": 4, "scheduler": "pbt"}, False, 8),
+    ],
+)
+def test_runs_that_are_drawn_are_counted_as_planned(
+    tune: dict[str, Any], methods: bool, planned: int, tmp_path: Path
+) -> None:
+    folder = write_sweep(tmp_path / "sweep", seeds=2, **QUICK)
+    path = folder / "sweep.yaml"
+    sweep = yaml.safe_load(path.read_text()) | {"search": {"training.meta_lr": {"loguniform": [1e-4, 1e-1]}}}
+    path.write_text(yaml.safe_dump({**sweep, "tune": tune, "methods": sweep["methods"] if methods else []}))
+    assert f"{planned - 4} of {planned} planned training runs have not begun" in " ".join(read_study([folder]).notes)
+    # What an older version wrote is reported all the same.
+    path.write_text(yaml.safe_dump({**sweep, "tune": tune, "older": True}))
+    assert read_study([folder]).notes == ()
+
+
 def test_fewer_rows_than_expected_are_told(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "sweep", **QUICK)
     sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
