@@ -67,6 +67,12 @@ def test_matrices_and_curves_hold_the_scores_of_their_settings(tmp_path: Path) -
         assert bars[0].get_xydata() == pytest.approx(np.array(list(zip([2, 20], expected, strict=True))), abs=1e-3)
 
 
+def test_learning_curves_show_the_smallest_and_the_largest_k(tmp_path: Path) -> None:
+    study = read_study([write_sweep(tmp_path / "sweep", ks=(0, 1, 5), seeds=2, tasks=4, profiles=False)])
+    titles = [axis.get_title() for axis in drawn(study)["learning_curves"].axes]
+    assert titles == ["training", "validation, K = 0", "validation, K = 5"]
+
+
 CONDITIONS = ("validation", "test", "far", "further")
 EXACT = {"seed_sd": 0, "task_sd": 0, "noise_sd": 1e-4}
 

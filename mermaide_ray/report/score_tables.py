@@ -98,8 +98,8 @@ def world_model_table(study: Study) -> Table | None:
         tuple(rows[:MOST_LINES]),
         caption="Loss in nats per pull, after K support episodes; the floor is the better of the uniform "
         "prediction and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy "
-        f"and calibration error at the largest K ({_largest(study)}); each agent has a calibration error of its own, "
-        "while the calibration figure pools agents." + _cut(len(rows)),
+        f"and calibration error at the largest K ({largest_text(study)}); each agent has a calibration error of its "
+        "own, while the calibration figure pools agents." + _cut(len(rows)),
     )
 
 
@@ -199,7 +199,7 @@ def _of_setting(study: Study, key: str) -> Table:
                 gains = [_gain_text(study, method, held_out, settings)] if adapts else []
                 rows.append((shown(value), label(method), *figures, *gains, *means, basis_text(study, most)))
     others = [short(other) for other in study.dimensions if other != key]
-    caption = f"Normalised score at the largest K ({_largest(study)}): interquartile mean [95% bootstrap interval]."
+    caption = f"Normalised score at the largest K ({largest_text(study)}): interquartile mean [95% bootstrap interval]."
     if adapts:
         caption += " Gain of K: the score at the largest K less that at the smallest, paired."
     if others:
@@ -238,7 +238,7 @@ def _best_settings(study: Study) -> Table:
         rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
     chosen = ranked_on(study)
     order = "not ranked: no validation agents were met" if chosen is None else f"in the order of the score on {chosen}"
-    caption = f"{label(study.main)}, largest K ({_largest(study)}); normalised score [95%], {order}."
+    caption = f"{label(study.main)}, largest K ({largest_text(study)}); normalised score [95%], {order}."
     if len(ranked) > most:
         caption += f" The first {most} of {len(ranked)} settings; rows.parquet holds all."
     head = (*map(short, study.dimensions), *study.conditions, "seeds × tasks")
@@ -246,7 +246,7 @@ def _best_settings(study: Study) -> Table:
     return Table("settings", title, head, tuple(rows), text=len(study.dimensions), caption=caption)
 
 
-def _largest(study: Study) -> str:
+def largest_text(study: Study) -> str:
     """`2`, or `validation 1, test 2` where conditions are scored at other K."""
     found = {condition: k for condition in study.conditions for k in study.largest(study.main, condition)}
     if len(set(found.values())) == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ class Study:
         cells: Their rows, by cell.
         rows: The rows themselves, with the columns `setting` and `source` (the folder's number).
         settings: Swept settings of the trained methods: a line per setting's label, a column per dotted key.
+        claim: The first `answer` section of the sweeps; None without one.
         main: The method that the report is about.
         notes: Sentences on what is missing or was put together.
     """
@@ -45,6 +45,7 @@ class Study:
     cells: Cells
     rows: pd.DataFrame
     settings: pd.DataFrame
+    claim: Claim | None
     main: str
     notes: tuple[str, ...]
 
@@ -53,12 +54,6 @@ class Study:
         """The sweep's question, or a general one."""
         asked = [source.settings.get("question") for source in self.sources if source.is_sweep]
         return str(next(filter(None, asked), DEFAULT_QUESTION))
-
-    @cached_property
-    def claim(self) -> Claim | None:
-        """The first `answer` section of the sweeps; None without one."""
-        told = ((source, source.settings.get("answer")) for source in self.sources if source.is_sweep)
-        return next((read_claim(claim, str(source.folder / SWEEP_FILE)) for source, claim in told if claim), None)
 
     @property
     def methods(self) -> list[str]:
@@ -174,8 +169,9 @@ def read_study(folders: Sequence[Path]) -> Study:
     trained = {cell.setting for cell in cells if is_trained(cell.method)}
     # Rules' lines may leave open what is no part of the game: such a label is no setting of the sweep's.
     settings = settings.loc[[label for label in settings.index if not trained or label in trained]]
-    study = Study(sources, cells, rows, settings, "", (*notes, *told))
-    return Study(sources, cells, rows, settings, _main_method(study), study.notes)
+    claim = _claim(sources)
+    main = _main_method(sources, claim, list(dict.fromkeys(cell.method for cell in cells)))
+    return Study(sources, cells, rows, settings, claim, main, (*notes, *told))
 
 
 def short(key: str) -> str:
@@ -190,16 +186,20 @@ def shown(value: Any) -> str:
     return "–" if value is None or value is pd.NA else str(value)
 
 
-def _main_method(study: Study) -> str:
-    claim, trained = study.claim, [name for name in study.methods if is_trained(name)]
+def _claim(sources: Sequence[Source]) -> Claim | None:
+    told = ((source, source.settings.get("answer")) for source in sources if source.is_sweep)
+    return next((read_claim(claim, str(source.folder / SWEEP_FILE)) for source, claim in told if claim), None)
+
+
+def _main_method(sources: Sequence[Source], claim: Claim | None, methods: Sequence[str]) -> str:
     wanted: list[Any] = [claim.value] if claim and claim.compare == "method" else []
-    for source in study.sources:
-        methods, settings = source.settings.get("methods"), source.settings.get("settings")
-        wanted += methods[:1] if isinstance(methods, list) else []
+    for source in sources:
+        named, settings = source.settings.get("methods"), source.settings.get("settings")
+        wanted += named[:1] if isinstance(named, list) else []
         wanted += [settings.get("name")] if isinstance(settings, Mapping) else []
         wanted += [source.settings.get("preset"), source.settings.get("name")]
-    found = [str(name) for name in wanted if name in study.methods]
-    return next(iter([*found, *trained, *study.methods]))
+    found = [str(name) for name in wanted if name in methods]
+    return next(iter([*found, *filter(is_trained, methods), *sorted(methods, key=is_privileged)]))
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
     )
 
 
-def kshot_curve(study: Study) -> Iterator[Picture]:
-    """Scores over K."""
+def kshot_curve(study: Study, fewest: int = 2) -> Iterator[Picture]:
+    """Scores over K, where there are that many of them."""
     methods = _drawn_methods(study)
     scores: dict[str, dict[str, dict[int, Interval]]] = {}
     for condition in panels_of(study):
@@ -74,7 +74,7 @@ def kshot_curve(study: Study) -> Iterator[Picture]:
                 if interval is not None:
                     scores.setdefault(condition, {}).setdefault(method, {})[k] = interval
     ks = {k for found in scores.values() for points in found.values() for k in points}
-    if len(ks) < 2:
+    if len(ks) < fewest:
         return
     told = [
         f"{condition}: {label(study.main)} from {points[min(points)].value:.2f} at K = {min(points)} to "
