@@ -30,9 +30,9 @@ from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, save_figure, styles_of
+from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
-from mermaide_ray.report.table import SCORE
 
 CONDITION = "validation"
 TRANSFERRED = "equivariant, trained at 10 arms"

@@ -22,7 +22,7 @@ def test_a_healthy_sweep_is_silent(tmp_path: Path) -> None:
 
 
 PLANTED: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "no world model": ("world_model_floor", {"model_margin": -0.1}, SERIOUS, "no better than the agent's own running"),
+    "no world model": ("world_model_floor", {"model_margin": -0.1}, SERIOUS, "no better than the running frequencies"),
     "hurts": ("adaptation", {"gain": -0.05}, SERIOUS, "K = 1 is worse than K = 0, by -0.0"),
     "no help": ("adaptation", {"gain": 0.0}, "note", "not for sure better than K = 0"),
     "hurts a family": ("adaptation", {"gain": 0.1, "gain_of": {"ucb": -0.15}}, SERIOUS, "adapting to ucb agents hurts"),

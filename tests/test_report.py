@@ -17,7 +17,7 @@ from sweep_folders import METHODS, Effects, write_sweep
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.document import LIST, Report, write_report
-from mermaide_ray.report.tabular import Table, escape_latex
+from mermaide_ray.report.document_table import Table, escape_latex
 
 ODD = "50% of <b>_{arms} & $more$ #1 ~^\\"
 PICTURES = {

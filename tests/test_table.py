@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import interquartile_mean
-from mermaide_ray.report.table import MEASURES, is_privileged, label, render_terminal, summary
+from mermaide_ray.report.table import MEASURES, render_terminal, summary
 
 FAMILIES = ("ucb", "epsilon_greedy")
 # Method -> (normalised score at K = 0, training seeds); the learned ones gain 0.05 by adapting.

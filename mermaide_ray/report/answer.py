@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell, is_trained
+from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
+from mermaide_ray.report.names import SCORE, is_trained, measure_name
 from mermaide_ray.report.statistics import (
     QUARTILE,
     SEED,
@@ -18,11 +19,9 @@ from mermaide_ray.report.statistics import (
     unpaired_difference,
 )
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import SCORE
 from mermaide_ray.sweep.file import Claim
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
 # More names than this are a count.
 MOST_CONDITIONS = 3
 # Two equal methods that were trained with one seed each would be told apart "for sure" in half of all studies, with two
@@ -41,7 +40,7 @@ class Contrast:
         difference: This minus the other, positive where this is the higher.
         probability: That this one is better on a random task; None where their tasks differ.
         seeds, tasks: What this side's figure rests on.
-        settings: Settings that both figures are means over.
+        num_settings: Settings that both figures are means over.
         better: Whether the claimed side is better for sure (True), worse for sure (False), or neither (None).
         too_few: Whether nothing is for sure because a trained side has too few training seeds.
     """
@@ -54,7 +53,7 @@ class Contrast:
     probability: Interval | None
     seeds: int
     tasks: int
-    settings: int
+    num_settings: int
     better: bool | None
     too_few: bool = False
 
@@ -193,7 +192,7 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        settings=_settings(study, mine, measure),
+        num_settings=_num_settings(study, mine, measure),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -231,14 +230,9 @@ def _elsewhere(study: Study, one: Cell, other: Cell) -> bool:
     return one.condition == other.condition and sum(a != b for a, b in zip(*lines, strict=True)) == 1
 
 
-def _settings(study: Study, cells: Sequence[Cell], measure: str) -> int:
+def _num_settings(study: Study, cells: Sequence[Cell], measure: str) -> int:
     """The settings that a figure over these cells is a mean of."""
     return len({cell.setting for cell in cells if study.cells.matrix(cell, measure).size})
-
-
-def measure_name(measure: str) -> str:
-    """A measure as sentences and figures call it."""
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
 def _where(conditions: Sequence[str], k: int, settings: int) -> str:
@@ -277,7 +271,7 @@ def _sentence(
     only = " alone" if because is not None and len(decisive.conditions) < len(contrasts[0].conditions) else ""
     return (
         f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
-        f"({_where(decisive.conditions, k, decisive.settings)}{only}), {abs(difference.value):.3f} {way} "
+        f"({_where(decisive.conditions, k, decisive.num_settings)}{only}), {abs(difference.value):.3f} {way} "
         f"{decisive.other}{among} (95% interval of the difference {_span(difference)}; {_basis(decisive)})."
         + f" With fewer than {FEWEST_SEEDS} training seeds there is no verdict."
         * decisive.too_few
@@ -290,7 +284,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
     sure = "" if _excludes_zero(difference) else ", which includes 0: the difference may be chance"
     return (
         f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} "
-        f"({_where(closest.conditions, k, closest.settings)}), {abs(difference.value):.3f} {way} {closest.other}, "
+        f"({_where(closest.conditions, k, closest.num_settings)}), {abs(difference.value):.3f} {way} {closest.other}, "
         f"the best unprivileged other method (95% interval of the difference {_span(difference)}{sure}; "
         f"{_basis(closest)})."
     )
@@ -298,7 +292,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
-    where = _where(conditions, k, _settings(study, one.over(conditions), measure))
+    where = _where(conditions, k, _num_settings(study, one.over(conditions), measure))
     cells = one.over(conditions)
     if interval is None and any(study.cells.matrix(cell, measure).size for cell in cells):
         return f"{one.name} ({where}): its settings have no training seed with a value in each: nothing can be said."

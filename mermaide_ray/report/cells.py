@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError
+from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.report.statistics import QUARTILE, SEED, Interval, bootstrap_interval, performance_profile
-from mermaide_ray.report.table import SCORE
 
 # Two directories that ran the same game on other machines may differ in the last digits of a float32. Returns lie on a
 # grid (hits and costs over episodes) that meets the ties of rounding again and again; a little beside it, it does not.
@@ -23,11 +22,6 @@ DIGITS, BESIDE = 3, 6e-5
 
 Group = dict[str, pd.DataFrame]
 """Setting -> values [S, T] of the same tasks."""
-
-
-def is_trained(method: str) -> bool:
-    """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
-    return method not in BASELINES and ":" not in method
 
 
 class Cell(NamedTuple):

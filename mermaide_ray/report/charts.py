@@ -15,17 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mermaide_ray.report.answer import Contrast, measure_name
+from mermaide_ray.report.answer import Contrast
 from mermaide_ray.report.drawing import (
     MARKERS,
     PALETTE,
     draw_legend,
     finish,
+    in_lines,
     panels,
     styles_of,
+    values_and_errors,
 )
+from mermaide_ray.report.names import is_privileged, label, measure_name
 from mermaide_ray.report.statistics import Interval
-from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
 
 Array = NDArray[np.float64]
 BINS = 8
@@ -74,7 +76,7 @@ def performance_profiles(
             axis.plot(thresholds, share, color=style["color"], linestyle=style["linestyle"], label=label(method))
             if not is_privileged(method):
                 axis.fill_between(thresholds, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("normalised score τ")
         axis.set_ylim(0, 1.02)
     axes[0][0].set_ylabel("share of runs × tasks above τ")
@@ -157,7 +159,7 @@ def pareto_front(
                 if method in named:
                     place = {"xytext": (3, -10), "textcoords": "offset points", "fontsize": 7}
                     axis.annotate(f"{point.at:g}", (point.cost, point.success), color=style["color"], **place)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("cost of interventions per episode")
     axes[0][0].set_ylabel("success rate (share of pulls)")
     finish(figure)
@@ -194,7 +196,7 @@ def adaptation_gain(
             style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
             axis.plot(exploration, gain, linestyle="", markersize=3, alpha=0.35, **style)
             middle, means = binned(exploration, gain)
-            axis.plot(middle, means, linewidth=1.6, markersize=6, label=title_of(condition).replace("\n", " "), **style)
+            axis.plot(middle, means, linewidth=1.6, markersize=6, label=condition, **style)
         axis.set_title(family)
         axis.set_xlabel(names[family])
     axes[0][0].set_ylabel(ylabel)
@@ -229,7 +231,7 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
             chosen = [name for name in found if name.startswith("floor: ") == floor]
             heights = [-float(names.index(name)) for name in chosen]
             _across(axis, "", [found[name] for name in chosen], heights, style)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("loss on the next pull (nats per pull)")
         if min(interval.low for interval in found.values()) >= 0:  # a density's (continuous game) may be negative
             axis.set_xlim(left=0)
@@ -238,18 +240,12 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
     return figure
 
 
-def title_of(condition: str) -> str:
-    """A condition's title, in two lines where it has a part in brackets."""
-    return SPLIT_TITLES.get(condition, condition).replace(" (", "\n(")
-
-
 def _across(
     axis: Axes, name: str, intervals: Sequence[Interval], heights: Sequence[float], style: Mapping[str, Any]
 ) -> None:
     """Horizontal error bars."""
     if intervals:
-        values = np.array([interval.value for interval in intervals])
-        errors = np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
+        values, errors = values_and_errors(intervals)
         axis.errorbar(values, heights, xerr=errors, linestyle="", markersize=5, capsize=2, label=name, **style)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.registry import near
-from mermaide_ray.report.cells import Cell, is_trained
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import is_privileged, is_trained, label
 from mermaide_ray.report.sources import MEASURES, number
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import is_privileged, label
 from mermaide_ray.sweep.file import Claim, label_of
 
 METHOD, K, CONDITION = "method", "k", "condition"
@@ -59,7 +59,7 @@ def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Sid
     compare, against = claim.compare, claim.against
     method = str(claim.claimed([study.main])) if compare == METHOD else study.main
     if method not in study.methods:
-        if any(method in (source.settings.get("methods") or ()) for source in study.sources):
+        if any(method in (source.document.get("methods") or ()) for source in study.sources):
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
     named = study.conditions if against is None else against

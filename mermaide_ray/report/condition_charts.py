@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mermaide_ray.report.charts import shortened
-from mermaide_ray.report.drawing import MARKERS, PALETTE, Style, finish, panels
+from mermaide_ray.report.drawing import MARKERS, PALETTE, Style, finish, panels, values_and_errors
 from mermaide_ray.report.statistics import Interval
 
 # Of the width between two conditions, what their points fill.
@@ -84,9 +84,7 @@ def _points(
     at = [place for place, condition in enumerate(conditions) if condition in found]
     if not at:
         return
-    intervals = [found[conditions[place]] for place in at]
-    values = np.array([interval.value for interval in intervals])
-    errors = np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
+    values, errors = values_and_errors([found[conditions[place]] for place in at])
     places = np.array(at) + offset
     axis.errorbar(places, values, yerr=errors, linestyle="", markersize=4.5, capsize=2, label=name, **style)
 

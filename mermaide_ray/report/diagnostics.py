@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.statistics import Interval
-from mermaide_ray.report.study import FLOORS, Study
-from mermaide_ray.report.table import FEW_SEEDS
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import FEW_SEEDS, FLOORS, is_trained
+from mermaide_ray.report.study import Study
 from mermaide_ray.sweep.file import FAILED
 
 # Intervening at fewer than this share of the steps, or at all but this share, is no longer a policy.
@@ -28,6 +27,7 @@ SEED_RATIO = 5.0
 LOSING_TASKS = 0.2
 MOST_NAMED = 5
 SERIOUS, NOTE = "serious", "note"
+SIGNED = "{:+.3f}"
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,12 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
         floor, above = study.better_floor(cells)
         gap = study.cells.interval_of(above, 0)
         if gap.high >= 0:
-            name = floor.removeprefix("wm_nll_")
-            name = "the uniform prediction" if name == "uniform" else "the agent's own running frequencies"
             how = "no better than" if gap.value >= 0 else "not for sure better than"
             yield (
                 SERIOUS if gap.value >= 0 else NOTE,
                 f"{method}, {condition}, K = {k}: the world model's loss on the next pull is {_mean(after):.3f} nats "
-                f"per pull, {how} {name} ({_mean(after - above):.3f}; difference {_told(gap)}).",
+                f"per pull, {how} the {FLOORS[floor]} ({_mean(after - above):.3f}; difference "
+                f"{gap.text(SIGNED)}, 95%).",
             )
 
 
@@ -94,12 +93,15 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         least = min(study.cells.ks(method, condition))
         overall = study.cells.interval_of(gain)
         if overall.high < 0:
-            yield SERIOUS, f"{method}, {condition}: K = {k} is worse than K = {least}, by {_told(overall)} in score."
+            yield (
+                SERIOUS,
+                f"{method}, {condition}: K = {k} is worse than K = {least}, by {overall.text(SIGNED)} in score (95%).",
+            )
         elif overall.low <= 0:
             yield (
                 NOTE,
                 f"{method}, {condition}: K = {k} is not for sure better than K = {least} (difference in score "
-                f"{_told(overall)}).",
+                f"{overall.text(SIGNED)}, 95%).",
             )
         families = study.cells.families(gain.columns)
         several = len(set(families)) > 1
@@ -109,7 +111,7 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
                 yield (
                     SERIOUS,
                     f"{method}, {condition}: adapting to {family} agents hurts: K = {k} changes their score by "
-                    f"{_told(of_family)} against K = {least}.",
+                    f"{of_family.text(SIGNED)} (95%) against K = {least}.",
                 )
 
 
@@ -128,7 +130,7 @@ def _cost(study: Study) -> Iterator[tuple[str, str]]:
             spent = "" if amount is None else f", with {_mean(amount):.1f} interventions per episode"
             yield (
                 SERIOUS if overall.value < 0 else NOTE,
-                f"{method}, {condition}, K = {k}: interventions bring {_told(overall, '{:+.2f}')} of return per "
+                f"{method}, {condition}, K = {k}: interventions bring {overall.text('{:+.2f}')} (95%) of return per "
                 f"episode against never intervening{spent}; for {losing:.0%} of the agents they cost more than they "
                 "bring.",
             )
@@ -291,10 +293,6 @@ def _seed_ratio(scores: pd.DataFrame) -> float:
 
 def _mean(values: pd.DataFrame) -> float:
     return float(np.mean(values.to_numpy()))
-
-
-def _told(interval: Interval, form: str = "{:+.3f}") -> str:
-    return f"{form.format(interval.value)} [95%: {form.format(interval.low)}, {form.format(interval.high)}]"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.report.answer import Answer, answer
 from mermaide_ray.report.diagnostics import CHECKS, Check, Finding, diagnose
+from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.drawing import save_figure
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.picture import Picture
@@ -24,7 +25,6 @@ from mermaide_ray.report.provenance import failed_table, origin_table
 from mermaide_ray.report.score_tables import contrast_table, score_tables, setting_tables, world_model_table
 from mermaide_ray.report.sources import Source
 from mermaide_ray.report.study import Study, read_study
-from mermaide_ray.report.tabular import Table
 
 FORMATS = ("png", "pdf", "svg")
 # Settings that take more lines than this are in the folder, not in the report.
@@ -165,14 +165,14 @@ def _context(
         "silent": silent,
         "failed": failed_table(study.sources),
         "origin": origin_table(study.sources),
-        "configs": [(source, _config(source)) for source in study.sources if source.settings],
+        "configs": [(source, _config(source)) for source in study.sources if source.document],
         "version": __version__,
         "formats": FORMATS,
     }
 
 
 def _config(source: Source) -> str:
-    lines = yaml.safe_dump(source.settings, sort_keys=False, allow_unicode=True, width=110).splitlines()
+    lines = yaml.safe_dump(source.document, sort_keys=False, allow_unicode=True, width=110).splitlines()
     if len(lines) > MOST_CONFIG_LINES:
         lines = [*lines[:MOST_CONFIG_LINES], f"# {len(lines) - MOST_CONFIG_LINES} more lines in {source.folder}"]
     return "\n".join(lines)

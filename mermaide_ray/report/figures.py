@@ -24,14 +24,15 @@ from mermaide_ray.report.drawing import (
     draw_error_bars,
     draw_legend,
     finish,
+    in_lines,
     panels,
     save_figure,
     share_limits,
     styles_of,
     thinned,
 )
+from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import Interval
-from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
 
 RETURN = "principal/return"
 VALIDATION = validation_key(0).removesuffix("0")
@@ -110,7 +111,7 @@ def kshot_panels(
                 axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
         listed = [f"below: {label(method)} {interval.value:.2f}" for method, interval in far.items()]
         axis.set_xlabel("\n".join(["K (support episodes)", *listed]))
-        axis.set_title(SPLIT_TITLES.get(split, split).replace(" (", "\n("))
+        axis.set_title(in_lines(split))
         axis.set_xticks(ks)
     axes[0][0].set_ylabel("normalised score (0 never, 1 oracle)")
     finish(figure)
@@ -195,8 +196,7 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
                 share, middle = (bins["count"] / bins["count"].sum()).to_numpy(), bins["confidence"].to_numpy()
             histogram.plot(middle, share, color=colour, marker=marker, markersize=3, linewidth=1)
         # Above the panel: inside, some curve or other would run through it.
-        title = SPLIT_TITLES.get(split, split)
-        curve.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
+        curve.legend(title=split, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)

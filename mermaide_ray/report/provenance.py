@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from mermaide_ray.report.cells import is_trained
+from mermaide_ray.report.document_table import Table
+from mermaide_ray.report.names import is_trained
 from mermaide_ray.report.sources import Source, compute_time
-from mermaide_ray.report.tabular import Table
 from mermaide_ray.sweep.file import DONE
 
 MOST_FAILED = 20

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
-from mermaide_ray.report.cells import Cell, is_trained
+from mermaide_ray.report.answer import Answer, Contrast, named_conditions
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.document_table import Table
+from mermaide_ray.report.names import FLOORS, SCORE, is_privileged, is_trained, label, measure_name
 from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
-from mermaide_ray.report.study import FLOORS, Study, short, shown
-from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
-from mermaide_ray.report.tabular import Table
+from mermaide_ray.report.study import Study, short, shown
+from mermaide_ray.report.table import MEASURES
 
 # Longer tables are read by nobody; the rows hold everything.
 MOST_LINES = 40
 # A setting with more values than this was drawn at random: its values are not listed one by one.
 MOST_VALUES = 12
+# The terminal's, whose headings are in lines.
 MEANS = {
-    "return": ("return", "{:.1f}"),
-    "success_rate": ("success rate", "{:.2f}"),
-    "interventions": ("interventions", "{:.1f}"),
-    "cost": ("cost", "{:.1f}"),
-    "support_return": ("support return", "{:.1f}"),
+    measure: (heading.replace("-\n", "").replace("\n", " "), form)
+    for measure, (heading, form) in MEASURES.items()
+    if measure != SCORE
 }
 NONE = "–"
 
@@ -114,11 +114,6 @@ def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str
     return f"{seeds} × {tasks}"
 
 
-def condition_title(condition: str) -> str:
-    """What a condition is called in headings."""
-    return SPLIT_TITLES.get(condition, condition)
-
-
 def best_settings(study: Study) -> list[str]:
     """Settings of the main method by its score on validation agents, best first; in their order if none were met."""
     condition = ranked_on(study)
@@ -158,7 +153,7 @@ def _of_condition(study: Study, condition: str) -> Table:
         caption += " A task's figures are averaged over the settings first."
     return Table(
         f"scores_{_file_name(condition)}",
-        f"Scores, {condition_title(condition)}{over}",
+        f"Scores, {study.title(condition)}{over}",
         ("method", "K", "score [95%]", *(heading for heading, _ in MEANS.values()), "seeds × tasks"),
         tuple(rows[:MOST_LINES]),
         caption=caption + _cut(len(rows)),

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
-from mermaide_ray.report.charts import shortened, title_of
-from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
+from mermaide_ray.report.charts import shortened
+from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, in_lines, panels, styles_of
+from mermaide_ray.report.names import label
 from mermaide_ray.report.statistics import Interval
-from mermaide_ray.report.table import label
 
 Array = NDArray[np.float64]
 # From this ratio of the largest to the smallest value on, a setting is drawn on a logarithmic axis.
@@ -54,7 +54,7 @@ def setting_curves(
                 axis.plot(list(ordered), at, linestyle="", markersize=4, alpha=0.8, label=label(method), **style)
             else:
                 draw_error_bars(axis, label(method), ordered, styles[method])
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel(key)
         _scale(axis, values)
     axes[0][0].set_ylabel(measure)

@@ -18,7 +18,7 @@ from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
-from mermaide_ray.report.table import SCORE
+from mermaide_ray.report.names import SCORE
 from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -40,7 +40,7 @@ class Source:
         folder: Where.
         rows: Evaluation rows: KEYS, `condition`, the MEASURES that there are, setting.* and param.* columns, and
             `exploration` (not in older ones).
-        settings: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
+        document: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
         provenance: provenance.json.
         is_sweep: Whether it is a sweep's folder.
         trials: A row per trial x seed of a sweep; None where it has not been written.
@@ -50,7 +50,7 @@ class Source:
 
     folder: Path
     rows: pd.DataFrame
-    settings: dict[str, Any]
+    document: dict[str, Any]
     provenance: dict[str, Any]
     is_sweep: bool
     trials: pd.DataFrame | None = None

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mermaide_ray.report.answer import Answer, measure_name
-from mermaide_ray.report.cells import is_trained
+from mermaide_ray.report.answer import Answer
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
+from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label, measure_name
 from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
 from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import SCORE, label
 
 BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
 BOUNDS = ("oracle", "never")
-NLL_FLOORS = {"uniform": "wm_nll_uniform", "running frequencies": "wm_nll_frequency"}
 
 
 def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -102,9 +100,10 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     """How well the next pull is predicted in every condition, after each number of support episodes."""
     if len(study.conditions) <= MOST_PANELS or "wm_nll_after" not in study.cells.measures:
         return
-    measures = {
-        "loss (nats per pull)": ("wm_nll_after", NLL_FLOORS),
-        "accuracy": ("wm_accuracy_after", {"running frequencies": "wm_accuracy_frequency"}),
+    frequencies = FLOORS["wm_nll_frequency"]
+    measures: dict[str, tuple[str, dict[str, str]]] = {
+        "loss (nats per pull)": ("wm_nll_after", FLOORS),
+        "accuracy": ("wm_accuracy_after", {"wm_accuracy_frequency": frequencies}),
         "calibration error": ("wm_ece_after", {}),
     }
     rows = []
@@ -116,7 +115,7 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
         }
         below = {
             floor: _means(study, study.main, column)
-            for floor, column in floors.items()
+            for column, floor in floors.items()
             if column in study.cells.measures
         }
         if any(series.values()):
@@ -124,16 +123,16 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     if not rows:
         return
     told = [
-        f"{condition}: {interval.value:.2f} against {rows[0].floors['running frequencies'][condition].value:.2f}"
+        f"{condition}: {interval.value:.2f} against {rows[0].floors[frequencies][condition].value:.2f}"
         for condition, interval in list(rows[0].series.values())[-1].items()
-        if condition in rows[0].floors.get("running frequencies", {})
+        if condition in rows[0].floors.get(frequencies, {})
     ]
     yield Picture(
         "world_model_conditions",
         "How well the next pull is predicted in every condition",
         f"The world model of {label(study.main)} on pulls that it never saw, after K episodes with the agent; lines "
         "are predictors that learn nothing beforehand. Loss and calibration error: less is better.",
-        f"Points over {len(study.conditions)} conditions. Loss at the largest K against running frequencies: "
+        f"Points over {len(study.conditions)} conditions. Loss at the largest K against {frequencies}: "
         f"{'; '.join(told)}.",
         condition_rows(
             rows,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 
 from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import SCORE, label
 from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import SCORE, label
+
+Value = TypeVar("Value")
 
 # More panels side by side can't be read; more curves in one can't be told apart.
 MOST_PANELS = 3
@@ -55,6 +58,11 @@ def panels_of(study: Study) -> list[str]:
         return wanted
     first = [name for name in ("validation", "test") if name in wanted]
     return [*first, *(name for name in wanted if name not in first)][:MOST_PANELS]
+
+
+def titled(study: Study, found: Mapping[str, Value]) -> dict[str, Value]:
+    """What there is of each condition, by the condition's title."""
+    return {study.title(condition): value for condition, value in found.items()}
 
 
 def left_out(study: Study) -> str:

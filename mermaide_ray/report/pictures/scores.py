@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.answer import Answer, measure_name, named_conditions
+from mermaide_ray.report.answer import Answer, named_conditions
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.charts import (
     Point,
@@ -17,6 +17,7 @@ from mermaide_ray.report.charts import (
 )
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
 from mermaide_ray.report.figures import kshot_panels
+from mermaide_ray.report.names import SCORE, is_privileged, label, measure_name
 from mermaide_ray.report.pictures.picture import (
     ENDS,
     MOST_METHODS,
@@ -26,11 +27,11 @@ from mermaide_ray.report.pictures.picture import (
     left_out,
     panels_of,
     small_print,
+    titled,
 )
 from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short
-from mermaide_ray.report.table import SCORE, is_privileged, label
 
 # Settings drawn as a cloud.
 MOST_DOTS = 400
@@ -91,7 +92,7 @@ def kshot_curve(study: Study, fewest: int = 2) -> Iterator[Picture]:
         "What one more episode with a new agent is worth. Dashed lines: methods to which K means nothing."
         + left_out(study),
         f"Curves of the normalised score over K. {'; '.join(told)}.",
-        kshot_panels(scores, study.methods, note=note),
+        kshot_panels(titled(study, scores), study.methods, note=note),
     )
 
 
@@ -127,7 +128,7 @@ def performance_profiles(study: Study) -> Iterator[Picture]:
         "Share of training seeds × tasks that score above τ (Agarwal et al. 2021): the higher a curve, the better; "
         "where curves cross, neither method is better for all agents." + left_out(study),
         f"Falling curves of the share of runs and tasks that score above a threshold. {'; '.join(told)}.",
-        draw_profiles(profiles, thresholds, study.methods, note=note),
+        draw_profiles(titled(study, profiles), thresholds, study.methods, note=note),
     )
 
 
@@ -164,7 +165,7 @@ def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture | N
         "heed it not are left out; the grey line joins what no unprivileged method beats in both success and cost."
         + left_out(study),
         f"Scatter of success rate against cost. {_front_told(points, name)}.",
-        pareto_front(points, {}, study.methods, named=[study.main], note=note),
+        pareto_front(titled(study, points), {}, study.methods, named=[study.main], note=note),
     )
 
 
@@ -188,7 +189,7 @@ def _pareto_over_k(study: Study) -> Picture:
         "Upper left is better. The grey line joins what no unprivileged method beats in both success and cost; filled "
         "markers are the largest K, open ones smaller K, dots single settings of the main method." + left_out(study),
         f"Scatter of success rate against cost. {_front_told(points, 'K')}.",
-        pareto_front(points, cloud, study.methods, note=note),
+        pareto_front(titled(study, points), titled(study, cloud), study.methods, note=note),
     )
 
 

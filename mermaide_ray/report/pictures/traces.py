@@ -15,11 +15,11 @@ from mermaide_ray.report.figures import RETURN, calibration_curve, of_points
 from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
+from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
 from mermaide_ray.report.sources import Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
-from mermaide_ray.report.table import label
 from mermaide_ray.sweep.file import SETTING
 
 _CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
@@ -83,7 +83,10 @@ def calibration(study: Study) -> Iterator[Picture]:
         f"{_CURVE_OF_POINTS if of_points(frame) else _CURVE_OF_ARMS}: on the diagonal it means what it says.{setting}",
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
         "diagonal, with a histogram below.",
-        calibration_curve(frame, note=small_print(study, f"{label(study.main)}{setting}, {told}.")),
+        calibration_curve(
+            frame.assign(split=frame["split"].map(study.title)),
+            note=small_print(study, f"{label(study.main)}{setting}, {told}."),
+        ),
     )
 
 
@@ -169,7 +172,7 @@ def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence
 
 def _is_run_of(run: Path, source: Source, setting: Mapping[str, Any]) -> bool:
     """Whether a training run of a sweep has this setting, as its folder's name tells."""
-    return all(setting.get(key) == value for key, value in values_of_run(run, source.settings).items() if setting)
+    return all(setting.get(key) == value for key, value in values_of_run(run, source.document).items() if setting)
 
 
 def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
