@@ -103,8 +103,8 @@ def test_methods_of_one_condition_that_played_other_games_are_found() -> None:
 def test_tasks_without_a_value_are_told_beside_the_others() -> None:
     cells = Cells(rows(("m", "", "test", 0, {0: [0.1, np.nan, 0.2], 1: [0.3, np.nan, 0.1]})))
     cell = Cell("m", "", "test", 0)
-    assert cells.basis([cell]) == (2, "2 of 3")
-    assert cells.basis([cell], "never_return") == (2, "3")
+    assert cells.basis([cell]) == (2, 2, 3)
+    assert cells.basis([cell], "never_return") == (2, 3, 3)
 
 
 def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() -> None:

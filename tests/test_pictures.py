@@ -13,8 +13,9 @@ from sweep_folders import METHODS, Effects, write_sweep
 from test_figures import overlaps
 
 from mermaide_ray.report.answer import answer
-from mermaide_ray.report.charts import Point, binned, non_dominated
+from mermaide_ray.report.charts import Point, binned, fitted, non_dominated
 from mermaide_ray.report.pictures import pictures
+from mermaide_ray.report.pictures.picture import basis
 from mermaide_ray.report.pictures.traces import _over_settings
 from mermaide_ray.report.score_tables import world_model_table
 from mermaide_ray.report.statistics import bootstrap_interval
@@ -73,6 +74,24 @@ def test_learning_curves_show_the_smallest_and_the_largest_k(tmp_path: Path) -> 
     assert titles == ["training", "validation, K = 0", "validation, K = 5"]
 
 
+def test_small_print_names_the_condition_with_the_fewest_scored_tasks(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", seeds=2, tasks=6, conditions=("validation", "exp3", "test"), **PLAIN)
+    assert basis(read_study([folder])) == "2 training seeds × 6 tasks per condition (mermaide)."
+    rows = pd.read_parquet(folder / "rows.parquet")
+    hopeless = (rows["condition"] == "exp3") & (rows["task"] > 1)
+    rows["normalised_score"] = rows["normalised_score"].mask(hopeless)
+    rows.to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    assert basis(study) == "2 training seeds × 6 tasks per condition (mermaide; fewest with a score: 2, exp3)."
+    assert basis(study, "return") == "2 training seeds × 6 tasks per condition (mermaide)."
+
+
+def test_a_long_label_stands_in_two_lines() -> None:
+    assert fitted("mermaide, moves_unannounced") == "mermaide,\nmoves_unannounced"
+    assert [len(line) for line in fitted("x" * 80).split("\n")] == [26, 26]
+
+
+PLAIN: dict[str, Any] = {"curves": False, "profiles": False}
 CONDITIONS = ("validation", "test", "far", "further")
 EXACT = {"seed_sd": 0, "task_sd": 0, "noise_sd": 1e-4}
 

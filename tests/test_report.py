@@ -18,6 +18,8 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.document import LIST, Report, write_report
 from mermaide_ray.report.document_table import Table, escape_latex
+from mermaide_ray.report.provenance import failed_table
+from mermaide_ray.report.study import read_study
 
 ODD = "50% of <b>_{arms} & $more$ #1 ~^\\"
 PICTURES = {
@@ -245,6 +247,18 @@ def test_what_is_put_among_a_reports_files_is_kept_and_the_rest_is_written_again
     for name in ("figures", "tables"):
         (report.folder / name / LIST).unlink()
     assert write_report([folder]).html.is_file()
+
+
+def test_tracebacks_are_promised_only_of_runs_that_failed(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", failed=[("rl2", 1)], **FAST)
+    table = failed_table(read_study([folder]).sources)
+    assert table is not None
+    assert table.caption == "The folder failures/ of the sweep holds configs and tracebacks of those that failed."
+    trials = pd.read_parquet(folder / "trials.parquet")
+    trials.assign(status=trials["status"].replace("failed", "stopped")).to_parquet(folder / "trials.parquet")
+    table = failed_table(read_study([folder]).sources)
+    assert table is not None
+    assert (len(table.rows), table.caption) == (1, "")
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

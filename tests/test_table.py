@@ -149,6 +149,10 @@ def test_the_caption_says_how_far_the_interval_goes(seeds: int, said: str, unsai
     assert unsaid not in text
 
 
+def test_the_caption_tells_that_the_cost_is_not_weighted(rows: pd.DataFrame) -> None:
+    assert "Cost: before environment.cost_weight." in unwrapped(printed(summary(rows, resamples=10)))
+
+
 def test_tasks_that_the_oracle_cannot_improve_have_no_score_and_the_caption_counts_them(rows: pd.DataFrame) -> None:
     hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 3))
     table = summary(hopeless, resamples=10)

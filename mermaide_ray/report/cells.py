@@ -223,11 +223,11 @@ class Cells:
             groups.append((tasks, together))
         return [together for _, together in groups]
 
-    def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, str]:
-        """Training seeds behind a figure, and its tasks: `100`, or `96 of 100` where some have no value."""
+    def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, int, int]:
+        """Training seeds behind a figure, its tasks, and how many there were: some may have no value."""
         seeds, tasks = self.pooled(cells, measure).shape
         met = len({task for cell in cells for task in np.unique(self._tasks[self._slices[cell]])})
-        return seeds, f"{tasks}" if tasks == met else f"{tasks} of {met}"
+        return seeds, tasks, met
 
     def mixed_games(self) -> Iterator[tuple[Cell, Cell]]:
         """Cells of one setting and condition, which stand side by side, in which the same tasks were other games."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -102,17 +103,17 @@ def contrast_bars(name: str, contrasts: Sequence[Contrast], measure: str, *, not
         if likely:
             found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
             _across(axes[0][1], shown, [interval for interval, _ in found], [at for _, at in found], style)
-    axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
+    axes[0][0].set_yticks(-np.arange(len(others)), [fitted(other) for other in others])
     axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
     axes[0][0].set_xlabel(f"difference in {measure_name(measure)}")
-    axes[0][0].set_title(f"{shortened(name)} less …")
+    axes[0][0].set_title(f"{fitted(name)} less …")
     axes[0][0].locator_params(axis="x", nbins=6)
     if likely:
         axes[0][1].axvline(0.5, color="0.3", linewidth=1)
         axes[0][1].set_xlim(-0.02, 1.02)
         axes[0][1].set_xlabel("probability of improvement")
-        axes[0][1].set_title(f"{shortened(name)} better than …")
+        axes[0][1].set_title(f"{fitted(name)} better than …")
     finish(figure)
     handles, names = axes[0][0].get_legend_handles_labels()
     if len(conditions) > 1:
@@ -249,6 +250,7 @@ def _across(
         axis.errorbar(values, heights, xerr=errors, linestyle="", markersize=5, capsize=2, label=name, **style)
 
 
-def shortened(text: str) -> str:
-    """A label as long as a figure can hold."""
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+def fitted(text: str) -> str:
+    """A label as a figure can hold it: in two lines, what is longer cut off."""
+    first, *more = wrap(text, LETTERS, break_on_hyphens=False)
+    return "\n".join([first, *(more if len(more) < 2 else [more[0][: LETTERS - 1] + "…"])])

@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mermaide_ray.report.charts import shortened
+from mermaide_ray.report.charts import fitted
 from mermaide_ray.report.drawing import MARKERS, PALETTE, Style, finish, panels, values_and_errors
 from mermaide_ray.report.statistics import Interval
 
@@ -67,7 +67,7 @@ def condition_rows(
         axis.set_ylabel(row.measure)
         axis.set_xlim(-0.5, len(conditions) - 0.5)
         axis.set_xticks(range(len(conditions)), [""] * len(conditions))
-    labels = [shortened(condition) for condition in conditions]
+    labels = [fitted(condition) for condition in conditions]
     axes[-1][0].set_xticks(range(len(conditions)), labels, rotation=40, ha="right", rotation_mode="anchor")
     finish(figure)
     handles: dict[str, Artist] = {}

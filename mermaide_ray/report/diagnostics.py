@@ -152,7 +152,7 @@ def _seeds(study: Study) -> Iterator[tuple[str, str]]:
         if apart:
             _, setting, means = max(apart, key=lambda found: found[0])
             where = f" with {setting}" if setting else ""
-            several = f" (the widest of {len(apart)} among {len(by_setting)} settings)" if len(by_setting) > 1 else ""
+            several = f" (the widest of {len(apart)} among {len(by_setting)} settings)" if len(apart) > 1 else ""
             yield (
                 SERIOUS,
                 f"{method}, {condition}, K = {k}{where}: mean scores of {len(means)} training seeds range from "

@@ -110,8 +110,8 @@ def interval_text(interval: Interval | None, form: str = "{:.2f}") -> str:
 
 def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str:
     """`10 × 100`, or `10 × 96 of 100`: training seeds x tasks behind a figure."""
-    seeds, tasks = study.cells.basis(cells, measure)
-    return f"{seeds} × {tasks}"
+    seeds, tasks, met = study.cells.basis(cells, measure)
+    return f"{seeds} × {tasks}" + f" of {met}" * (tasks < met)
 
 
 def best_settings(study: Study) -> list[str]:

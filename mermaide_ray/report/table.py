@@ -110,7 +110,7 @@ def caption(summary: pd.DataFrame) -> str:
     """What the numbers are and how far the intervals can be trusted."""
     text = (
         "Means per episode over training seeds x tasks; normalised score: interquartile mean [95% bootstrap interval "
-        "over training seeds and tasks]. Support return: per adaptation episode."
+        "over training seeds and tasks]. Cost: before environment.cost_weight. Support return: per adaptation episode."
     )
     if summary["privileged"].any():
         text += " Privileged: sees what no principal may see; a bound, not a rival."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer
+from mermaide_ray.report.charts import fitted
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label, measure_name
@@ -31,11 +32,15 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     rows = [
         Row("normalised score", {name: found for name, found in scores.items() if found}),
         Row(
-            f"{measure_name(answer.measure)}:\n{answer.name} less …",
+            f"{fitted(answer.name)}\nless the other,\n{measure_name(answer.measure)}",
             dict(list(against.items())[:MOST_METHODS]),
             zero=True,
         ),
-        Row("score, largest less\nsmallest K", {name: found for name, found in gains.items() if found}, zero=True),
+        Row(
+            "score at largest K\nless score at smallest",
+            {name: found for name, found in gains.items() if found},
+            zero=True,
+        ),
     ]
     told = [
         f"{condition}, less {other}: {difference.value:+.3f}"
@@ -46,8 +51,8 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     yield Picture(
         "over_conditions",
         "Scores and gains in every condition",
-        f"The normalised score of each trained method; {answer.name} against each other, paired; and what the support "
-        "episodes bring to each method that adapts, paired. Above the line is better for the first named.",
+        f"The normalised score of each trained method; {answer.name} against each other, paired: above the line "
+        f"{answer.name} is higher; and what the support episodes bring to each method that adapts, paired.",
         f"Points over {len(study.conditions)} conditions. {'; '.join(told[: 4 * MOST_METHODS])}.",
         condition_rows(
             [row for row in rows if row.series],
