@@ -64,9 +64,11 @@ def test_settings_are_averaged_seed_by_seed_and_conditions_stand_side_by_side() 
     cells = Cells(rows(("m", "a", "test", 0, seeds), ("m", "b", "test", 0, higher), ("m", "a", "far", 0, {0: [1, 1]})))
     both = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert both.to_numpy() == pytest.approx(np.array([[0.1, 0.3], [0.5, 0.7]]))
+    assert cells.left_out == {}
     # Only seed 0 was scored in both conditions.
     beside = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "a", "far", 0)])
     assert (list(beside.index), beside.shape) == ([0], (1, 4))
+    assert list(cells.left_out) == [LEFT_OUT]
     # Both conditions are of the same split: each agent is there twice.
     assert sorted(cells.agents(beside.columns)) == ["test 0", "test 0", "test 1", "test 1"]
 
@@ -118,13 +120,16 @@ def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() ->
     assert Cells(pd.concat(frames)).same_tasks([Cell("a", "", "test", 0)], [Cell("b", "", "test", 0)])
 
 
+LEFT_OUT = (
+    "m: training seeds 1 lack a setting or a condition that others have, and are left out of figures over several."
+)
+
+
 def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
     cells = Cells(rows(("m", "a", "test", 0, {0: [0.0], 1: [0.0]}), ("m", "b", "test", 0, {0: [1.0]})))
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert (list(pooled.index), pooled.iloc[0, 0]) == ([0], 0.5)
-    assert list(cells.left_out) == [
-        "m: training seeds 1 lack a setting that others have, and are left out of means over settings."
-    ]
+    assert list(cells.left_out) == [LEFT_OUT]
 
 
 def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:

@@ -177,7 +177,7 @@ class Cells:
         tasks have no seed in common, each training run is a seed of its own (and a setting weighs as its runs do).
         """
         groups = self._groups(cells, measure)
-        return _side_by_side(groups, _must_be_runs(groups))
+        return self._joined(cells, groups, _must_be_runs(groups))
 
     def pooled_alike(
         self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE
@@ -187,9 +187,11 @@ class Cells:
         A mean over all settings, beside runs of which some setting has fewer than others, would be of another game.
         Rules have no training runs.
         """
-        sides = [(self._groups(side, measure), all(is_trained(cell.method) for cell in side)) for side in (one, other)]
-        runs = any(_must_be_runs(groups) for groups, _ in sides)
-        mine, theirs = (_side_by_side(groups, _must_be_runs(groups) or (runs and trained)) for groups, trained in sides)
+        sides = [(side, self._groups(side, measure)) for side in (one, other)]
+        runs = any(_must_be_runs(groups) for _, groups in sides)
+        mine, theirs = (
+            self._joined(side, groups, runs and all(is_trained(cell.method) for cell in side)) for side, groups in sides
+        )
         return mine, theirs
 
     def _groups(self, cells: Sequence[Cell], measure: str) -> list[Group]:
@@ -198,19 +200,22 @@ class Cells:
         for cell in dict.fromkeys(cells):
             if self.matrix(cell, measure).size:
                 parts.setdefault(cell.condition, []).append(cell)
-        groups = []
-        for of_condition in parts.values():
-            for group in self._by_agents(of_condition):
-                matrices = {cell.setting: self.matrix(cell, measure) for cell in group}
-                whole = _in_all(matrices)
-                dropped = {seed for matrix in matrices.values() for seed in matrix.index} - whole
-                if whole and dropped:
-                    self.left_out[
-                        f"{group[0].method}: training seeds {', '.join(map(str, sorted(dropped)))} lack a setting that "
-                        "others have, and are left out of means over settings."
-                    ] = None
-                groups.append(matrices)
-        return groups
+        return [
+            {cell.setting: self.matrix(cell, measure) for cell in group}
+            for of_condition in parts.values()
+            for group in self._by_agents(of_condition)
+        ]
+
+    def _joined(self, cells: Sequence[Cell], groups: Sequence[Group], runs: bool) -> pd.DataFrame:
+        """The matrices side by side; training seeds that not all of them have are told."""
+        joined = _side_by_side(groups, runs)
+        seeds = {seed for group in groups for matrix in group.values() for seed in matrix.index}
+        if not runs and (dropped := sorted(seeds - set(joined.index))):
+            self.left_out[
+                f"{cells[0].method}: training seeds {', '.join(map(str, dropped))} lack a setting or a condition that "
+                "others have, and are left out of figures over several."
+            ] = None
+        return joined
 
     def _by_agents(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Cells of one condition, those together that met any task in common, with a value or without."""

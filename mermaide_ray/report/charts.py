@@ -252,5 +252,5 @@ def _across(
 
 def fitted(text: str) -> str:
     """A label as a figure can hold it: in two lines, what is longer cut off."""
-    first, *more = wrap(text, LETTERS, break_on_hyphens=False)
-    return "\n".join([first, *(more if len(more) < 2 else [more[0][: LETTERS - 1] + "…"])])
+    lines = wrap(text, LETTERS, break_on_hyphens=False)
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], lines[1][: LETTERS - 1] + "…"])
