@@ -30,9 +30,9 @@ from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, save_figure, styles_of
+from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
-from mermaide_ray.report.table import SCORE
 
 CONDITION = "validation"
 TRANSFERRED = "equivariant, trained at 10 arms"
@@ -77,7 +77,7 @@ def results(scored: Scored) -> dict[str, Curve]:
             found["loss"][arms] = Interval(*(value / math.log(arms) for value in (loss.value, loss.low, loss.high)))
         gain = study.cells.gain([high], [low])
         if low != high and gain.size:
-            found["gain"][arms] = bootstrap_interval(gain.to_numpy(), seed=0, trim=QUARTILE)
+            found["gain"][arms] = study.cells.interval_of(gain)
     return found
 
 

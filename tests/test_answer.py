@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from sweep_folders import Effects, write_sweep
 
 from mermaide_ray.errors import InputError
@@ -102,6 +103,24 @@ def test_a_few_seeds_in_common_do_not_throw_the_others_away(tmp_path: Path) -> N
     fewer = rows[(rows["method"] != "rl2") | (rows["seed"] < 3)]
     fewer.to_parquet(folder / "rows.parquet")
     assert answer(read_study([folder])).contrasts[0].seeds == 3
+
+
+@pytest.mark.parametrize("lost", [{(0.001, 1), (0.01, 2), (0.1, 0)}, {(0.001, 0), (0.001, 1), (0.01, 2)}])
+def test_methods_that_lost_other_runs_are_compared_over_the_runs_of_both(
+    lost: set[tuple[float, int]], tmp_path: Path
+) -> None:
+    """Settings differ by 0.3, methods by nothing: which runs are lost must make no difference."""
+    key = "training.meta_lr"
+    exact: dict[str, Any] = {"per_setting": {key: 0.3}, "seed_sd": 0, "noise_sd": 0, "gain": 0}
+    methods = {"mermaide": Effects(**exact), "rl2": Effects(**exact)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"]}
+    options: dict[str, Any] = {"search": {key: [0.001, 0.01, 0.1]}, "seeds": 3, "answer": claim}
+    folder = write_sweep(tmp_path / "sweep", methods, **options, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    runs = pd.Series(list(zip(rows[f"setting.{key}"], rows["seed"], strict=True)), index=rows.index)
+    rows[(rows["method"] != "mermaide") | ~runs.isin(lost)].to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder])).contrasts[0]
+    assert [found.difference.low, found.difference.value, found.difference.high] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 def test_every_metric_of_the_rows_may_be_what_a_claim_is_about(tmp_path: Path) -> None:
@@ -224,6 +243,14 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
     assert "which includes 0: the difference may be chance" in found.sentence
 
 
+def test_a_sweep_file_of_another_version_is_reported_with_its_claim(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", answer={"compare": "k"}, **FAR)
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "older": 1, "settings": {"gone": {"x": 2}}}))
+    found = answer(read_study([folder]))
+    assert (found.verdict, found.name) == (SUPPORTED, "mermaide, K = 1")
+
+
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
@@ -235,7 +262,10 @@ def test_without_a_claim_the_sentence_takes_no_side(tmp_path: Path) -> None:
         ({"compare": "method", "value": "rl2", "measure": "reutrn"}, r"`answer.measure` .* \(did you mean 'return'"),
         ({"compare": "method", "value": "rl2", "conditions": ["far"]}, r"`answer.conditions` must be .* got 'far'"),
         ({"compare": "method", "value": "rl2", "k": 7}, r"`answer.k` must be a K of the rows of rl2 \[0, 1\], got 7"),
-        ({"compare": "method", "value": "rl2", "better": "less"}, r"`answer.better` must be higher or lower"),
+        (
+            {"compare": "method", "value": "rl2", "better": "less"},
+            r"`answer.better` must be .higher. or .lower., got less",
+        ),
     ],
 )
 def test_a_claim_about_what_is_not_there_is_refused(claim: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -64,11 +64,25 @@ def test_settings_are_averaged_seed_by_seed_and_conditions_stand_side_by_side() 
     cells = Cells(rows(("m", "a", "test", 0, seeds), ("m", "b", "test", 0, higher), ("m", "a", "far", 0, {0: [1, 1]})))
     both = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert both.to_numpy() == pytest.approx(np.array([[0.1, 0.3], [0.5, 0.7]]))
+    assert cells.left_out == {}
     # Only seed 0 was scored in both conditions.
     beside = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "a", "far", 0)])
     assert (list(beside.index), beside.shape) == ([0], (1, 4))
+    assert list(cells.left_out) == [LEFT_OUT]
     # Both conditions are of the same split: each agent is there twice.
     assert sorted(cells.agents(beside.columns)) == ["test 0", "test 0", "test 1", "test 1"]
+
+
+def test_an_agent_met_twice_makes_no_interval_narrower() -> None:
+    scores = {seed: list(np.random.default_rng(seed).random(8)) for seed in range(3)}
+    cells = Cells(rows(("m", "", "test", 0, scores), ("m", "", "far", 0, scores)))
+    once, twice = (cells.pooled([Cell("m", "", name, 0) for name in names]) for names in (["test"], ["test", "far"]))
+    one, two = (cells.interval_of(matrix, trim=0) for matrix in (once, twice))
+    assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+    assert cells.interval([Cell("m", "", "test", 0)], "normalised_score", 0) == one
+    thresholds = np.array([0.3, 0.7])
+    for end, expected in zip(cells.profile_of(twice, thresholds), cells.profile_of(once, thresholds), strict=True):
+        assert end == pytest.approx(expected)
 
 
 def test_a_task_without_a_score_in_one_setting_counts_in_none() -> None:
@@ -91,8 +105,8 @@ def test_methods_of_one_condition_that_played_other_games_are_found() -> None:
 def test_tasks_without_a_value_are_told_beside_the_others() -> None:
     cells = Cells(rows(("m", "", "test", 0, {0: [0.1, np.nan, 0.2], 1: [0.3, np.nan, 0.1]})))
     cell = Cell("m", "", "test", 0)
-    assert cells.basis([cell]) == (2, "2 of 3")
-    assert cells.basis([cell], "never_return") == (2, "3")
+    assert cells.basis([cell]) == (2, 2, 3)
+    assert cells.basis([cell], "never_return") == (2, 3, 3)
 
 
 def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() -> None:
@@ -106,10 +120,16 @@ def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() ->
     assert Cells(pd.concat(frames)).same_tasks([Cell("a", "", "test", 0)], [Cell("b", "", "test", 0)])
 
 
+LEFT_OUT = (
+    "m: training seeds 1 lack a setting or a condition that others have, and are left out of figures over several."
+)
+
+
 def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
     cells = Cells(rows(("m", "a", "test", 0, {0: [0.0], 1: [0.0]}), ("m", "b", "test", 0, {0: [1.0]})))
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert (list(pooled.index), pooled.iloc[0, 0]) == ([0], 0.5)
+    assert list(cells.left_out) == [LEFT_OUT]
 
 
 def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
@@ -117,6 +137,40 @@ def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert pooled.to_numpy().ravel().tolist() == [0.0, 1.0]
     # No numbers, which could be seeds of what they are compared with.
+    assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
+
+
+LEVELS = {"a": 0.2, "b": 0.5, "c": 0.9}
+LACKING = {("a", 1), ("b", 2), ("c", 0)}
+
+
+def test_no_seed_is_a_mean_over_other_settings_than_another() -> None:
+    """One side lacks another seed in each setting; all runs that both have are the same."""
+    runs = {
+        method: [
+            (method, setting, "test", 0, {seed: [level] * 4 for seed in range(3) if (setting, seed) not in lacking})
+            for setting, level in LEVELS.items()
+        ]
+        for method, lacking in (("x", LACKING), ("y", set[tuple[str, int]]()))
+    }
+    rule = ("first_n", "a", "test", 0, {0: [0.7] * 4})
+    cells = Cells(rows(*runs["x"], *runs["y"], rule))
+    one, other = ([Cell(method, setting, "test", 0) for setting in LEVELS] for method in runs)
+    names = [f"{setting}, seed {seed}" for setting in LEVELS for seed in range(3) if (setting, seed) not in LACKING]
+    assert list(cells.pooled(one).index) == names
+    assert list(cells.pooled(other).index) == [0, 1, 2]
+    gain = cells.gain(one, other)
+    assert list(gain.index) == names
+    assert not gain.to_numpy().any()
+    assert list(cells.pooled_alike(one, [Cell(*rule[:4])])[1].index) == [0]
+    assert cells.left_out == {}
+
+
+def test_conditions_of_which_one_has_no_seed_in_common_are_runs_of_their_own_in_both() -> None:
+    whole = [("m", setting, "far", 0, {0: [0.1], 1: [0.3]}) for setting in "ab"]
+    apart = [("m", "a", "test", 0, {0: [0.2]}), ("m", "b", "test", 0, {1: [0.4]})]
+    pooled = Cells(rows(*whole, *apart)).pooled([Cell(*cell[:4]) for cell in (*whole, *apart)])
+    assert pooled.shape == (2, 2)
     assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
 
 

@@ -22,7 +22,7 @@ def test_a_healthy_sweep_is_silent(tmp_path: Path) -> None:
 
 
 PLANTED: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "no world model": ("world_model_floor", {"model_margin": -0.1}, SERIOUS, "no better than the agent's own running"),
+    "no world model": ("world_model_floor", {"model_margin": -0.1}, SERIOUS, "no better than the running frequencies"),
     "hurts": ("adaptation", {"gain": -0.05}, SERIOUS, "K = 1 is worse than K = 0, by -0.0"),
     "no help": ("adaptation", {"gain": 0.0}, "note", "not for sure better than K = 0"),
     "hurts a family": ("adaptation", {"gain": 0.1, "gain_of": {"ucb": -0.15}}, SERIOUS, "adapting to ucb agents hurts"),
@@ -63,6 +63,19 @@ def test_seeds_disagree_within_one_setting_among_others(tmp_path: Path) -> None:
     ]
     assert found
     assert "(the widest of 2 among 2 settings)" in found[0].text
+
+
+def test_seeds_that_disagree_in_one_setting_alone_are_no_widest_of_several(tmp_path: Path) -> None:
+    key = "training.meta_lr"
+    folder = write_sweep(tmp_path / "sweep", search={key: [0.001, 0.01]}, curves=False, profiles=False)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    off = (rows["seed"] == 3) & (rows[f"setting.{key}"] == 0.001)
+    rows["normalised_score"] -= 0.4 * off
+    rows.to_parquet(folder / "rows.parquet")
+    found = [one.text for one in diagnose(read_study([folder])) if one.check == "seeds_disagree"]
+    assert found
+    assert all("with meta_lr=0.001" in text for text in found)
+    assert not any("widest" in text for text in found)
 
 
 def test_folders_of_other_games_are_found(tmp_path: Path) -> None:

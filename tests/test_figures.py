@@ -18,14 +18,15 @@ from mermaide_ray.report.figures import (
     calibration_curve,
     calibration_error,
     intervention_heatmap,
-    kshot_curve,
     kshot_panels,
     learning_curves,
     of_points,
     write_figures,
 )
 from mermaide_ray.report.files import read_progress
+from mermaide_ray.report.pictures.scores import kshot_curve
 from mermaide_ray.report.statistics import Interval
+from mermaide_ray.report.study import read_study
 
 ALL = ["learning_curves", "kshot_curve", "intervention_heatmap", "calibration"]
 
@@ -126,8 +127,16 @@ def test_a_learning_curve_keeps_to_the_steps_that_all_seeds_have_reached() -> No
     assert drawn_lines(figure.axes[0])["mermaide"][:, 0].max() <= 150 * 24_000
 
 
-def test_the_k_shot_curve_shows_interquartile_means_and_rules_as_lines_across() -> None:
-    figure = kshot_curve(result_rows(), note="synthetic")
+def kshot(rows: pd.DataFrame, folder: Path) -> Figure:
+    """The curve of a run's folder with these rows."""
+    folder.mkdir()
+    rows.to_parquet(folder / "rows.parquet")
+    [picture] = kshot_curve(read_study([folder]), fewest=1)
+    return picture.figure
+
+
+def test_the_k_shot_curve_shows_interquartile_means_and_rules_as_lines_across(tmp_path: Path) -> None:
+    figure = kshot(result_rows(), tmp_path / "run")
     validation, test = figure.axes
     bars = {container.get_label(): container[0].get_xydata() for container in test.containers}
     assert set(bars) == {"mermaide", "reinforce_without_world_model"}
@@ -144,11 +153,11 @@ def test_the_k_shot_curve_shows_interquartile_means_and_rules_as_lines_across() 
     assert overlaps(figure) == []
 
 
-def test_the_k_shot_curve_leaves_out_tasks_without_a_score() -> None:
+def test_the_k_shot_curve_leaves_out_tasks_without_a_score(tmp_path: Path) -> None:
     rows = result_rows()
     hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 0))
-    assert kshot_curve(hopeless).axes[0].containers
-    assert kshot_curve(rows[rows["k"] == 0]).axes[0].containers
+    assert kshot(hopeless, tmp_path / "hopeless").axes[0].containers
+    assert kshot(rows[rows["k"] == 0], tmp_path / "one").axes[0].containers
 
 
 def test_a_method_that_adapts_is_no_line_across_where_it_is_scored_at_one_k() -> None:
@@ -158,8 +167,8 @@ def test_a_method_that_adapts_is_no_line_across_where_it_is_scored_at_one_k() ->
     assert [container.get_label() for container in noisier.containers] == ["m"]
 
 
-def test_colours_of_methods_differ_and_privileged_ones_are_none_of_the_palette() -> None:
-    axis = kshot_curve(result_rows()).axes[0]
+def test_colours_of_methods_differ_and_privileged_ones_are_none_of_the_palette(tmp_path: Path) -> None:
+    axis = kshot(result_rows(), tmp_path / "run").axes[0]
     colours = {line.get_label(): line.get_color() for line in axis.get_lines() if line.get_linestyle() in ("--", "-.")}
     colours |= {container.get_label(): container[0].get_color() for container in axis.containers}
     assert len(set(colours.values())) == len(colours) == 5
@@ -251,19 +260,29 @@ def test_all_figures_of_a_run_are_written_as_pictures_and_nothing_else_is_left(t
     assert write_figures(run) == written
 
 
-@pytest.mark.parametrize("kept", ["progress.jsonl", "rows.parquet", "profiles.parquet", "calibration.parquet"])
-def test_each_file_allows_its_own_figure(kept: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "figure"),
+    [("progress.jsonl", ALL[0]), ("profiles.parquet", ALL[2]), ("calibration.parquet", ALL[3])],
+)
+def test_each_file_allows_its_own_figure(missing: str, figure: str, tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
-    for path in [path for path in run.rglob("*") if path.suffix in (".jsonl", ".parquet") and path.name != kept]:
+    for path in run.rglob(missing):
         path.unlink()
-    sources = ["progress.jsonl", "rows.parquet", "profiles.parquet", "calibration.parquet"]
-    assert [path.stem for path in write_figures(run)] == [dict(zip(sources, ALL, strict=True))[kept]]
+    assert [path.stem for path in write_figures(run)] == [name for name in ALL if name != figure]
 
 
 def test_conditions_that_share_a_split_are_drawn_apart(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
-    rows = pd.read_parquet(run / "rows.parquet").query("split == 'test'")
-    pd.concat([rows.assign(condition=name) for name in ("near", "far")]).to_parquet(run / "rows.parquet")
+    for path in run.glob("*.parquet"):
+        rows = pd.read_parquet(path).query("split == 'test'")
+        pd.concat([rows.assign(condition=name) for name in ("near", "far")]).to_parquet(path)
+    assert [path.stem for path in write_figures(run)] == ALL
+
+
+def test_a_run_that_was_scored_at_one_k_has_all_figures(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    for path in run.glob("*.parquet"):
+        pd.read_parquet(path).query("k == 0").to_parquet(path)
     assert [path.stem for path in write_figures(run)] == ALL
 
 

@@ -13,10 +13,12 @@ from sweep_folders import METHODS, Effects, write_sweep
 from test_figures import overlaps
 
 from mermaide_ray.report.answer import answer
-from mermaide_ray.report.charts import Point, binned, non_dominated
+from mermaide_ray.report.charts import Point, binned, fitted, non_dominated
 from mermaide_ray.report.pictures import pictures
+from mermaide_ray.report.pictures.picture import basis
 from mermaide_ray.report.pictures.traces import _over_settings
 from mermaide_ray.report.score_tables import world_model_table
+from mermaide_ray.report.statistics import bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
 
 
@@ -66,6 +68,30 @@ def test_matrices_and_curves_hold_the_scores_of_their_settings(tmp_path: Path) -
         assert bars[0].get_xydata() == pytest.approx(np.array(list(zip([2, 20], expected, strict=True))), abs=1e-3)
 
 
+def test_learning_curves_show_the_smallest_and_the_largest_k(tmp_path: Path) -> None:
+    study = read_study([write_sweep(tmp_path / "sweep", ks=(0, 1, 5), seeds=2, tasks=4, profiles=False)])
+    titles = [axis.get_title() for axis in drawn(study)["learning_curves"].axes]
+    assert titles == ["training", "validation, K = 0", "validation, K = 5"]
+
+
+def test_small_print_names_the_condition_with_the_fewest_scored_tasks(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", seeds=2, tasks=6, conditions=("validation", "exp3", "test"), **PLAIN)
+    assert basis(read_study([folder])) == "2 training seeds × 6 tasks per condition (mermaide)."
+    rows = pd.read_parquet(folder / "rows.parquet")
+    hopeless = (rows["condition"] == "exp3") & (rows["task"] > 1)
+    rows["normalised_score"] = rows["normalised_score"].mask(hopeless)
+    rows.to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    assert basis(study) == "2 training seeds × 6 tasks per condition (mermaide; fewest with a score: 2, exp3)."
+    assert basis(study, "return") == "2 training seeds × 6 tasks per condition (mermaide)."
+
+
+def test_a_long_label_stands_in_two_lines() -> None:
+    assert fitted("mermaide, moves_unannounced") == "mermaide,\nmoves_unannounced"
+    assert [len(line) for line in fitted("x" * 80).split("\n")] == [26, 26]
+
+
+PLAIN: dict[str, Any] = {"curves": False, "profiles": False}
 CONDITIONS = ("validation", "test", "far", "further")
 EXACT = {"seed_sd": 0, "task_sd": 0, "noise_sd": 1e-4}
 
@@ -84,6 +110,23 @@ def test_many_conditions_stand_side_by_side_with_their_differences_and_gains(tmp
     assert gains.containers[0][0].get_ydata() == pytest.approx(np.full(4, 0.04), abs=1e-3)
     # All conditions together, rather than the first few of them.
     assert figures["comparison"].axes[0].containers[0][0].get_xdata() == pytest.approx([0.14], abs=1e-3)
+
+
+def test_a_gain_over_settings_of_other_families_draws_an_agent_with_all_its_tasks(tmp_path: Path) -> None:
+    """Both settings have agents of the same numbers: they are pooled side by side, and one interval is the same."""
+    key = "agents.families"
+    options: dict[str, Any] = {"tasks": 8, "seeds": 3, "conditions": CONDITIONS, "curves": False, "profiles": False}
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects()}, {key: ["ucb", "exp3"]}, game=[key], **options)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(family=rows[f"setting.{key}"]).to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    gain = study.gain_of_k("mermaide", "far")
+    assert (gain.shape, len(set(study.cells.agents(gain.columns)))) == ((3, 16), 8)
+    together = study.cells.interval_of(gain)
+    assert together != bootstrap_interval(gain.to_numpy(), seed=0)
+    bars = drawn(study)["over_conditions"].axes[1].containers[0]
+    (segments,) = bars[2]
+    assert segments.get_segments()[CONDITIONS.index("far")][:, 1] == pytest.approx([together.low, together.high])
 
 
 def test_settings_told_in_words_stand_side_by_side_in_every_condition(tmp_path: Path) -> None:

@@ -7,14 +7,19 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from sweep_folders import METHODS, Effects, write_sweep
 
 from mermaide_ray.cli import main
-from mermaide_ray.report.document import Report, write_report
-from mermaide_ray.report.tabular import Table, escape_latex
+from mermaide_ray.errors import InputError
+from mermaide_ray.report.document import LIST, Report, write_report
+from mermaide_ray.report.document_table import Table, escape_latex
+from mermaide_ray.report.provenance import failed_table
+from mermaide_ray.report.study import read_study
 
 ODD = "50% of <b>_{arms} & $more$ #1 ~^\\"
 PICTURES = {
@@ -195,19 +200,65 @@ def test_latex_tables_compile(report: Report, tmp_path: Path) -> None:
 def test_a_second_report_replaces_the_first_with_the_same_bytes(tmp_path: Path) -> None:
     options = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
     folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects(model_margin=None)}, **options)
-    stale = folder / "report" / "figures" / "stale.png"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
+    rows = pd.read_parquet(folder / "rows.parquet")
+    pd.concat([rows, rows[rows["method"] == "mermaide"].assign(k=1)]).to_parquet(folder / "rows.parquet")
+    report = write_report([folder])
+    assert (report.folder / "figures" / "kshot_curve.png").is_file()
+    rows.to_parquet(folder / "rows.parquet")
     kept = folder / "report" / "mine.txt"
     kept.touch()
-    report = write_report([folder])
-    drawn = {path.stem for path in (report.folder / "figures").iterdir()}
+    write_report([folder])
+    drawn = {path.stem for path in (report.folder / "figures").glob("*.*g")}
     # One K, no world model, no progress, no profiles: what can't be drawn isn't.
     assert drawn == {"comparison", "performance_profiles", "pareto_front"}
     assert kept.exists()
     first = {path: path.read_bytes() for path in report.folder.rglob("*") if path.is_file()}
     write_report([folder])
     assert {path: path.read_bytes() for path in report.folder.rglob("*") if path.is_file()} == first
+
+
+FAST: dict[str, Any] = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
+
+
+@pytest.mark.parametrize("mine", ["figures/plot.png", "tables/mine.csv", "tables", "report.md", "figures/own/plot.png"])
+def test_what_no_report_wrote_is_not_replaced(mine: str, tmp_path: Path) -> None:
+    paper = tmp_path / "paper"
+    (paper / mine).parent.mkdir(parents=True)
+    (paper / mine).write_text("mine")
+    # Nothing is read before: there is no such run.
+    with pytest.raises(
+        InputError, match=rf"not replace what no report wrote, but {paper / mine.partition('/plot')[0]}"
+    ):
+        write_report([tmp_path / "none"], paper)
+    assert [path for path in paper.rglob("*") if path.is_file()] == [paper / mine]
+
+
+def test_what_is_put_among_a_reports_files_is_kept_and_the_rest_is_written_again(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects(model_margin=None)}, **FAST)
+    report = write_report([folder])
+    mine = report.folder / "figures" / "mine.png"
+    mine.touch()
+    with pytest.raises(InputError, match=f"must not replace what no report wrote, but {mine}"):
+        write_report([folder])
+    mine.unlink()
+    # Killed while it was written, or written by an older version.
+    report.html.unlink()
+    write_report([folder])
+    for name in ("figures", "tables"):
+        (report.folder / name / LIST).unlink()
+    assert write_report([folder]).html.is_file()
+
+
+def test_tracebacks_are_promised_only_of_runs_that_failed(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", failed=[("rl2", 1)], **FAST)
+    table = failed_table(read_study([folder]).sources)
+    assert table is not None
+    assert table.caption == "The folder failures/ of the sweep holds configs and tracebacks of those that failed."
+    trials = pd.read_parquet(folder / "trials.parquet")
+    trials.assign(status=trials["status"].replace("failed", "stopped")).to_parquet(folder / "trials.parquet")
+    table = failed_table(read_study([folder]).sources)
+    assert table is not None
+    assert (len(table.rows), table.caption) == (1, "")
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

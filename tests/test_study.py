@@ -13,6 +13,7 @@ from sweep_folders import METHODS, Effects, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.answer import answer
+from mermaide_ray.report.score_tables import score_tables
 from mermaide_ray.report.study import read_study
 
 QUICK: dict[str, Any] = {"curves": False, "profiles": False}
@@ -112,6 +113,40 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     assert "1 of 5 training runs failed" in told
     assert "1 of 5 training runs were stopped, or have not come to their end" in told
     assert "3 of 8 planned training runs have not begun" in told
+
+
+@pytest.mark.parametrize(
+    ("tune", "methods", "planned"),
+    [
+        ({"samples": 6}, True, 24),
+        ({"samples": 6, "searcher": "optuna"}, False, 12),
+        ({"samples": 4, "scheduler": "pbt"}, False, 8),
+    ],
+)
+def test_runs_that_are_drawn_are_counted_as_planned(
+    tune: dict[str, Any], methods: bool, planned: int, tmp_path: Path
+) -> None:
+    folder = write_sweep(tmp_path / "sweep", seeds=2, **QUICK)
+    path = folder / "sweep.yaml"
+    sweep = yaml.safe_load(path.read_text()) | {"search": {"training.meta_lr": {"loguniform": [1e-4, 1e-1]}}}
+    path.write_text(yaml.safe_dump({**sweep, "tune": tune, "methods": sweep["methods"] if methods else []}))
+    assert f"{planned - 4} of {planned} planned training runs have not begun" in " ".join(read_study([folder]).notes)
+    # What an older version wrote is reported all the same.
+    path.write_text(yaml.safe_dump({**sweep, "tune": tune, "older": True}))
+    assert read_study([folder]).notes == ()
+
+
+def test_a_condition_has_the_title_of_a_split_only_if_its_agents_are_of_it(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", seeds=2, **QUICK)
+    assert read_study([folder]).title("test") == "out of distribution (test agents)"
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(split="validation").to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    assert (study.title("test"), study.title("validation")) == ("test", "in distribution (validation agents)")
+    assert [table.title for table in score_tables(study)] == [
+        "Scores, in distribution (validation agents)",
+        "Scores, test",
+    ]
 
 
 def test_fewer_rows_than_expected_are_told(tmp_path: Path) -> None:

@@ -289,6 +289,14 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             "must not name what is claimed to be better, 1, got [1] (test.yaml)",
         ),
         ({"answer": {"value": "never", "against": ["always", "never"]}}, "what is claimed to be better, never, got"),
+        (
+            {
+                # As the report, the check takes the lowest number for claimed where none is named.
+                "answer": {"compare": "environment.cost_weight", "against": [0.1]},
+                "search": {"environment.cost_weight": {"grid": [0.3, 0.1]}},
+            },
+            "claimed to be better, 0.1, got",
+        ),
         ({"answer": {"compare": "condition", "against": ["validation"]}}, "claimed to be better, validation, got"),
         (
             {

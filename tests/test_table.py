@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import interquartile_mean
-from mermaide_ray.report.table import MEASURES, is_privileged, label, render_terminal, summary
+from mermaide_ray.report.table import MEASURES, render_terminal, summary
 
 FAMILIES = ("ucb", "epsilon_greedy")
 # Method -> (normalised score at K = 0, training seeds); the learned ones gain 0.05 by adapting.
@@ -146,6 +147,10 @@ def test_the_caption_says_how_far_the_interval_goes(seeds: int, said: str, unsai
     text = unwrapped(printed(summary(rows[rows["seed"] < seeds], resamples=10)))
     assert said in text
     assert unsaid not in text
+
+
+def test_the_caption_tells_that_the_cost_is_not_weighted(rows: pd.DataFrame) -> None:
+    assert "Cost: before environment.cost_weight." in unwrapped(printed(summary(rows, resamples=10)))
 
 
 def test_tasks_that_the_oracle_cannot_improve_have_no_score_and_the_caption_counts_them(rows: pd.DataFrame) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell, is_trained
+from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
+from mermaide_ray.report.names import SCORE, is_trained, measure_name
 from mermaide_ray.report.statistics import (
     QUARTILE,
+    SEED,
     Interval,
     paired,
     paired_difference,
@@ -18,10 +19,9 @@ from mermaide_ray.report.statistics import (
     unpaired_difference,
 )
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import SCORE
+from mermaide_ray.sweep.file import Claim
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
 # More names than this are a count.
 MOST_CONDITIONS = 3
 # Two equal methods that were trained with one seed each would be told apart "for sure" in half of all studies, with two
@@ -40,7 +40,7 @@ class Contrast:
         difference: This minus the other, positive where this is the higher.
         probability: That this one is better on a random task; None where their tasks differ.
         seeds, tasks: What this side's figure rests on.
-        settings: Settings that both figures are means over.
+        num_settings: Settings that both figures are means over.
         better: Whether the claimed side is better for sure (True), worse for sure (False), or neither (None).
         too_few: Whether nothing is for sure because a trained side has too few training seeds.
     """
@@ -53,7 +53,7 @@ class Contrast:
     probability: Interval | None
     seeds: int
     tasks: int
-    settings: int
+    num_settings: int
     better: bool | None
     too_few: bool = False
 
@@ -79,33 +79,33 @@ class Answer:
     by_condition: tuple[Contrast, ...]
 
 
-def answer(study: Study, *, seed: int = 0) -> Answer:
+def answer(study: Study) -> Answer:
     """The answer to the claim of the sweep's `answer` section, or a neutral comparison of the main method.
 
     Raises:
         InputError: The section names what is not in the rows.
     """
     if study.claim is None:
-        return _answer(study, None, seed)
+        return _answer(study, None)
     try:
-        return _answer(study, study.claim, seed)
+        return _answer(study, study.claim)
     except Unjudged as missing:
-        found = _answer(study, None, seed)
+        found = _answer(study, None)
         return replace(found, sentence=f"Not judged, since {missing}. {found.sentence}")
 
 
-def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
+def _answer(study: Study, claim: Claim | None) -> Answer:
     neutral = claim is None
     if claim is None:
         held_out = [name for name in study.conditions if name == "test"] or study.conditions
-        claim = {"compare": METHOD, "value": study.main, "conditions": held_out}
+        claim = Claim(value=study.main, conditions=tuple(held_out))
     measure, sign = measure_of(study, claim)
-    conditions = [ANYWHERE] if claim.get("compare") == CONDITION else conditions_of(study, claim)
+    conditions = [ANYWHERE] if claim.compare == CONDITION else conditions_of(study, claim)
     one, every, k = sides_of(study, claim, conditions)
     others = [other for other in every if any(one.cells[name] and other.cells[name] for name in conditions)]
     elsewhere = [other.name for other in every if other not in others]
     besides = f" Not compared, since it shares no condition: {', '.join(elsewhere)}." if elsewhere else ""
-    if claim.get("compare", METHOD) == METHOD:
+    if claim.compare == METHOD:
         apart = [o for o in others if not study.cells.may_stand_together(one.over(conditions), o.over(conditions))]
         others = [other for other in others if other not in apart]
         if apart:
@@ -114,12 +114,12 @@ def _answer(study: Study, claim: Mapping[str, Any] | None, seed: int) -> Answer:
     if measured and len(measured) < len(others):
         lacking = ", ".join(other.name for other in others if other not in measured)
         besides += f" Not compared, since it has no {measure_name(measure)} to compare: {lacking}."
-    contrasts = [_contrast(study, one, other, conditions, measure, sign, seed) for other in measured]
+    contrasts = [_contrast(study, one, other, conditions, measure, sign) for other in measured]
     if not contrasts:
         return Answer(_alone(study, one, conditions, measure, k) + besides, None, one.name, measure, (), ())
     contrasts.sort(key=lambda contrast: sign * contrast.difference.value)
     single = [
-        _contrast(study, one, other, [condition], measure, sign, seed)
+        _contrast(study, one, other, [condition], measure, sign)
         for condition in (conditions if len(conditions) > 1 else [])
         for other in measured
         if _measured(study, one, other, [condition], measure)
@@ -149,13 +149,11 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
     return (SUPPORTED, None) if unsure is None else (UNDECIDED, unsure)
 
 
-def _contrast(
-    study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int, seed: int
-) -> Contrast:
+def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int) -> Contrast:
     cells, shared = study.cells, _measured(study, one, other, conditions, measure)
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
     trim = QUARTILE if measure == SCORE else 0.0
-    x, y = cells.pooled(mine, measure), cells.pooled(theirs, measure)
+    x, y = cells.pooled_alike(mine, theirs, measure)
     if not (x.size and y.size):
         raise InputError(
             f"{one.name} and {other.name} must each have a training seed with `{measure}` in all of "
@@ -166,17 +164,18 @@ def _contrast(
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
         x, y = x[tasks], y[tasks]
-        # Where only some seeds of either side are the other's, pairing would throw the rest of both away.
-        pairs = min(len(x), len(y)) in (1, len(seeds))
+        # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs
+        # of their own (they have names) are of several settings: either side's rest may be of other ones.
+        pairs = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, str) for seed in seeds)
         if pairs and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
         signed = (x, y) if sign > 0 else (y, x)
-        probability = probability_of_improvement(*signed, seed=seed, agents=cells.agents(tasks), resamples=1000)
+        probability = probability_of_improvement(*signed, seed=SEED, agents=cells.agents(tasks))
     agents = cells.agents(x.columns), cells.agents(y.columns)
     if pairs:
-        difference = paired_difference(*paired(x, y), seed=seed, agents=agents[0], trim=trim)
+        difference = paired_difference(*paired(x, y), seed=SEED, agents=agents[0], trim=trim)
     else:
-        difference = unpaired_difference(x, y, seed=seed, agents=agents, trim=trim)
+        difference = unpaired_difference(x, y, seed=SEED, agents=agents, trim=trim)
     level, other_level = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
     assert level is not None
     assert other_level is not None
@@ -193,7 +192,7 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        settings=_settings(study, mine, measure),
+        num_settings=_num_settings(study, mine, measure),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -231,14 +230,9 @@ def _elsewhere(study: Study, one: Cell, other: Cell) -> bool:
     return one.condition == other.condition and sum(a != b for a, b in zip(*lines, strict=True)) == 1
 
 
-def _settings(study: Study, cells: Sequence[Cell], measure: str) -> int:
+def _num_settings(study: Study, cells: Sequence[Cell], measure: str) -> int:
     """The settings that a figure over these cells is a mean of."""
     return len({cell.setting for cell in cells if study.cells.matrix(cell, measure).size})
-
-
-def measure_name(measure: str) -> str:
-    """A measure as sentences and figures call it."""
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
 def _where(conditions: Sequence[str], k: int, settings: int) -> str:
@@ -277,7 +271,7 @@ def _sentence(
     only = " alone" if because is not None and len(decisive.conditions) < len(contrasts[0].conditions) else ""
     return (
         f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
-        f"({_where(decisive.conditions, k, decisive.settings)}{only}), {abs(difference.value):.3f} {way} "
+        f"({_where(decisive.conditions, k, decisive.num_settings)}{only}), {abs(difference.value):.3f} {way} "
         f"{decisive.other}{among} (95% interval of the difference {_span(difference)}; {_basis(decisive)})."
         + f" With fewer than {FEWEST_SEEDS} training seeds there is no verdict."
         * decisive.too_few
@@ -290,7 +284,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
     sure = "" if _excludes_zero(difference) else ", which includes 0: the difference may be chance"
     return (
         f"{one.name} reaches a {measure_name(measure)} of {closest.level.value:.3f} "
-        f"({_where(closest.conditions, k, closest.settings)}), {abs(difference.value):.3f} {way} {closest.other}, "
+        f"({_where(closest.conditions, k, closest.num_settings)}), {abs(difference.value):.3f} {way} {closest.other}, "
         f"the best unprivileged other method (95% interval of the difference {_span(difference)}{sure}; "
         f"{_basis(closest)})."
     )
@@ -298,7 +292,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
     interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
-    where = _where(conditions, k, _settings(study, one.over(conditions), measure))
+    where = _where(conditions, k, _num_settings(study, one.over(conditions), measure))
     cells = one.over(conditions)
     if interval is None and any(study.cells.matrix(cell, measure).size for cell in cells):
         return f"{one.name} ({where}): its settings have no training seed with a value in each: nothing can be said."

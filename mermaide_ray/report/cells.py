@@ -12,19 +12,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mermaide_ray.baselines import BASELINES
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.statistics import Interval, bootstrap_interval
-from mermaide_ray.report.table import SCORE
+from mermaide_ray.report.names import SCORE, is_trained
+from mermaide_ray.report.statistics import QUARTILE, SEED, Interval, bootstrap_interval, performance_profile
 
 # Two directories that ran the same game on other machines may differ in the last digits of a float32. Returns lie on a
 # grid (hits and costs over episodes) that meets the ties of rounding again and again; a little beside it, it does not.
 DIGITS, BESIDE = 3, 6e-5
 
-
-def is_trained(method: str) -> bool:
-    """Whether a method was trained (and so has training seeds), rather than a fixed rule or an oracle."""
-    return method not in BASELINES and ":" not in method
+Group = dict[str, pd.DataFrame]
+"""Setting -> values [S, T] of the same tasks."""
 
 
 class Cell(NamedTuple):
@@ -44,8 +41,6 @@ class Cells:
 
     Args:
         rows: Columns method, setting, condition, split, k, seed, family, task, and measures.
-        resamples: Bootstrap resamples of `interval`.
-        seed: Seed of the bootstrap.
 
     Attributes:
         left_out: Sentences on training seeds whose rows could not be used, in the order met.
@@ -54,8 +49,7 @@ class Cells:
         InputError: Two rows have the same method, setting, condition, K, seed and task.
     """
 
-    def __init__(self, rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> None:
-        self._resamples, self._seed = resamples, seed
+    def __init__(self, rows: pd.DataFrame) -> None:
         labels = {name: rows[name].astype("category") for name in ("method", "setting", "condition", "family")}
         codes = {name: column.cat.codes.to_numpy().astype(np.int64) for name, column in labels.items()}
         categories = {name: [str(value) for value in column.cat.categories] for name, column in labels.items()}
@@ -180,20 +174,48 @@ class Cells:
         task's values are averaged, seed by seed, so that each of these settings weighs the same; tasks that have no
         value in one of them are left out. Settings that met no task in common, such as those of other families of
         agents, stand side by side as conditions do. Only seeds that have all of it count; where settings of the same
-        tasks have no seed in common, each training run is a seed of its own.
+        tasks have no seed in common, each training run is a seed of its own (and a setting weighs as its runs do).
         """
+        groups = self._groups(cells, measure)
+        return self._joined(cells, groups, _must_be_runs(groups))
+
+    def pooled_alike(
+        self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`pooled` of two sides; training runs of their own on both where they must be on one.
+
+        A mean over all settings, beside runs of which some setting has fewer than others, would be of another game.
+        Rules have no training runs.
+        """
+        sides = [(side, self._groups(side, measure)) for side in (one, other)]
+        runs = any(_must_be_runs(groups) for _, groups in sides)
+        mine, theirs = (
+            self._joined(side, groups, runs and all(is_trained(cell.method) for cell in side)) for side, groups in sides
+        )
+        return mine, theirs
+
+    def _groups(self, cells: Sequence[Cell], measure: str) -> list[Group]:
+        """The matrices of `pooled`, by setting; of each group a mean is taken."""
         parts: dict[str, list[Cell]] = {}
         for cell in dict.fromkeys(cells):
             if self.matrix(cell, measure).size:
                 parts.setdefault(cell.condition, []).append(cell)
-        groups = [
-            _over_settings([(cell.setting, self.matrix(cell, measure)) for cell in group])
+        return [
+            {cell.setting: self.matrix(cell, measure) for cell in group}
             for of_condition in parts.values()
             for group in self._by_agents(of_condition)
         ]
-        if not groups:
-            return pd.DataFrame()
-        return pd.concat(groups, axis="columns").dropna(axis="index").sort_index(axis="columns")
+
+    def _joined(self, cells: Sequence[Cell], groups: Sequence[Group], runs: bool) -> pd.DataFrame:
+        """The matrices side by side; training seeds that not all of them have are told."""
+        joined = _side_by_side(groups, runs)
+        seeds = {seed for group in groups for matrix in group.values() for seed in matrix.index}
+        if not runs and (dropped := sorted(seeds - set(joined.index))):
+            self.left_out[
+                f"{cells[0].method}: training seeds {', '.join(map(str, dropped))} lack a setting or a condition that "
+                "others have, and are left out of figures over several."
+            ] = None
+        return joined
 
     def _by_agents(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Cells of one condition, those together that met any task in common, with a value or without."""
@@ -206,11 +228,11 @@ class Cells:
             groups.append((tasks, together))
         return [together for _, together in groups]
 
-    def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, str]:
-        """Training seeds behind a figure, and its tasks: `100`, or `96 of 100` where some have no value."""
+    def basis(self, cells: Sequence[Cell], measure: str = SCORE) -> tuple[int, int, int]:
+        """Training seeds behind a figure, its tasks, and how many there were: some may have no value."""
         seeds, tasks = self.pooled(cells, measure).shape
         met = len({task for cell in cells for task in np.unique(self._tasks[self._slices[cell]])})
-        return seeds, f"{tasks}" if tasks == met else f"{tasks} of {met}"
+        return seeds, tasks, met
 
     def mixed_games(self) -> Iterator[tuple[Cell, Cell]]:
         """Cells of one setting and condition, which stand side by side, in which the same tasks were other games."""
@@ -231,18 +253,22 @@ class Cells:
             matrix = self.pooled(cells, measure)
             if not matrix.size:
                 return None
-            self._intervals[key] = bootstrap_interval(
-                matrix.to_numpy(),
-                seed=self._seed,
-                agents=self.agents(matrix.columns),
-                trim=trim,
-                resamples=self._resamples,
-            )
+            self._intervals[key] = self.interval_of(matrix, trim)
         return self._intervals[key]
+
+    def interval_of(self, matrix: pd.DataFrame, trim: float = QUARTILE) -> Interval:
+        """Trimmed mean of a matrix as of `pooled` or `gain`, with its 95% interval over seeds and agents."""
+        return bootstrap_interval(matrix.to_numpy(), seed=SEED, agents=self.agents(matrix.columns), trim=trim)
+
+    def profile_of(
+        self, matrix: pd.DataFrame, thresholds: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Share of the scores above each threshold, with pointwise 95% bands over seeds and agents."""
+        return performance_profile(matrix.to_numpy(), thresholds, seed=SEED, agents=self.agents(matrix.columns))
 
     def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""
-        values, others = self.pooled(one, measure), self.pooled(other, measure)
+        values, others = self.pooled_alike(one, other, measure)
         both = values.size and others.size
         return (values - others.reindex_like(values)).dropna(axis="index") if both else pd.DataFrame()
 
@@ -275,18 +301,29 @@ class Cells:
         return b"".join(found)
 
 
-def _over_settings(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    matrices = [matrix for _, matrix in parts]
-    if len(matrices) == 1:
-        return matrices[0]
-    # A mean over other settings for some tasks than for others would compare nothing.
-    stacked = pd.concat(matrices).dropna(axis="columns")
-    settings_of = stacked.index.value_counts()
-    whole = settings_of[settings_of == len(matrices)].index
-    if len(whole):
-        return stacked[stacked.index.isin(whole)].groupby(level=0).mean()
-    if settings_of.max() == 1:
-        # Names of their own: numbers would pair them with seeds of another side.
-        runs = [f"{setting}, seed {seed}" for setting, matrix in parts for seed in matrix.index]
-        return stacked.set_axis(pd.Index(runs), axis="index")
-    return stacked.groupby(level=0).mean()
+def _in_all(group: Group) -> set[Any]:
+    """The training seeds that all settings have."""
+    return set.intersection(*(set(matrix.index) for matrix in group.values()))
+
+
+def _must_be_runs(groups: Sequence[Group]) -> bool:
+    """Whether settings of the same tasks have no seed in common."""
+    return not all(map(_in_all, groups))
+
+
+def _side_by_side(groups: Sequence[Group], runs: bool) -> pd.DataFrame:
+    """Columns of all groups: of each a mean over its settings seed by seed, or its training runs one by one."""
+    if not groups:
+        return pd.DataFrame()
+    wide = []
+    for group in groups:
+        # A mean over other settings for some tasks than for others would compare nothing.
+        stacked = pd.concat(group.values()).dropna(axis="columns") if len(group) > 1 else next(iter(group.values()))
+        if runs:
+            # Names of their own: numbers would pair them with seeds of another side.
+            names = [f"{setting}, seed {seed}" for setting, matrix in group.items() for seed in matrix.index]
+            stacked = stacked.set_axis(pd.Index(names), axis="index")
+        elif len(group) > 1:
+            stacked = stacked[stacked.index.isin(_in_all(group))].groupby(level=0).mean()
+        wide.append(stacked)
+    return pd.concat(wide, axis="columns").dropna(axis="index").sort_index(axis="columns")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mermaide_ray.report.answer import Contrast, measure_name
+from mermaide_ray.report.answer import Contrast
 from mermaide_ray.report.drawing import (
     MARKERS,
     PALETTE,
     draw_legend,
     finish,
+    in_lines,
     panels,
     styles_of,
+    values_and_errors,
 )
-from mermaide_ray.report.statistics import Interval, performance_profile
-from mermaide_ray.report.table import SPLIT_TITLES, is_privileged, label
+from mermaide_ray.report.names import is_privileged, label, measure_name
+from mermaide_ray.report.statistics import Interval
 
 Array = NDArray[np.float64]
-# A few agents for which intervening does great harm would press all the rest into a corner.
-LOWEST_TAU = -0.25
 BINS = 8
 LETTERS = 26
 
@@ -54,35 +55,29 @@ class Point:
 
 
 def performance_profiles(
-    scores: Mapping[str, Mapping[str, Array]],
+    profiles: Mapping[str, Mapping[str, tuple[Array, Array, Array]]],
+    thresholds: Array,
     methods: Sequence[str],
     *,
     note: str = "",
-    seed: int = 0,
-    resamples: int = 500,
 ) -> Figure:
     """Share of runs x tasks that score above tau, with pointwise 95% bands; a panel per condition.
 
     Args:
-        scores: Condition -> method -> scores [S, T].
+        profiles: Condition -> method -> share, lower and upper end, [N] each.
+        thresholds: tau, [N].
         methods: All methods of the study, in the order that gives them their colours.
         note: Small print below the figure.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap resamples.
     """
-    figure, axes = panels(1, len(scores), note, sharey=True)
+    figure, axes = panels(1, len(profiles), note, sharey=True)
     styles = styles_of(methods)
-    every = np.concatenate([matrix.ravel() for found in scores.values() for matrix in found.values()])
-    low, high = np.quantile(every, [0.01, 0.995])
-    thresholds = np.linspace(max(min(low, 0), LOWEST_TAU), max(high, 1), 61)
-    for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
-        for method, matrix in found.items():
-            share, lower, upper = performance_profile(matrix, thresholds, seed=seed, resamples=resamples)
+    for axis, (condition, found) in zip(axes[0], profiles.items(), strict=True):
+        for method, (share, lower, upper) in found.items():
             style = styles[method]
             axis.plot(thresholds, share, color=style["color"], linestyle=style["linestyle"], label=label(method))
             if not is_privileged(method):
                 axis.fill_between(thresholds, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("normalised score τ")
         axis.set_ylim(0, 1.02)
     axes[0][0].set_ylabel("share of runs × tasks above τ")
@@ -108,17 +103,17 @@ def contrast_bars(name: str, contrasts: Sequence[Contrast], measure: str, *, not
         if likely:
             found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
             _across(axes[0][1], shown, [interval for interval, _ in found], [at for _, at in found], style)
-    axes[0][0].set_yticks(-np.arange(len(others)), [shortened(other) for other in others])
+    axes[0][0].set_yticks(-np.arange(len(others)), [fitted(other) for other in others])
     axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
     axes[0][0].set_xlabel(f"difference in {measure_name(measure)}")
-    axes[0][0].set_title(f"{shortened(name)} less …")
+    axes[0][0].set_title(f"{fitted(name)} less …")
     axes[0][0].locator_params(axis="x", nbins=6)
     if likely:
         axes[0][1].axvline(0.5, color="0.3", linewidth=1)
         axes[0][1].set_xlim(-0.02, 1.02)
         axes[0][1].set_xlabel("probability of improvement")
-        axes[0][1].set_title(f"{shortened(name)} better than …")
+        axes[0][1].set_title(f"{fitted(name)} better than …")
     finish(figure)
     handles, names = axes[0][0].get_legend_handles_labels()
     if len(conditions) > 1:
@@ -165,7 +160,7 @@ def pareto_front(
                 if method in named:
                     place = {"xytext": (3, -10), "textcoords": "offset points", "fontsize": 7}
                     axis.annotate(f"{point.at:g}", (point.cost, point.success), color=style["color"], **place)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("cost of interventions per episode")
     axes[0][0].set_ylabel("success rate (share of pulls)")
     finish(figure)
@@ -202,7 +197,7 @@ def adaptation_gain(
             style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
             axis.plot(exploration, gain, linestyle="", markersize=3, alpha=0.35, **style)
             middle, means = binned(exploration, gain)
-            axis.plot(middle, means, linewidth=1.6, markersize=6, label=title_of(condition).replace("\n", " "), **style)
+            axis.plot(middle, means, linewidth=1.6, markersize=6, label=condition, **style)
         axis.set_title(family)
         axis.set_xlabel(names[family])
     axes[0][0].set_ylabel(ylabel)
@@ -237,7 +232,7 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
             chosen = [name for name in found if name.startswith("floor: ") == floor]
             heights = [-float(names.index(name)) for name in chosen]
             _across(axis, "", [found[name] for name in chosen], heights, style)
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel("loss on the next pull (nats per pull)")
         if min(interval.low for interval in found.values()) >= 0:  # a density's (continuous game) may be negative
             axis.set_xlim(left=0)
@@ -246,21 +241,16 @@ def world_model_losses(losses: Mapping[str, Mapping[str, Interval]], *, note: st
     return figure
 
 
-def title_of(condition: str) -> str:
-    """A condition's title, in two lines where it has a part in brackets."""
-    return SPLIT_TITLES.get(condition, condition).replace(" (", "\n(")
-
-
 def _across(
     axis: Axes, name: str, intervals: Sequence[Interval], heights: Sequence[float], style: Mapping[str, Any]
 ) -> None:
     """Horizontal error bars."""
     if intervals:
-        values = np.array([interval.value for interval in intervals])
-        errors = np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
+        values, errors = values_and_errors(intervals)
         axis.errorbar(values, heights, xerr=errors, linestyle="", markersize=5, capsize=2, label=name, **style)
 
 
-def shortened(text: str) -> str:
-    """A label as long as a figure can hold."""
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+def fitted(text: str) -> str:
+    """A label as a figure can hold it: in two lines, what is longer cut off."""
+    lines = wrap(text, LETTERS, break_on_hyphens=False)
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], lines[1][: LETTERS - 1] + "…"])

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
-from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.sources import number
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import is_privileged, is_trained, label
+from mermaide_ray.report.sources import MEASURES, number
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import SCORE, is_privileged, label
-from mermaide_ray.sweep.file import label_of
+from mermaide_ray.sweep.file import Claim, label_of
 
 METHOD, K, CONDITION = "method", "k", "condition"
 # Where conditions are what is compared, a side has cells of its own condition only.
@@ -36,23 +35,17 @@ class Side:
         return [cell for condition in conditions for cell in self.cells[condition]]
 
 
-def measure_of(study: Study, claim: Mapping[str, Any]) -> tuple[str, int]:
+def measure_of(study: Study, claim: Claim) -> tuple[str, int]:
     """The measure compared, and 1 where more of it is better, -1 where less is."""
-    measure, known = str(claim.get("measure", SCORE)), [metric.key for metric in ROW_METRICS]
-    if measure not in known or measure not in study.cells.measures:
-        raise InputError(
-            f"`answer.measure` must be a metric of the rows ({', '.join(known)}), got {measure!r}{near(measure, known)}"
-        )
-    better = str(claim.get("better", "higher"))
-    if better not in ("higher", "lower"):
-        raise InputError(f"`answer.better` must be higher or lower, got {better!r}")
-    return measure, 1 if better == "higher" else -1
+    if claim.measure not in study.cells.measures:
+        known = ", ".join(measure for measure in MEASURES if measure in study.cells.measures)
+        raise InputError(f"`answer.measure` must be a metric of these rows ({known}), got {claim.measure!r}")
+    return claim.measure, 1 if claim.better == "higher" else -1
 
 
-def conditions_of(study: Study, claim: Mapping[str, Any]) -> list[str]:
+def conditions_of(study: Study, claim: Claim) -> list[str]:
     """The conditions that the claim is about."""
-    wanted = claim.get("conditions") or study.conditions
-    wanted = [wanted] if isinstance(wanted, str) else list(map(str, wanted))
+    wanted = list(claim.conditions or study.conditions)
     missing = [name for name in wanted if name not in study.conditions]
     if missing:
         raise InputError(
@@ -61,24 +54,22 @@ def conditions_of(study: Study, claim: Mapping[str, Any]) -> list[str]:
     return wanted
 
 
-def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) -> tuple[Side, list[Side], int]:
+def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Side, list[Side], int]:
     """The side that is claimed to be better, the others, and K (-1 where K is what is compared)."""
-    compare, value = str(claim.get("compare", METHOD)), claim.get("value")
-    method = str(value) if compare == METHOD and value is not None else study.main
+    compare, against = claim.compare, claim.against
+    method = str(claim.claimed([study.main])) if compare == METHOD else study.main
     if method not in study.methods:
-        if any(method in (source.settings.get("methods") or ()) for source in study.sources):
+        if any(method in (source.document.get("methods") or ()) for source in study.sources):
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
-    given, against = claim.get("k"), claim.get("against")
-    against = against if against is None or isinstance(against, list | tuple) else [against]
     named = study.conditions if against is None else against
-    places = [value or study.conditions[0], *named] if compare == CONDITION else conditions
+    places = [claim.claimed(study.conditions), *named] if compare == CONDITION else conditions
     # At the largest K that all these conditions have in common, if they have any.
     scored = [set(ks) for place in dict.fromkeys(map(str, places)) if (ks := study.cells.ks(method, place))]
     shared = set.intersection(*scored) if scored else set()
-    if compare == CONDITION and given is None and scored and not shared:
+    if compare == CONDITION and claim.k is None and scored and not shared:
         raise Unjudged(f"{method} was scored at no K in common in {', '.join(dict.fromkeys(map(str, places)))}")
-    k = max(shared or study.cells.ks(method)) if given is None else int(given)
+    k = max(shared or study.cells.ks(method)) if claim.k is None else claim.k
     if compare != K and k not in study.cells.ks(method):
         raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
     if compare == METHOD:
@@ -92,8 +83,7 @@ def sides_of(study: Study, claim: Mapping[str, Any], conditions: Sequence[str]) 
     else:
         known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
         raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
-    if value is None:
-        value = max(every) if compare == K else every[0]
+    value = claim.claimed(every)
     claimed = _as_in_rows(study, compare, value)
     default = [other for other in every if number(other) != claimed]
     # Whose, where it isn't the only one: methods are not averaged over.

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mermaide_ray.report.names import SCORE, SPLIT_TITLES, is_privileged
 from mermaide_ray.report.statistics import Interval, paired, paired_difference, probability_of_improvement, score_matrix
-from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, is_privileged
+from mermaide_ray.report.table import has_score
 
 
 def comparisons(rows: pd.DataFrame, method: str, *, seed: int = 0) -> pd.DataFrame:

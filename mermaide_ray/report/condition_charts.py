@@ -10,8 +10,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mermaide_ray.report.charts import shortened
-from mermaide_ray.report.drawing import MARKERS, PALETTE, Style, finish, panels
+from mermaide_ray.report.charts import fitted
+from mermaide_ray.report.drawing import MARKERS, PALETTE, Style, finish, panels, values_and_errors
 from mermaide_ray.report.statistics import Interval
 
 # Of the width between two conditions, what their points fill.
@@ -67,7 +67,7 @@ def condition_rows(
         axis.set_ylabel(row.measure)
         axis.set_xlim(-0.5, len(conditions) - 0.5)
         axis.set_xticks(range(len(conditions)), [""] * len(conditions))
-    labels = [shortened(condition) for condition in conditions]
+    labels = [fitted(condition) for condition in conditions]
     axes[-1][0].set_xticks(range(len(conditions)), labels, rotation=40, ha="right", rotation_mode="anchor")
     finish(figure)
     handles: dict[str, Artist] = {}
@@ -84,9 +84,7 @@ def _points(
     at = [place for place, condition in enumerate(conditions) if condition in found]
     if not at:
         return
-    intervals = [found[conditions[place]] for place in at]
-    values = np.array([interval.value for interval in intervals])
-    errors = np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
+    values, errors = values_and_errors([found[conditions[place]] for place in at])
     places = np.array(at) + offset
     axis.errorbar(places, values, yerr=errors, linestyle="", markersize=4.5, capsize=2, label=name, **style)
 

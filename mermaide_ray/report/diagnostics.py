@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
-from mermaide_ray.report.study import FLOORS, Study
-from mermaide_ray.report.table import FEW_SEEDS
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import FEW_SEEDS, FLOORS, is_trained
+from mermaide_ray.report.study import Study
 from mermaide_ray.sweep.file import FAILED
 
-RESAMPLES = 1000
 # Intervening at fewer than this share of the steps, or at all but this share, is no longer a policy.
 COLLAPSED = 0.01
 # Seeds disagree where their mean scores lie further apart than this, on the scale from never (0) to the oracle (1), …
@@ -29,6 +27,7 @@ SEED_RATIO = 5.0
 LOSING_TASKS = 0.2
 MOST_NAMED = 5
 SERIOUS, NOTE = "serious", "note"
+SIGNED = "{:+.3f}"
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,14 @@ def _world_model(study: Study) -> Iterator[tuple[str, str]]:
         if not after.size:
             continue
         floor, above = study.better_floor(cells)
-        gap = _interval(above)
+        gap = study.cells.interval_of(above, 0)
         if gap.high >= 0:
-            name = floor.removeprefix("wm_nll_")
-            name = "the uniform prediction" if name == "uniform" else "the agent's own running frequencies"
             how = "no better than" if gap.value >= 0 else "not for sure better than"
             yield (
                 SERIOUS if gap.value >= 0 else NOTE,
                 f"{method}, {condition}, K = {k}: the world model's loss on the next pull is {_mean(after):.3f} nats "
-                f"per pull, {how} {name} ({_mean(after - above):.3f}; difference {_told(gap)}).",
+                f"per pull, {how} the {FLOORS[floor]} ({_mean(after - above):.3f}; difference "
+                f"{gap.text(SIGNED)}, 95%).",
             )
 
 
@@ -93,24 +91,27 @@ def _adaptation(study: Study) -> Iterator[tuple[str, str]]:
         if not gain.size:
             continue
         least = min(study.cells.ks(method, condition))
-        overall = _interval(gain, QUARTILE)
+        overall = study.cells.interval_of(gain)
         if overall.high < 0:
-            yield SERIOUS, f"{method}, {condition}: K = {k} is worse than K = {least}, by {_told(overall)} in score."
+            yield (
+                SERIOUS,
+                f"{method}, {condition}: K = {k} is worse than K = {least}, by {overall.text(SIGNED)} in score (95%).",
+            )
         elif overall.low <= 0:
             yield (
                 NOTE,
                 f"{method}, {condition}: K = {k} is not for sure better than K = {least} (difference in score "
-                f"{_told(overall)}).",
+                f"{overall.text(SIGNED)}, 95%).",
             )
         families = study.cells.families(gain.columns)
         several = len(set(families)) > 1
         for family in dict.fromkeys(families) if several and overall.high >= 0 else ():
-            of_family = _interval(gain.loc[:, [name == family for name in families]], QUARTILE)
+            of_family = study.cells.interval_of(gain.loc[:, [name == family for name in families]])
             if of_family.high < 0:
                 yield (
                     SERIOUS,
                     f"{method}, {condition}: adapting to {family} agents hurts: K = {k} changes their score by "
-                    f"{_told(of_family)} against K = {least}.",
+                    f"{of_family.text(SIGNED)} (95%) against K = {least}.",
                 )
 
 
@@ -123,13 +124,13 @@ def _cost(study: Study) -> Iterator[tuple[str, str]]:
             continue
         gain = returns - study.cells.pooled(cells, "never_return").reindex_like(returns)
         losing = float((gain.mean() < 0).mean())
-        overall = _interval(gain)
+        overall = study.cells.interval_of(gain, 0)
         if overall.high < 0 or losing > LOSING_TASKS:
             amount = study.cells.pooled(cells, "interventions") if "interventions" in study.cells.measures else None
             spent = "" if amount is None else f", with {_mean(amount):.1f} interventions per episode"
             yield (
                 SERIOUS if overall.value < 0 else NOTE,
-                f"{method}, {condition}, K = {k}: interventions bring {_told(overall, '{:+.2f}')} of return per "
+                f"{method}, {condition}, K = {k}: interventions bring {overall.text('{:+.2f}')} (95%) of return per "
                 f"episode against never intervening{spent}; for {losing:.0%} of the agents they cost more than they "
                 "bring.",
             )
@@ -151,7 +152,7 @@ def _seeds(study: Study) -> Iterator[tuple[str, str]]:
         if apart:
             _, setting, means = max(apart, key=lambda found: found[0])
             where = f" with {setting}" if setting else ""
-            several = f" (the widest of {len(apart)} among {len(by_setting)} settings)" if len(by_setting) > 1 else ""
+            several = f" (the widest of {len(apart)} among {len(by_setting)} settings)" if len(apart) > 1 else ""
             yield (
                 SERIOUS,
                 f"{method}, {condition}, K = {k}{where}: mean scores of {len(means)} training seeds range from "
@@ -290,17 +291,8 @@ def _seed_ratio(scores: pd.DataFrame) -> float:
     return float("inf") if left == 0 else float(between / left)
 
 
-def _interval(values: pd.DataFrame, trim: float = 0) -> Interval:
-    """Of scores' differences the interquartile mean, as everywhere else; plain means of all other measures."""
-    return bootstrap_interval(values.to_numpy(), seed=0, trim=trim, resamples=RESAMPLES)
-
-
 def _mean(values: pd.DataFrame) -> float:
     return float(np.mean(values.to_numpy()))
-
-
-def _told(interval: Interval, form: str = "{:+.3f}") -> str:
-    return f"{form.format(interval.value)} [95%: {form.format(interval.low)}, {form.format(interval.high)}]"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mermaide_ray import __version__
 from mermaide_ray.disk import whole_file, whole_folder
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.report.answer import Answer, answer
 from mermaide_ray.report.diagnostics import CHECKS, Check, Finding, diagnose
+from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.drawing import save_figure
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.picture import Picture
@@ -23,13 +25,16 @@ from mermaide_ray.report.provenance import failed_table, origin_table
 from mermaide_ray.report.score_tables import contrast_table, score_tables, setting_tables, world_model_table
 from mermaide_ray.report.sources import Source
 from mermaide_ray.report.study import Study, read_study
-from mermaide_ray.report.tabular import Table
 
 FORMATS = ("png", "pdf", "svg")
 # Settings that take more lines than this are in the folder, not in the report.
 MOST_CONFIG_LINES = 400
 # Findings told on the terminal.
 MOST_TOLD = 8
+# In figures/ and in tables/: the names of what a report wrote there, which the next one may delete.
+LIST = ".report"
+# Stands in every report.html.
+MARK = '<meta name="generator" content="mermaide'
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
         out: Where to; `report` in the folder, or `report_with_…` in the first of several, if not given.
 
     Raises:
-        InputError: A folder holds nothing to report, or what it holds can't be read.
+        InputError: A folder holds nothing to report, or what it holds can't be read; or the report would replace what
+            no report wrote.
         RunFault: The report can't be written.
     """
+    target = out or _default_folder([folder.resolve() for folder in folders])
+    _check_owned(target)
     study = read_study(folders)
-    target = out or _default_folder(study.sources)
     found = answer(study)
     told = (contrast_table(found), *score_tables(study), *setting_tables(study), world_model_table(study))
     tables = [table for table in told if table]
@@ -88,13 +95,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     drawn = list(pictures(study, found))
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with whole_folder(target / "figures") as folder:
+        with _listed_folder(target / "figures") as folder:
             for picture in drawn:
                 for kind in FORMATS:
                     save_figure(picture.figure, folder / f"{picture.name}.{kind}")
                     # Laid out once: all formats show the same, and it takes longer than drawing.
                     picture.figure.set_layout_engine("none")
-        with whole_folder(target / "tables") as folder:
+        with _listed_folder(target / "tables") as folder:
             for table in tables:
                 (folder / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8")
         context = _context(study, found, tables, drawn, findings)
@@ -108,11 +115,39 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     return Report(target, found, findings, study.notes)
 
 
-def _default_folder(sources: Sequence[Source]) -> Path:
-    first, *others = sources
-    if not others:
-        return first.folder / "report"
-    return first.folder / f"report_with_{'_'.join(source.name for source in others)[:100]}"
+def _default_folder(folders: Sequence[Path]) -> Path:
+    first, *others = dict.fromkeys(folders)
+    return first / (f"report_with_{'_'.join(folder.name for folder in others)[:100]}" if others else "report")
+
+
+def _check_owned(target: Path) -> None:
+    """Whether all that a report would replace was written by one: a run has figures/ of its own, and so has a paper."""
+    page, figures = target / "report.html", target / "figures"
+    is_report = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
+    # A report that was killed has left its figures, if anything.
+    pages = [] if is_report or (figures / LIST).is_file() else [page, target / "report.md"]
+    strange = [path for path in pages if path.exists()]
+    for folder in (figures, target / "tables"):
+        written, found = folder / LIST, [*folder.iterdir()] if folder.is_dir() else [folder][: folder.exists()]
+        if written.is_file():
+            names = {LIST, *written.read_text(encoding="utf-8").splitlines()}
+            strange += [path for path in found if path.name not in names]
+        elif not is_report:  # those of older versions have no list
+            strange += found
+    if strange:
+        raise InputError(
+            f"a report must not replace what no report wrote, but {min(strange)} is such a file (name another folder "
+            "by --out, or move it)"
+        )
+
+
+@contextmanager
+def _listed_folder(target: Path) -> Iterator[Path]:
+    """As `whole_folder`, with a list of what is in it."""
+    with whole_folder(target) as folder:
+        yield folder
+        names = sorted(path.name for path in folder.iterdir())
+        (folder / LIST).write_text("\n".join(names), encoding="utf-8")
 
 
 def _context(
@@ -130,14 +165,14 @@ def _context(
         "silent": silent,
         "failed": failed_table(study.sources),
         "origin": origin_table(study.sources),
-        "configs": [(source, _config(source)) for source in study.sources if source.settings],
+        "configs": [(source, _config(source)) for source in study.sources if source.document],
         "version": __version__,
         "formats": FORMATS,
     }
 
 
 def _config(source: Source) -> str:
-    lines = yaml.safe_dump(source.settings, sort_keys=False, allow_unicode=True, width=110).splitlines()
+    lines = yaml.safe_dump(source.document, sort_keys=False, allow_unicode=True, width=110).splitlines()
     if len(lines) > MOST_CONFIG_LINES:
         lines = [*lines[:MOST_CONFIG_LINES], f"# {len(lines) - MOST_CONFIG_LINES} more lines in {source.folder}"]
     return "\n".join(lines)

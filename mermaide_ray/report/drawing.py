@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from mermaide_ray.disk import whole_file
 from mermaide_ray.errors import RunFault
 from mermaide_ray.report.files import STEPS
+from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
-from mermaide_ray.report.table import is_privileged, label
 
 # Okabe and Ito's palette for all kinds of colour vision, without the yellow that white paper swallows.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -109,10 +109,20 @@ def draw_curve(axis: Axes, name: str, seeds: Sequence[Points], style: Style, see
 
 def draw_error_bars(axis: Axes, name: str, points: Mapping[float, Interval], style: Style) -> None:
     """A line through points with error bars."""
-    values = np.array([point.value for point in points.values()])
-    errors = np.abs([[point.low, point.high] for point in points.values()] - values[:, None]).T
+    values, errors = values_and_errors(list(points.values()))
     drawn = {key: style[key] for key in ("color", "marker", "linestyle")}
     axis.errorbar(list(points), values, yerr=errors, label=name, linewidth=1.4, markersize=5, capsize=2, **drawn)
+
+
+def in_lines(title: str) -> str:
+    """A title in two lines, where it has a part in brackets."""
+    return title.replace(" (", "\n(")
+
+
+def values_and_errors(intervals: Sequence[Interval]) -> Points:
+    """Values, float [N], and how far their error bars reach below and above, float [2, N]."""
+    values = np.array([interval.value for interval in intervals])
+    return values, np.abs(np.array([[interval.low, interval.high] for interval in intervals]) - values[:, None]).T
 
 
 def share_limits(axes: Sequence[Axes]) -> None:

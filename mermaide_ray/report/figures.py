@@ -1,12 +1,13 @@
 """Pictures of a run: learning curves, K-shot curve, intervention heatmap, world-model calibration. Reads files only.
 
-Each figure is one function from data frames to a matplotlib `Figure`; `write_figures` finds the files of a run
-directory and draws what they allow. Nothing here touches matplotlib's global state.
+Each figure is one function from numbers to a matplotlib `Figure`; what is drawn of a study or a run, and in which
+words, is decided in `pictures/`. Nothing here touches matplotlib's global state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,20 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import METRICS, validation_key
 from mermaide_ray.report.drawing import (
     MARKERS,
-    MOST_POINTS,
     PALETTE,
     draw_curve,
     draw_error_bars,
     draw_legend,
     finish,
+    in_lines,
     panels,
     save_figure,
     share_limits,
     styles_of,
     thinned,
 )
-from mermaide_ray.report.files import commit_of, method_name, read_progress, read_rows
-from mermaide_ray.report.sources import KEYS
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, score_matrix
-from mermaide_ray.report.table import SCORE, SPLIT_TITLES, has_score, is_privileged, label
+from mermaide_ray.report.names import is_privileged, label
+from mermaide_ray.report.statistics import Interval
 
 RETURN = "principal/return"
 VALIDATION = validation_key(0).removesuffix("0")
@@ -70,16 +69,6 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str =
     finish(figure)
     draw_legend(figure, axes, list(styles))
     return figure
-
-
-def kshot_curve(rows: pd.DataFrame, *, note: str = "", seed: int = 0) -> Figure:
-    """Normalised score after adapting on K support episodes, per method, with 95% intervals; one panel per split."""
-    rows = rows[has_score(rows)]
-    scores = {
-        split: {method: _by_k(of_split[of_split["method"] == method], seed) for method in rows["method"].unique()}
-        for split, of_split in ((split, rows[rows["split"] == split]) for split in rows["split"].unique())
-    }
-    return kshot_panels(scores, list(rows["method"].unique()), note=note)
 
 
 def kshot_panels(
@@ -122,7 +111,7 @@ def kshot_panels(
                 axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
         listed = [f"below: {label(method)} {interval.value:.2f}" for method, interval in far.items()]
         axis.set_xlabel("\n".join(["K (support episodes)", *listed]))
-        axis.set_title(SPLIT_TITLES.get(split, split).replace(" (", "\n("))
+        axis.set_title(in_lines(split))
         axis.set_xticks(ks)
     axes[0][0].set_ylabel("normalised score (0 never, 1 oracle)")
     finish(figure)
@@ -207,8 +196,7 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
                 share, middle = (bins["count"] / bins["count"].sum()).to_numpy(), bins["confidence"].to_numpy()
             histogram.plot(middle, share, color=colour, marker=marker, markersize=3, linewidth=1)
         # Above the panel: inside, some curve or other would run through it.
-        title = SPLIT_TITLES.get(split, split)
-        curve.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
+        curve.legend(title=split, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)
@@ -238,71 +226,28 @@ def calibration_error(bins: pd.DataFrame) -> float:
 
 
 def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
-    """Draws what the files in a run directory allow into its `figures/`; returns the pictures written.
-
-    Learning curves need progress.jsonl (here, and in baselines/*), the K-shot curve rows.parquet, the heatmap
-    profiles.parquet, the calibration calibration.parquet. Heatmap and calibration show the run's own principal.
+    """Draws what the files of a run allow into its `figures/`, as in a report on it; returns the pictures written.
 
     Args:
-        run_dir: The run's folder, or that of an evaluation.
+        run_dir: The run's folder, or that of an evaluation; without rows.parquet nothing is drawn.
         method: The principal's name; as in the run's config.yaml if not given.
 
     Raises:
         InputError: No run directory, or a file in it can't be read.
         RunFault: The pictures can't be written.
     """
+    # They draw by the functions above.
+    from mermaide_ray.report.pictures import OF_A_RUN
+    from mermaide_ray.report.study import read_study
+
     if not run_dir.is_dir():
         raise InputError(f"the run directory must exist, got {run_dir}")
-    own, commit = method or method_name(run_dir), commit_of(run_dir)
-    source = f" Commit {commit[:10]}." if commit else ""
-    figures: dict[str, Figure] = {}
-
-    folders = {own: run_dir, **{folder.name: folder for folder in sorted(run_dir.glob("baselines/*/"))}}
-    files = {method: folder / "progress.jsonl" for method, folder in folders.items()}
-    curves = {method: [read_progress(file)] for method, file in files.items() if file.is_file()}
-    if curves:
-        note = f"One training seed per method; where there are over {MOST_POINTS} iterations, means over neighbours."
-        figures["learning_curves"] = learning_curves(curves, note=note + source)
-
-    rows = _by_condition(run_dir / "rows.parquet", [*KEYS, SCORE])
-    if rows is not None and has_score(rows).any():
-        # The same order in both figures gives a method the same colour.
-        order = list(dict.fromkeys([own, *curves, *rows["method"].unique()]))
-        rows = rows.sort_values("method", key=lambda method: method.map(order.index), kind="stable")
-        note = f"{_counted(rows)}; interquartile mean, 95% bootstrap interval over training seeds and tasks."
-        figures["kshot_curve"] = kshot_curve(rows, note=note + source)
-
-    profiles = _by_condition(run_dir / "profiles.parquet", [*KEYS, "exploration", "step", "intervention_rate"])
-    if profiles is not None and own in set(profiles["method"]):
-        profiles = profiles[profiles["method"] == own]
-        profiles = profiles[profiles["k"] == profiles["k"].max()]
-        note = (
-            f"{own}, K = {profiles['k'].max()}, {_counted(profiles)}. Exploration: first hyperparameter of the family."
-        )
-        figures["intervention_heatmap"] = intervention_heatmap(profiles, note=note + source)
-
-    columns = ["method", "seed", "split", "k", "bin", "count", "confidence", "frequency"]
-    calibration = _by_condition(run_dir / "calibration.parquet", columns, "coordinate")
-    if calibration is not None and own in set(calibration["method"]):
-        calibration = calibration[calibration["method"] == own]
-        note = f"{own}, training seeds: {calibration['seed'].nunique()}, all families together."
-        figures["calibration"] = calibration_curve(calibration, note=note + source)
-
-    return [save_figure(figure, run_dir / "figures" / f"{name}.png") for name, figure in figures.items()]
-
-
-def _by_condition(path: Path, columns: Sequence[str], *optional: str) -> pd.DataFrame | None:
-    """Some columns of a file, with the condition for a split where it has one: two conditions may share a split."""
-    rows = read_rows(path, columns, optional=lambda column: column in ("condition", *optional))
-    return rows.assign(split=rows["condition"]) if rows is not None and "condition" in rows else rows
-
-
-def _by_k(rows: pd.DataFrame, seed: int) -> dict[int, Interval]:
-    """Normalised score of one method on one split at each K."""
-    return {
-        int(k): bootstrap_interval(score_matrix(rows[rows["k"] == k], SCORE).to_numpy(), seed=seed, trim=QUARTILE)
-        for k in sorted(rows["k"].unique())
-    }
+    if not (run_dir / "rows.parquet").is_file():
+        return []
+    study = read_study([run_dir])
+    study = study if method is None else replace(study, main=method)
+    drawn = [picture for draw in OF_A_RUN for picture in draw(study)]
+    return [save_figure(picture.figure, run_dir / "figures" / f"{picture.name}.png") for picture in drawn]
 
 
 def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
@@ -311,14 +256,3 @@ def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
     weighted = filled[["confidence", "frequency"]].mul(filled["count"], axis=0).assign(count=filled["count"])
     sums = weighted.groupby(filled["bin"]).sum()
     return sums.assign(confidence=sums["confidence"] / sums["count"], frequency=sums["frequency"] / sums["count"])
-
-
-def _counted(rows: pd.DataFrame) -> str:
-    """'training seeds: 1-5; tasks per split: 100', from the fewest to the most."""
-    seeds = rows.groupby("method")["seed"].nunique()
-    tasks = rows.drop_duplicates(["split", "family", "task"]).groupby("split").size()
-    return f"training seeds: {_span(seeds)}; tasks per split: {_span(tasks)}"
-
-
-def _span(counts: pd.Series[int]) -> str:
-    return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"

@@ -1,4 +1,4 @@
-"""Reading a run directory: its progress, its result rows, its name and commit; one clear sentence for what is wrong."""
+"""Reading a run directory: its progress, its result rows, its records; one clear sentence for what is wrong."""
 
 from __future__ import annotations
 
@@ -96,18 +96,6 @@ def read_record(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InputError(f"{path} must be JSON, got: {error}") from None
     return told if isinstance(told, dict) else {}
-
-
-def method_name(run_dir: Path) -> str:
-    """The method's name: `name` of config.yaml, else the directory's own."""
-    name = read_settings(run_dir / "config.yaml").get("name")
-    return str(name) if name else run_dir.resolve().name
-
-
-def commit_of(run_dir: Path) -> str | None:
-    """The commit that a run was made with, as provenance.json tells it."""
-    commit = read_record(run_dir / "provenance.json").get("commit")
-    return str(commit) if commit else None
 
 
 def _text(path: Path) -> str:

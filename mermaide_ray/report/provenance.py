@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from mermaide_ray.report.cells import is_trained
+from mermaide_ray.report.document_table import Table
+from mermaide_ray.report.names import is_trained
 from mermaide_ray.report.sources import Source, compute_time
-from mermaide_ray.report.tabular import Table
-from mermaide_ray.sweep.file import DONE
+from mermaide_ray.sweep.file import DONE, FAILED
 
 MOST_FAILED = 20
 MOST_SEEDS = 10
@@ -27,12 +27,13 @@ def origin_table(sources: Sequence[Source]) -> Table:
 
 def failed_table(sources: Sequence[Source]) -> Table | None:
     """Training runs that have not come to their end; None without any."""
-    rows: list[tuple[str, ...]] = []
+    rows, failed = list[tuple[str, ...]](), False
     for source in sources:
         if source.trials is not None:
             for line in source.trials[source.trials["status"].astype(str) != DONE].to_dict("records"):
                 error = line.get("error")
                 told = " ".join(str(error).split()) if isinstance(error, str) and error else ABSENT
+                failed |= line["status"] == FAILED
                 rows.append((source.name, str(line["trial"]), str(line["seed"]), str(line["status"]), told))
     if not rows:
         return None
@@ -43,7 +44,8 @@ def failed_table(sources: Sequence[Source]) -> Table | None:
         ("folder", "trial", "seed", "status", "error"),
         tuple(rows[:MOST_FAILED]),
         text=5,
-        caption=f"The folder failures/ of the sweep holds their configs and tracebacks.{more}",
+        caption=("The folder failures/ of the sweep holds configs and tracebacks of those that failed." * failed)
+        + more,
     )
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mermaide_ray.report.answer import Answer, Contrast, measure_name, named_conditions
-from mermaide_ray.report.cells import Cell, is_trained
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval, trimmed_mean
-from mermaide_ray.report.study import FLOORS, Study, short, shown
-from mermaide_ray.report.table import SCORE, SPLIT_TITLES, is_privileged, label
-from mermaide_ray.report.tabular import Table
+from mermaide_ray.report.answer import Answer, Contrast, named_conditions
+from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.document_table import Table
+from mermaide_ray.report.names import FLOORS, SCORE, is_privileged, is_trained, label, measure_name
+from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
+from mermaide_ray.report.study import Study, short, shown
+from mermaide_ray.report.table import MEASURES
 
 # Longer tables are read by nobody; the rows hold everything.
 MOST_LINES = 40
 # A setting with more values than this was drawn at random: its values are not listed one by one.
 MOST_VALUES = 12
+# The terminal's, whose headings are in lines.
 MEANS = {
-    "return": ("return", "{:.1f}"),
-    "success_rate": ("success rate", "{:.2f}"),
-    "interventions": ("interventions", "{:.1f}"),
-    "cost": ("cost", "{:.1f}"),
-    "support_return": ("support return", "{:.1f}"),
+    measure: (heading.replace("-\n", "").replace("\n", " "), form)
+    for measure, (heading, form) in MEASURES.items()
+    if measure != SCORE
 }
 NONE = "–"
 
@@ -84,7 +84,7 @@ def world_model_table(study: Study) -> Table | None:
                 condition,
                 *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in means),
                 f"{study.cells.pooled(last, floor).to_numpy().mean():.3f}",
-                interval_text(bootstrap_interval(above.to_numpy(), seed=0, trim=0), "{:+.3f}"),
+                interval_text(study.cells.interval_of(above, 0), "{:+.3f}"),
                 *(f"{mean.to_numpy().mean():.3f}" if mean.size else NONE for mean in found),
                 basis_text(study, last, "wm_nll_after"),
             )
@@ -98,8 +98,8 @@ def world_model_table(study: Study) -> Table | None:
         tuple(rows[:MOST_LINES]),
         caption="Loss in nats per pull, after K support episodes; the floor is the better of the uniform "
         "prediction and the agent's own running frequencies (Laplace), on the same pulls. Difference to it, accuracy "
-        f"and calibration error at the largest K ({_largest(study)}); each agent has a calibration error of its own, "
-        "while the calibration figure pools agents." + _cut(len(rows)),
+        f"and calibration error at the largest K ({largest_text(study)}); each agent has a calibration error of its "
+        "own, while the calibration figure pools agents." + _cut(len(rows)),
     )
 
 
@@ -110,13 +110,8 @@ def interval_text(interval: Interval | None, form: str = "{:.2f}") -> str:
 
 def basis_text(study: Study, cells: Sequence[Cell], measure: str = SCORE) -> str:
     """`10 × 100`, or `10 × 96 of 100`: training seeds x tasks behind a figure."""
-    seeds, tasks = study.cells.basis(cells, measure)
-    return f"{seeds} × {tasks}"
-
-
-def condition_title(condition: str) -> str:
-    """What a condition is called in headings."""
-    return SPLIT_TITLES.get(condition, condition)
+    seeds, tasks, met = study.cells.basis(cells, measure)
+    return f"{seeds} × {tasks}" + f" of {met}" * (tasks < met)
 
 
 def best_settings(study: Study) -> list[str]:
@@ -158,7 +153,7 @@ def _of_condition(study: Study, condition: str) -> Table:
         caption += " A task's figures are averaged over the settings first."
     return Table(
         f"scores_{_file_name(condition)}",
-        f"Scores, {condition_title(condition)}{over}",
+        f"Scores, {study.title(condition)}{over}",
         ("method", "K", "score [95%]", *(heading for heading, _ in MEANS.values()), "seeds × tasks"),
         tuple(rows[:MOST_LINES]),
         caption=caption + _cut(len(rows)),
@@ -199,7 +194,7 @@ def _of_setting(study: Study, key: str) -> Table:
                 gains = [_gain_text(study, method, held_out, settings)] if adapts else []
                 rows.append((shown(value), label(method), *figures, *gains, *means, basis_text(study, most)))
     others = [short(other) for other in study.dimensions if other != key]
-    caption = f"Normalised score at the largest K ({_largest(study)}): interquartile mean [95% bootstrap interval]."
+    caption = f"Normalised score at the largest K ({largest_text(study)}): interquartile mean [95% bootstrap interval]."
     if adapts:
         caption += " Gain of K: the score at the largest K less that at the smallest, paired."
     if others:
@@ -224,7 +219,7 @@ def _of_setting(study: Study, key: str) -> Table:
 
 def _gain_text(study: Study, method: str, condition: str, settings: Sequence[str]) -> str:
     gain = study.gain_of_k(method, condition, settings)
-    return interval_text(bootstrap_interval(gain.to_numpy(), seed=0) if gain.size else None, "{:+.3f}")
+    return interval_text(study.cells.interval_of(gain) if gain.size else None, "{:+.3f}")
 
 
 def _best_settings(study: Study) -> Table:
@@ -238,7 +233,7 @@ def _best_settings(study: Study) -> Table:
         rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
     chosen = ranked_on(study)
     order = "not ranked: no validation agents were met" if chosen is None else f"in the order of the score on {chosen}"
-    caption = f"{label(study.main)}, largest K ({_largest(study)}); normalised score [95%], {order}."
+    caption = f"{label(study.main)}, largest K ({largest_text(study)}); normalised score [95%], {order}."
     if len(ranked) > most:
         caption += f" The first {most} of {len(ranked)} settings; rows.parquet holds all."
     head = (*map(short, study.dimensions), *study.conditions, "seeds × tasks")
@@ -246,7 +241,7 @@ def _best_settings(study: Study) -> Table:
     return Table("settings", title, head, tuple(rows), text=len(study.dimensions), caption=caption)
 
 
-def _largest(study: Study) -> str:
+def largest_text(study: Study) -> str:
     """`2`, or `validation 1, test 2` where conditions are scored at other K."""
     found = {condition: k for condition in study.conditions for k in study.largest(study.main, condition)}
     if len(set(found.values())) == 1:

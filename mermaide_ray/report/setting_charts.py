@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
-from mermaide_ray.report.charts import shortened, title_of
-from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
+from mermaide_ray.report.charts import fitted
+from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, in_lines, panels, styles_of
+from mermaide_ray.report.names import label
 from mermaide_ray.report.statistics import Interval
-from mermaide_ray.report.table import label
 
 Array = NDArray[np.float64]
 # From this ratio of the largest to the smallest value on, a setting is drawn on a logarithmic axis.
@@ -54,7 +54,7 @@ def setting_curves(
                 axis.plot(list(ordered), at, linestyle="", markersize=4, alpha=0.8, label=label(method), **style)
             else:
                 draw_error_bars(axis, label(method), ordered, styles[method])
-        axis.set_title(title_of(condition))
+        axis.set_title(in_lines(condition))
         axis.set_xlabel(key)
         _scale(axis, values)
     axes[0][0].set_ylabel(measure)
@@ -83,7 +83,7 @@ def shift_matrix(
     # In lines where the words fit into a column, else upright.
     width = PANEL_LETTERS // len(columns[1])
     turned = any(len(word) > width for name in columns[1] for word in name.split())
-    names = [shortened(name) if turned else "\n".join(wrap(name, width)) for name in columns[1]]
+    names = [fitted(name) if turned else "\n".join(wrap(name, width)) for name in columns[1]]
     lines = 0.45 * max(map(len, names)) if turned else max(name.count("\n") for name in names)
     figure.set_figheight(height + 0.14 * lines)
     figure.set_figwidth(max(figure.get_figwidth(), len(matrices) * (0.5 * len(columns[1]) + 0.6) + 2.2))
@@ -102,7 +102,7 @@ def shift_matrix(
                 shown = f"{round(value, 2) + 0.0:.2f}"  # never -0.00
                 axis.text(column, row, shown, ha="center", va="center", color="w" if dark else "k", fontsize=8)
         axis.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
-        axis.set_yticks(range(len(rows[1])), [shortened(name) for name in rows[1]])
+        axis.set_yticks(range(len(rows[1])), [fitted(name) for name in rows[1]])
         axis.set_title(label(method))
         axis.set_xlabel(columns[0])
     axes[0][0].set_ylabel(rows[0])

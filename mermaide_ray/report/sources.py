@@ -18,8 +18,9 @@ from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
-from mermaide_ray.report.table import SCORE
-from mermaide_ray.sweep.file import DONE, FAILED, SETTING
+from mermaide_ray.report.names import SCORE
+from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
+from mermaide_ray.sweep.plan import Plan
 
 # What tells the rows of one score apart.
 KEYS = ("method", "seed", "split", "task", "family", "k")
@@ -39,7 +40,7 @@ class Source:
         folder: Where.
         rows: Evaluation rows: KEYS, `condition`, the MEASURES that there are, setting.* and param.* columns, and
             `exploration` (not in older ones).
-        settings: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
+        document: The resolved sweep.yaml of a sweep, else the run's config.yaml; empty where there is none.
         provenance: provenance.json.
         is_sweep: Whether it is a sweep's folder.
         trials: A row per trial x seed of a sweep; None where it has not been written.
@@ -49,7 +50,7 @@ class Source:
 
     folder: Path
     rows: pd.DataFrame
-    settings: dict[str, Any]
+    document: dict[str, Any]
     provenance: dict[str, Any]
     is_sweep: bool
     trials: pd.DataFrame | None = None
@@ -70,7 +71,7 @@ def read_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
-    return _read_sweep(folder) if (folder / "sweep.yaml").is_file() else _read_run(folder)
+    return _read_sweep(folder) if (folder / SWEEP_FILE).is_file() else _read_run(folder)
 
 
 def _read_run(folder: Path) -> Source:
@@ -91,20 +92,20 @@ def _read_run(folder: Path) -> Source:
 
 
 def _read_sweep(folder: Path) -> Source:
-    settings = read_settings(folder / "sweep.yaml")
+    settings = read_settings(folder / SWEEP_FILE)
     rows, notes = _rows(folder / "rows.parquet", members=_breeds(settings)), []
+    planned = planned_runs(settings, str(folder / SWEEP_FILE))
     if rows is None:
         parts = [part for run in sorted(folder.glob("runs/*/")) if (part := _rows_of_trial(run, settings)) is not None]
         if not parts:
             raise InputError(f"a report needs at least one finished trial, got none yet in {folder}")
         rows = _categories(pd.concat(parts, ignore_index=True))
-        planned = planned_runs(settings)
         notes.append(
             f"{folder.name}: the sweep has not ended (no rows.parquet); this report covers the {len(parts)} training "
             f"runs that are finished{f', of {planned} planned' if planned else ''}, and no fixed rules."
         )
     trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
-    notes += _gaps(settings, rows, trials, folder.name)
+    notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
     return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
 
@@ -173,24 +174,18 @@ def _search(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return dict(search) if isinstance(search, Mapping) else {}
 
 
-def planned_runs(sweep: Mapping[str, Any]) -> int | None:
-    """Training runs (trials x seeds) that a resolved sweep.yaml asks for; None where a searcher decides."""
-    trials = 1
-    for key, dimension in _search(sweep).items():
-        grid = dimension.get("grid") if isinstance(dimension, Mapping) else dimension
-        if not isinstance(grid, list | Mapping):
-            return None
-        trials *= 1 if key == "evaluation.k" else len(grid)
-    tune, methods, seeds = sweep.get("tune"), sweep.get("methods"), sweep.get("seeds", 1)
-    samples = tune.get("samples") if isinstance(tune, Mapping) else None
-    trials *= samples if isinstance(samples, int) else 1
-    trials *= len(methods) if isinstance(methods, list) and methods else 1
-    return trials * (len(seeds) if isinstance(seeds, list) else int(seeds))
+def planned_runs(sweep: Mapping[str, Any], where: str) -> int | None:
+    """Training runs (settings x seeds) that a resolved sweep asks for; None of one that this version can't read."""
+    try:
+        return Plan(validate_sweep(sweep, where), where).num_runs
+    except InputError:
+        return None
 
 
-def _gaps(sweep: Mapping[str, Any], rows: pd.DataFrame, trials: pd.DataFrame | None, name: str) -> Iterator[str]:
+def _gaps(
+    sweep: Mapping[str, Any], planned: int | None, rows: pd.DataFrame, trials: pd.DataFrame | None, name: str
+) -> Iterator[str]:
     """What a sweep has not, or not yet, delivered."""
-    planned = planned_runs(sweep)
     if trials is not None:
         status = trials["status"].astype(str)
         counts = status.value_counts()

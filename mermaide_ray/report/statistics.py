@@ -25,6 +25,8 @@ Array = NDArray[np.float64]
 Estimate = Callable[[Array, Array], Array]
 
 RESAMPLES = 2000
+# Of the resampling in reports.
+SEED = 0
 # Quantiles at which a 95% interval ends.
 ENDS = (0.025, 0.975)
 # Share cut off at each end by the interquartile mean [1]; 0 gives the plain mean.
@@ -246,7 +248,12 @@ def unpaired_difference(
 
 
 def performance_profile(
-    scores: ArrayLike, thresholds: ArrayLike, *, seed: int, resamples: int = RESAMPLES
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    seed: int,
+    agents: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
 ) -> tuple[Array, Array, Array]:
     """Share of runs x tasks that score above each threshold, with pointwise intervals as in `bootstrap_interval`.
 
@@ -256,6 +263,7 @@ def performance_profile(
         scores: float [S, T].
         thresholds: float [N], tau.
         seed: Seed of the resampling.
+        agents: [T], see `bootstrap_interval`.
         resamples: Number of resamples.
 
     Returns:
@@ -264,11 +272,13 @@ def performance_profile(
     matrix = _checked(scores)
     above = (matrix[:, :, None] > np.asarray(thresholds, dtype=np.float64)).astype(np.float64)
     flat = above.reshape(len(matrix), -1)
-    draws = _resample(np.random.default_rng(seed), resamples, matrix.shape, above[0].size)
-    estimates = [
-        np.einsum("rtn,rt->rn", (seeds @ flat).reshape(len(seeds), *above.shape[1:]), tasks) / matrix.size
-        for seeds, tasks in draws
-    ]
+    count, agent_of = _numbered(agents, matrix.shape[1])
+    estimates = []
+    for seeds, drawn in _resample(np.random.default_rng(seed), resamples, (len(matrix), count), above[0].size):
+        tasks = drawn[:, agent_of]
+        total = np.einsum("rtn,rt->rn", (seeds @ flat).reshape(len(seeds), *above.shape[1:]), tasks)
+        # As many tasks as drawn: agents may have different numbers of them.
+        estimates.append(total / (len(matrix) * tasks.sum(axis=1, keepdims=True)))
     low, high = np.quantile(np.concatenate(estimates), ENDS, axis=0)
     return above.mean(axis=(0, 1)), low, high
 

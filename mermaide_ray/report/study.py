@@ -13,15 +13,13 @@ import pandas as pd
 from mermaide_ray.config_file import flat, one_line, short_names
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell, Cells, is_trained
+from mermaide_ray.report.cells import Cell, Cells
+from mermaide_ray.report.names import FLOORS, condition_title, is_privileged, is_trained
 from mermaide_ray.report.sources import LABELS, Source, number, read_source
-from mermaide_ray.report.table import is_privileged
-from mermaide_ray.sweep.file import SETTING
+from mermaide_ray.sweep.file import SETTING, SWEEP_FILE, Claim, read_claim
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
-# Losses of predicting the next pull without having learned anything before the episode.
-FLOORS = ("wm_nll_uniform", "wm_nll_frequency")
 # In a plain run's config.yaml: what is no setting of the method or its game.
 NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")
 _GAME = ("environment.", "agents.")
@@ -36,6 +34,7 @@ class Study:
         cells: Their rows, by cell.
         rows: The rows themselves, with the columns `setting` and `source` (the folder's number).
         settings: Swept settings of the trained methods: a line per setting's label, a column per dotted key.
+        claim: The first `answer` section of the sweeps; None without one.
         main: The method that the report is about.
         notes: Sentences on what is missing or was put together.
     """
@@ -44,20 +43,15 @@ class Study:
     cells: Cells
     rows: pd.DataFrame
     settings: pd.DataFrame
+    claim: Claim | None
     main: str
     notes: tuple[str, ...]
 
     @property
     def question(self) -> str:
         """The sweep's question, or a general one."""
-        asked = [source.settings.get("question") for source in self.sources if source.is_sweep]
+        asked = [source.document.get("question") for source in self.sources if source.is_sweep]
         return str(next(filter(None, asked), DEFAULT_QUESTION))
-
-    @property
-    def claim(self) -> Mapping[str, Any] | None:
-        """The first `answer` section of the sweeps; None without one."""
-        claims = [source.settings.get("answer") for source in self.sources if source.is_sweep]
-        return next((claim for claim in claims if isinstance(claim, Mapping)), None)
 
     @property
     def methods(self) -> list[str]:
@@ -70,11 +64,15 @@ class Study:
         """Conditions, in the sweep's order, else validation before test."""
         wanted: list[str] = []
         for source in self.sources:
-            told = source.settings.get("conditions")
+            told = source.document.get("conditions")
             wanted += [str(name) for name in told] if isinstance(told, Mapping) else []
         wanted += ["train", "validation", "test"]
         found = dict.fromkeys(cell.condition for cell in self.cells)
         return sorted(found, key=lambda name: wanted.index(name) if name in wanted else len(wanted))
+
+    def title(self, condition: str) -> str:
+        """What a condition is called in headings."""
+        return condition_title(condition, self.cells.split(condition))
 
     @property
     def dimensions(self) -> list[str]:
@@ -155,7 +153,7 @@ class Study:
         return all(isinstance(value, float) for value in self.values_of(key))
 
 
-def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
+def read_study(folders: Sequence[Path]) -> Study:
     """Reads all folders of a report.
 
     Raises:
@@ -169,12 +167,13 @@ def read_study(folders: Sequence[Path], *, resamples: int = 1000) -> Study:
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
     rows, settings = _labelled(rows, keys)
-    cells = Cells(rows, resamples=resamples)
+    cells = Cells(rows)
     trained = {cell.setting for cell in cells if is_trained(cell.method)}
     # Rules' lines may leave open what is no part of the game: such a label is no setting of the sweep's.
     settings = settings.loc[[label for label in settings.index if not trained or label in trained]]
-    study = Study(sources, cells, rows, settings, "", (*notes, *told))
-    return Study(sources, cells, rows, settings, _main_method(study), study.notes)
+    claim = _claim(sources)
+    main = _main_method(sources, claim, list(dict.fromkeys(cell.method for cell in cells)))
+    return Study(sources, cells, rows, settings, claim, main, (*notes, *told))
 
 
 def short(key: str) -> str:
@@ -189,17 +188,20 @@ def shown(value: Any) -> str:
     return "–" if value is None or value is pd.NA else str(value)
 
 
-def _main_method(study: Study) -> str:
-    claim, trained = study.claim or {}, [name for name in study.methods if is_trained(name)]
-    # A resolved sweep leaves out what is as by default: methods are what is compared.
-    wanted: list[Any] = [claim.get("value")] if claim.get("compare", "method") == "method" else []
-    for source in study.sources:
-        methods, settings = source.settings.get("methods"), source.settings.get("settings")
-        wanted += methods[:1] if isinstance(methods, list) else []
+def _claim(sources: Sequence[Source]) -> Claim | None:
+    told = ((source, source.document.get("answer")) for source in sources if source.is_sweep)
+    return next((read_claim(claim, str(source.folder / SWEEP_FILE)) for source, claim in told if claim), None)
+
+
+def _main_method(sources: Sequence[Source], claim: Claim | None, methods: Sequence[str]) -> str:
+    wanted: list[Any] = [claim.value] if claim and claim.compare == "method" else []
+    for source in sources:
+        named, settings = source.document.get("methods"), source.document.get("settings")
+        wanted += named[:1] if isinstance(named, list) else []
         wanted += [settings.get("name")] if isinstance(settings, Mapping) else []
-        wanted += [source.settings.get("preset"), source.settings.get("name")]
-    found = [str(name) for name in wanted if name in study.methods]
-    return next(iter([*found, *trained, *study.methods]))
+        wanted += [source.document.get("preset"), source.document.get("name")]
+    found = [str(name) for name in wanted if name in methods]
+    return next(iter([*found, *filter(is_trained, methods), *sorted(methods, key=is_privileged)]))
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
     frames = []
     for source in sources:
         missing = [key for key in dict.fromkeys([*differing, *searched]) if SETTING + key not in source.rows]
-        own = source.settings.get("settings") if source.is_sweep else source.settings
+        own = source.document.get("settings") if source.is_sweep else source.document
         values = _flat(own) if isinstance(own, Mapping) else {}
         frames.append(source.rows.assign(**{SETTING + key: values.get(key) for key in missing}))
     return frames

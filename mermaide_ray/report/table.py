@@ -10,16 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mermaide_ray.baselines import BASELINES
+from mermaide_ray.report.names import FEW_SEEDS, SCORE, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.statistics import QUARTILE, RESAMPLES, bootstrap_interval, score_matrix
 
+__all__ = ["SCORE", "render_terminal", "summary"]
+
 ALL_FAMILIES = "all"
-SCORE = "normalised_score"
-SPLIT_TITLES = {
-    "train": "training agents",
-    "validation": "in distribution (validation agents)",
-    "test": "out of distribution (test agents)",
-}
 # Column of the rows -> (heading, format); all but the normalised score are plain means, as the units suggest.
 MEASURES = {
     "return": ("return", "{:.1f}"),
@@ -30,21 +26,8 @@ MEASURES = {
     SCORE: ("normalised score\n[95% interval]", "{:.2f}"),
 }
 KEYS = ["split", "family", "method", "k"]
-FEW_SEEDS = 5
 # What 100 columns leave; "margin_oracle (privileged)" fits.
 METHOD_WIDTH = 26
-
-
-def is_privileged(method: str) -> bool:
-    """Whether a method sees what no principal can see. Of a rule of one's own (a dotted path) the name tells."""
-    if method in BASELINES:
-        return BASELINES[method].privileged
-    return ":" in method and any(word in method.lower() for word in ("oracle", "privileged"))
-
-
-def label(method: str) -> str:
-    """The method's name as tables and figures print it."""
-    return f"{method} (privileged)" if is_privileged(method) and "privileged" not in method.lower() else method
 
 
 def has_score(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -127,7 +110,7 @@ def caption(summary: pd.DataFrame) -> str:
     """What the numbers are and how far the intervals can be trusted."""
     text = (
         "Means per episode over training seeds x tasks; normalised score: interquartile mean [95% bootstrap interval "
-        "over training seeds and tasks]. Support return: per adaptation episode."
+        "over training seeds and tasks]. Cost: before environment.cost_weight. Support return: per adaptation episode."
     )
     if summary["privileged"].any():
         text += " Privileged: sees what no principal may see; a bound, not a rival."

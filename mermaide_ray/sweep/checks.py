@@ -17,7 +17,7 @@ from mermaide_ray.experiment import Experiment, check_game
 from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.registry import near
 from mermaide_ray.sweep.file import label_of
-from mermaide_ray.sweep.plan import Plan, Setting
+from mermaide_ray.sweep.plan import Plan, Setting, typed
 
 # What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
 _LONGEST_NAME = 230
@@ -151,7 +151,8 @@ def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:
         )
     ks = {k for _, _, scored in places for k in scored}
     if claim.compare == "condition" and claim.k is None:
-        compared = [claim.value or next(iter(plan.sweep.conditions)), *(claim.against or plan.sweep.conditions)]
+        conditions = list(plan.sweep.conditions)
+        compared = [claim.claimed(conditions), *(claim.against or conditions)]
         for of_setting in scored_in:
             scored_at = {name: set(scored) for name, _, scored in of_setting}
             if not set.intersection(*(scored_at[str(place)] for place in compared)):
@@ -160,13 +161,13 @@ def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:
                     + "; ".join(f"{place}: {sorted(scored_at[str(place)])}" for place in dict.fromkeys(compared))
                 )
     alternatives = plan.dimensions[claim.compare].alternatives if claim.compare in plan.dimensions else None
-    defaults = {
-        "method": settings[0].experiment.name,
-        "k": max(ks),
-        "condition": next(iter(plan.sweep.conditions)),
+    every: dict[str, list[Any]] = {
+        claim.compare: [typed(label) for label in alternatives or ()],
+        "method": [settings[0].experiment.name],
+        "k": sorted(ks),
+        "condition": list(plan.sweep.conditions),
     }
-    first = defaults.get(claim.compare, next(iter(alternatives or ()), None))
-    claimed = first if claim.value is None else claim.value
+    claimed = claim.claimed(every[claim.compare] or [None])
     if any(_as_text(other) == _as_text(claimed) for other in claim.against or ()):
         raise InputError(
             f"`answer.against` must not name what is claimed to be better, {one_line(claimed)}, got "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -215,7 +215,7 @@ class Resources(Section):
         return gpus
 
 
-class Answer(Section):
+class Claim(Section):
     """The claim that the report answers with a verdict."""
 
     compare: str = Field("method", description="method, k, condition, or a search key: what the claim is about")
@@ -229,13 +229,25 @@ class Answer(Section):
     k: Whole | None = Field(None, ge=0, description="the largest if not given")
 
     @model_validator(mode="after")
-    def _measure_is_known(self) -> Answer:
+    def _measure_is_known(self) -> Claim:
         known = [metric.key for metric in ROW_METRICS]
         if self.measure not in known:
             raise ValueError(
-                f"measure must be one of {', '.join(known)}, got {self.measure!r}{near(self.measure, known)}"
+                f"`answer.measure` must be one of {', '.join(known)}, got {self.measure!r}{near(self.measure, known)}"
             )
         return self
+
+    def claimed(self, compared: Sequence[Any]) -> Any:
+        """What is claimed to be better: `value`; else the largest K, the lowest number, the first that is compared."""
+        if self.value is not None:
+            return self.value
+        if self.compare == "k":
+            return max(compared)
+        return min(compared) if all(isinstance(value, int | float) for value in compared) else compared[0]
+
+
+class _Claimed(Section):
+    answer: Claim
 
 
 class Sweep(Section):
@@ -262,7 +274,7 @@ class Sweep(Section):
     )
     tune: Tuning = Field(default_factory=Tuning)
     resources: Resources = Field(default_factory=Resources)
-    answer: Answer | None = Field(None, description="the claim that the report answers with a verdict")
+    answer: Claim | None = Field(None, description="the claim that the report answers with a verdict")
     rows: Whole | None = Field(None, ge=1, description="rows that the sweep must yield, as a check")
 
     @model_validator(mode="after")
@@ -296,7 +308,7 @@ class Sweep(Section):
         return self.tune.searcher == "random" and self.tune.scheduler != "pbt"
 
 
-def _check_answer(sweep: Sweep, answer: Answer) -> None:
+def _check_answer(sweep: Sweep, answer: Claim) -> None:
     # Methods and K are looked up in the plan, which knows all that is scored.
     known: dict[str, list[str] | None] = {"method": None, "k": None, "condition": list(sweep.conditions)}
     searched = {key: dimension for key, dimension in sweep.search.items() if key != K_KEY}
@@ -356,6 +368,15 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
 def read_sweep(text: str, where: str) -> Sweep:
     """A resolved sweep, as `dump_sweep` wrote it."""
     return validate_sweep(parse_sections(text, where), where)
+
+
+def read_claim(section: Any, where: str) -> Claim:
+    """The `answer` section of a sweep alone: what else is in the file may be of an older version."""
+    given = {"answer": section}
+    try:
+        return _Claimed.model_validate(given).answer
+    except ValidationError as error:
+        raise InputError(sentence(_Claimed, error, [(where, given)])) from None
 
 
 def dump_sweep(sweep: Sweep) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from mermaide_ray.report.answer import Answer
 from mermaide_ray.report.pictures.agents import adaptation_gain, world_model_loss
@@ -28,6 +29,8 @@ DRAWN = (
     calibration,
     intervention_heatmap,
 )
+# Of a run's own folder, which has no comparison: its scores are drawn at a single K, too.
+OF_A_RUN = (learning_curves, partial(kshot_curve, fewest=1), intervention_heatmap, calibration)
 
 
 def pictures(study: Study, answer: Answer) -> Iterator[Picture]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.cells import is_trained
 from mermaide_ray.report.charts import adaptation_gain as draw_gains
 from mermaide_ray.report.charts import world_model_losses
+from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label
 from mermaide_ray.report.pictures.picture import (
     MOST_FAMILIES,
     MOST_METHODS,
@@ -20,11 +20,11 @@ from mermaide_ray.report.pictures.picture import (
     left_out,
     panels_of,
     small_print,
+    titled,
 )
 from mermaide_ray.report.sources import PARAM
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import SCORE, label
 
 
 def adaptation_gain(study: Study) -> Iterator[Picture]:
@@ -68,12 +68,13 @@ def adaptation_gain(study: Study) -> Iterator[Picture]:
         f"{label(study.main)}; a dot per task (mean over training seeds), lines join means of groups of equal size. "
         f"{basis(study)}",
     )
+    drawn = {family: titled(study, found) for family, found in gains.items()}
     yield Picture(
         "adaptation_gain",
         "What adaptation brings, by how much the agent explores",
         f"Score after {gained}, against the agent's first hyperparameter.",
         f"Scatter of the gain of adaptation over the exploration parameter. {'; '.join(told)}.",
-        draw_gains(gains, names, f"score at {gained}" if len(pairs) == 1 else "gain in score, largest K", note=note),
+        draw_gains(drawn, names, f"score at {gained}" if len(pairs) == 1 else "gain in score, largest K", note=note),
     )
 
 
@@ -90,14 +91,14 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
     if "wm_nll_after" not in study.cells.measures or len(study.conditions) > MOST_PANELS:
         return
     losses: dict[str, dict[str, Interval]] = {}
-    floors = {"wm_nll_uniform": "floor: uniform", "wm_nll_frequency": "floor: running frequencies"}
     for condition in panels_of(study):
         for method in [method for method in study.methods if is_trained(method)][:MOST_METHODS]:
             cells = study.at_largest(method, condition)
             if not study.cells.pooled(cells, "wm_nll_after").size:
                 continue
             of_condition = losses.setdefault(condition, {})
-            for floor, name in floors.items():
+            for floor, named in FLOORS.items():
+                name = f"floor: {named}"
                 if name not in of_condition and (interval := study.cells.interval(cells, floor, 0)) is not None:
                     of_condition[name] = interval
             for when in ("before", "after"):
@@ -119,5 +120,5 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
         "Loss of each world model before and after adaptation, beside two predictors that learn nothing: less is "
         "better, and a model right of a floor has learned nothing." + left_out(study),
         f"Losses in nats per pull. {'; '.join(told)}.",
-        world_model_losses(losses, note=note),
+        world_model_losses(titled(study, losses), note=note),
     )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mermaide_ray.report.answer import Answer, measure_name
-from mermaide_ray.report.cells import is_trained
+from mermaide_ray.report.answer import Answer
+from mermaide_ray.report.charts import fitted
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
+from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label, measure_name
 from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
-from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
+from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import SCORE, label
 
 BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
 BOUNDS = ("oracle", "never")
-NLL_FLOORS = {"uniform": "wm_nll_uniform", "running frequencies": "wm_nll_frequency"}
 
 
 def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -33,11 +32,15 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     rows = [
         Row("normalised score", {name: found for name, found in scores.items() if found}),
         Row(
-            f"{measure_name(answer.measure)}:\n{answer.name} less …",
+            f"{fitted(answer.name)}\nless the other,\n{measure_name(answer.measure)}",
             dict(list(against.items())[:MOST_METHODS]),
             zero=True,
         ),
-        Row("score, largest less\nsmallest K", {name: found for name, found in gains.items() if found}, zero=True),
+        Row(
+            "score at largest K\nless score at smallest",
+            {name: found for name, found in gains.items() if found},
+            zero=True,
+        ),
     ]
     told = [
         f"{condition}, less {other}: {difference.value:+.3f}"
@@ -48,8 +51,8 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     yield Picture(
         "over_conditions",
         "Scores and gains in every condition",
-        f"The normalised score of each trained method; {answer.name} against each other, paired; and what the support "
-        "episodes bring to each method that adapts, paired. Above the line is better for the first named.",
+        f"The normalised score of each trained method; {answer.name} against each other, paired: above the line "
+        f"{answer.name} is higher; and what the support episodes bring to each method that adapts, paired.",
         f"Points over {len(study.conditions)} conditions. {'; '.join(told[: 4 * MOST_METHODS])}.",
         condition_rows(
             [row for row in rows if row.series],
@@ -102,9 +105,10 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     """How well the next pull is predicted in every condition, after each number of support episodes."""
     if len(study.conditions) <= MOST_PANELS or "wm_nll_after" not in study.cells.measures:
         return
-    measures = {
-        "loss (nats per pull)": ("wm_nll_after", NLL_FLOORS),
-        "accuracy": ("wm_accuracy_after", {"running frequencies": "wm_accuracy_frequency"}),
+    frequencies = FLOORS["wm_nll_frequency"]
+    measures: dict[str, tuple[str, dict[str, str]]] = {
+        "loss (nats per pull)": ("wm_nll_after", FLOORS),
+        "accuracy": ("wm_accuracy_after", {"wm_accuracy_frequency": frequencies}),
         "calibration error": ("wm_ece_after", {}),
     }
     rows = []
@@ -116,7 +120,7 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
         }
         below = {
             floor: _means(study, study.main, column)
-            for floor, column in floors.items()
+            for column, floor in floors.items()
             if column in study.cells.measures
         }
         if any(series.values()):
@@ -124,16 +128,16 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     if not rows:
         return
     told = [
-        f"{condition}: {interval.value:.2f} against {rows[0].floors['running frequencies'][condition].value:.2f}"
+        f"{condition}: {interval.value:.2f} against {rows[0].floors[frequencies][condition].value:.2f}"
         for condition, interval in list(rows[0].series.values())[-1].items()
-        if condition in rows[0].floors.get("running frequencies", {})
+        if condition in rows[0].floors.get(frequencies, {})
     ]
     yield Picture(
         "world_model_conditions",
         "How well the next pull is predicted in every condition",
         f"The world model of {label(study.main)} on pulls that it never saw, after K episodes with the agent; lines "
         "are predictors that learn nothing beforehand. Loss and calibration error: less is better.",
-        f"Points over {len(study.conditions)} conditions. Loss at the largest K against running frequencies: "
+        f"Points over {len(study.conditions)} conditions. Loss at the largest K against {frequencies}: "
         f"{'; '.join(told)}.",
         condition_rows(
             rows,
@@ -158,7 +162,7 @@ def _gains(study: Study, method: str) -> dict[str, Interval]:
     for condition in study.conditions:
         gain = study.gain_of_k(method, condition)
         if gain.size:
-            found[condition] = bootstrap_interval(gain.to_numpy(), seed=0)
+            found[condition] = study.cells.interval_of(gain)
     return found
 
 

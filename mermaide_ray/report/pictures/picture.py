@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 
 from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.names import SCORE, label
 from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
 from mermaide_ray.report.study import Study
-from mermaide_ray.report.table import SCORE, label
+
+Value = TypeVar("Value")
 
 # More panels side by side can't be read; more curves in one can't be told apart.
 MOST_PANELS = 3
@@ -57,6 +60,11 @@ def panels_of(study: Study) -> list[str]:
     return [*first, *(name for name in wanted if name not in first)][:MOST_PANELS]
 
 
+def titled(study: Study, found: Mapping[str, Value]) -> dict[str, Value]:
+    """What there is of each condition, by the condition's title."""
+    return {study.title(condition): value for condition, value in found.items()}
+
+
 def left_out(study: Study) -> str:
     """A sentence, where some conditions are not drawn."""
     missing = len(study.conditions) - MOST_PANELS
@@ -64,13 +72,21 @@ def left_out(study: Study) -> str:
 
 
 def basis(study: Study, measure: str = SCORE) -> str:
-    """What the figures rest on, such as: 5 training seeds × 20 tasks (mermaide, test)."""
-    cells = {name: study.at_largest(study.main, name) for name in study.conditions}
-    scored = [name for name in study.conditions if study.cells.pooled(cells[name], measure).size]
-    condition = next(reversed(scored), study.conditions[-1])
-    seeds, tasks = study.cells.basis(cells[condition], measure)
-    settings = f", {len(study.settings)} settings" if len(study.settings) > 1 else ""
-    return f"{seeds} training seed{'s' * (seeds != 1)} × {tasks} tasks ({label(study.main)}, {condition}{settings})."
+    """What the main method's figures rest on: 5 training seeds × 20 tasks per condition (mermaide; fewest …)."""
+    every = {name: study.cells.basis(study.at_largest(study.main, name), measure) for name in study.conditions}
+    scored = {name: found for name, found in every.items() if found[2]}
+    seeds, tasks = (sorted({found[at] for found in scored.values() if found[1]}) for at in (0, 2))
+    told = [label(study.main) + (f", {len(study.settings)} settings" if len(study.settings) > 1 else "")]
+    fewest = min(scored, key=lambda name: scored[name][1], default="")
+    if fewest and scored[fewest][1] < scored[fewest][2]:
+        told.append(f"fewest with a {'score' if measure == SCORE else 'value'}: {scored[fewest][1]}, {fewest}")
+    per = " per condition" if len(study.conditions) > 1 else ""
+    return f"{_span(seeds)} training seed{'s' * (seeds != [1])} × {_span(tasks)} tasks{per} ({'; '.join(told)})."
+
+
+def _span(counts: Sequence[int]) -> str:
+    """`5`, or `3 to 5`."""
+    return " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:])))) or "0"
 
 
 def mean_of(study: Study, cells: Sequence[Cell]) -> Interval | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from mermaide_ray.report.answer import Answer, measure_name, named_conditions
+import numpy as np
+import pandas as pd
+
+from mermaide_ray.report.answer import Answer, named_conditions
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.charts import (
     Point,
@@ -15,6 +17,7 @@ from mermaide_ray.report.charts import (
 )
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
 from mermaide_ray.report.figures import kshot_panels
+from mermaide_ray.report.names import SCORE, is_privileged, label, measure_name
 from mermaide_ray.report.pictures.picture import (
     ENDS,
     MOST_METHODS,
@@ -24,14 +27,16 @@ from mermaide_ray.report.pictures.picture import (
     left_out,
     panels_of,
     small_print,
+    titled,
 )
 from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short
-from mermaide_ray.report.table import SCORE, is_privileged, label
 
 # Settings drawn as a cloud.
 MOST_DOTS = 400
+# A few agents for which intervening does great harm would press all the rest into a corner.
+LOWEST_TAU = -0.25
 
 
 def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -59,8 +64,8 @@ def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
     )
 
 
-def kshot_curve(study: Study) -> Iterator[Picture]:
-    """Scores over K."""
+def kshot_curve(study: Study, fewest: int = 2) -> Iterator[Picture]:
+    """Scores over K, where there are that many of them."""
     methods = _drawn_methods(study)
     scores: dict[str, dict[str, dict[int, Interval]]] = {}
     for condition in panels_of(study):
@@ -70,7 +75,7 @@ def kshot_curve(study: Study) -> Iterator[Picture]:
                 if interval is not None:
                     scores.setdefault(condition, {}).setdefault(method, {})[k] = interval
     ks = {k for found in scores.values() for points in found.values() for k in points}
-    if len(ks) < 2:
+    if len(ks) < fewest:
         return
     told = [
         f"{condition}: {label(study.main)} from {points[min(points)].value:.2f} at K = {min(points)} to "
@@ -87,23 +92,30 @@ def kshot_curve(study: Study) -> Iterator[Picture]:
         "What one more episode with a new agent is worth. Dashed lines: methods to which K means nothing."
         + left_out(study),
         f"Curves of the normalised score over K. {'; '.join(told)}.",
-        kshot_panels(scores, study.methods, note=note),
+        kshot_panels(titled(study, scores), study.methods, note=note),
     )
 
 
 def performance_profiles(study: Study) -> Iterator[Picture]:
     """How often each method scores above each threshold."""
     methods = [method for method in _drawn_methods(study) if method not in ENDS]
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, pd.DataFrame]] = {}
     for condition in panels_of(study):
         for method in methods:
             matrix = study.cells.pooled(study.at_largest(method, condition))
             if matrix.size:
-                scores.setdefault(condition, {})[method] = matrix.to_numpy()
+                scores.setdefault(condition, {})[method] = matrix
     if not scores:
         return
+    every = np.concatenate([matrix.to_numpy().ravel() for found in scores.values() for matrix in found.values()])
+    low, high = np.quantile(every, [0.01, 0.995])
+    thresholds = np.linspace(max(min(low, 0), LOWEST_TAU), max(high, 1), 61)
+    profiles = {
+        condition: {method: study.cells.profile_of(matrix, thresholds) for method, matrix in found.items()}
+        for condition, found in scores.items()
+    }
     told = [
-        f"{condition}: {label(study.main)} above 0.8 in {float((found[study.main] > 0.8).mean()):.0%}"
+        f"{condition}: {label(study.main)} above 0.8 in {float((found[study.main] > 0.8).to_numpy().mean()):.0%}"
         for condition, found in scores.items()
         if study.main in found
     ]
@@ -116,7 +128,7 @@ def performance_profiles(study: Study) -> Iterator[Picture]:
         "Share of training seeds × tasks that score above τ (Agarwal et al. 2021): the higher a curve, the better; "
         "where curves cross, neither method is better for all agents." + left_out(study),
         f"Falling curves of the share of runs and tasks that score above a threshold. {'; '.join(told)}.",
-        draw_profiles(scores, study.methods, note=note),
+        draw_profiles(titled(study, profiles), thresholds, study.methods, note=note),
     )
 
 
@@ -153,7 +165,7 @@ def _pareto_over(study: Study, key: str, values: Sequence[float]) -> Picture | N
         "heed it not are left out; the grey line joins what no unprivileged method beats in both success and cost."
         + left_out(study),
         f"Scatter of success rate against cost. {_front_told(points, name)}.",
-        pareto_front(points, {}, study.methods, named=[study.main], note=note),
+        pareto_front(titled(study, points), {}, study.methods, named=[study.main], note=note),
     )
 
 
@@ -177,7 +189,7 @@ def _pareto_over_k(study: Study) -> Picture:
         "Upper left is better. The grey line joins what no unprivileged method beats in both success and cost; filled "
         "markers are the largest K, open ones smaller K, dots single settings of the main method." + left_out(study),
         f"Scatter of success rate against cost. {_front_told(points, 'K')}.",
-        pareto_front(points, cloud, study.methods, note=note),
+        pareto_front(titled(study, points), titled(study, cloud), study.methods, note=note),
     )
 
 

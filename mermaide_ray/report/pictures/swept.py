@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mermaide_ray.report.cells import is_trained
+from mermaide_ray.report.names import SCORE, is_trained, label
 from mermaide_ray.report.pictures.picture import (
     MOST_METHODS,
     MOST_PANELS,
@@ -17,13 +17,13 @@ from mermaide_ray.report.pictures.picture import (
     mean_of,
     panels_of,
     small_print,
+    titled,
 )
 from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.setting_charts import setting_curves as draw_curves
 from mermaide_ray.report.setting_charts import shift_matrix
 from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import SCORE, label
 
 MOST_DIMENSIONS = 3
 MOST_MATRICES = 4
@@ -61,7 +61,9 @@ def setting_curves(study: Study) -> Iterator[Picture]:
             f"Score over {key}",
             f"The normalised score at the largest K for each value of {key}." + over + left_out(study),
             f"Normalised score over {key}. {'; '.join(told)}.",
-            draw_curves(short(key), curves, "normalised score (0 never, 1 oracle)", study.methods, note=note),
+            draw_curves(
+                short(key), titled(study, curves), "normalised score (0 never, 1 oracle)", study.methods, note=note
+            ),
         )
 
 

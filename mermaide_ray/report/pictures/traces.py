@@ -15,11 +15,11 @@ from mermaide_ray.report.figures import RETURN, calibration_curve, of_points
 from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
+from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
-from mermaide_ray.report.score_tables import best_settings, ranked_on
+from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
 from mermaide_ray.report.sources import Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
-from mermaide_ray.report.table import label
 from mermaide_ray.sweep.file import SETTING
 
 _CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
@@ -31,7 +31,8 @@ _CURVE_OF_POINTS = (
 
 def learning_curves(study: Study) -> Iterator[Picture]:
     """Training return and validation scores over environment steps."""
-    keys = (RETURN, *(validation_key(k) for k in study.cells.ks(study.main)[:2]))
+    ks = study.cells.ks(study.main)
+    keys = (RETURN, *map(validation_key, dict.fromkeys((ks[0], ks[-1]))))
     found: dict[str, dict[int, list[pd.DataFrame]]] = {}
     for source in study.sources:
         for method, frames in curves_of(source, keys).items():
@@ -46,10 +47,11 @@ def learning_curves(study: Study) -> Iterator[Picture]:
         return
     seeds = {len(frames) for frames in curves.values()}
     several = f" Averaged over {len(study.settings)} settings." if len(study.settings) > 1 else ""
+    band = " and 95% bootstrap band over them" if max(seeds) > 1 else ""
     note = small_print(
         study,
-        f"Training seeds: {min(seeds)}{f' to {max(seeds)}' if len(seeds) > 1 else ''}; mean and 95% bootstrap band "
-        f"over training seeds, from at most {MOST_POINTS} points.{several}",
+        f"Training seeds: {min(seeds)}{f' to {max(seeds)}' if len(seeds) > 1 else ''}; mean{band}, from at most "
+        f"{MOST_POINTS} points.{several}",
     )
     main = [frame for frame in curves.get(study.main, []) if RETURN in frame]
     last = [float(frame[RETURN].dropna().iloc[-1]) for frame in main]
@@ -81,7 +83,10 @@ def calibration(study: Study) -> Iterator[Picture]:
         f"{_CURVE_OF_POINTS if of_points(frame) else _CURVE_OF_ARMS}: on the diagonal it means what it says.{setting}",
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
         "diagonal, with a histogram below.",
-        calibration_curve(frame, note=small_print(study, f"{label(study.main)}{setting}, {told}.")),
+        calibration_curve(
+            frame.assign(split=frame["split"].map(study.title)),
+            note=small_print(study, f"{label(study.main)}{setting}, {told}."),
+        ),
     )
 
 
@@ -101,7 +106,11 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
     frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
     early = frame["step"] < frame["step"].max() / 4
     first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
-    note = f"{label(study.main)}{setting}, largest K; mean over {frame['seed'].nunique()} training seeds. Exploration: "
+    tasks = frame.drop_duplicates(["split", "family", "task"])["split"].value_counts().max()
+    note = (
+        f"{label(study.main)}{setting}, K = {largest_text(study)}; training seeds: {frame['seed'].nunique()}, tasks "
+        f"per condition: {tasks}. Exploration: first hyperparameter of the family."
+    )
     yield Picture(
         "intervention_heatmap",
         "When the principal intervenes, and for whom",
@@ -109,7 +118,7 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
         + setting,
         f"Heatmap of interventions over steps and agents: {first:.0%} of episodes in the first quarter of the steps, "
         f"{rest:.0%} afterwards.",
-        draw_heatmap(frame, note=small_print(study, note + "first hyperparameter of the family.")),
+        draw_heatmap(frame, note=small_print(study, note)),
         brightness_matters=True,
     )
 
@@ -163,7 +172,7 @@ def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence
 
 def _is_run_of(run: Path, source: Source, setting: Mapping[str, Any]) -> bool:
     """Whether a training run of a sweep has this setting, as its folder's name tells."""
-    return all(setting.get(key) == value for key, value in values_of_run(run, source.settings).items() if setting)
+    return all(setting.get(key) == value for key, value in values_of_run(run, source.document).items() if setting)
 
 
 def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
