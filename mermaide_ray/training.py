@@ -28,8 +28,9 @@ from mermaide_ray.kshot import KShot
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.comparison import comparisons, render_comparisons
-from mermaide_ray.report.figures import write_figures
-from mermaide_ray.report.table import SCORE, render_terminal, summary
+from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.pictures import write_figures
+from mermaide_ray.report.table import render_terminal, summary
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, load_principal, refuse_used, save_principal
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
@@ -123,7 +124,7 @@ def evaluate(
     if out is not None:
         RunDirectory.create(out, experiment)
         results.write(out)
-        write_figures(out, contender.name)
+        write_figures(out)
     console = terminal()
     render_terminal(summary(results.rows), console)
     if out is None:

@@ -37,8 +37,8 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.points import Space
-from mermaide_ray.report.figures import calibration_error, of_points
 from mermaide_ray.report.pictures import calibration as draw_calibration
+from mermaide_ray.report.run_charts import calibration_error, of_points
 from mermaide_ray.report.study import read_study
 from mermaide_ray.trajectory import PointView, Trajectories, view_of
 

@@ -14,17 +14,17 @@ from test_table import result_rows
 
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.report.drawing import PALETTE
-from mermaide_ray.report.figures import (
+from mermaide_ray.report.files import read_progress
+from mermaide_ray.report.pictures import write_figures
+from mermaide_ray.report.pictures.scores import kshot_curve
+from mermaide_ray.report.run_charts import (
     calibration_curve,
     calibration_error,
     intervention_heatmap,
     kshot_panels,
     learning_curves,
     of_points,
-    write_figures,
 )
-from mermaide_ray.report.files import read_progress
-from mermaide_ray.report.pictures.scores import kshot_curve
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
 

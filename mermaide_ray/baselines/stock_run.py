@@ -32,8 +32,8 @@ from mermaide_ray.lockstep import Hidden, Seen
 from mermaide_ray.models.principal import choose
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.provenance import provenance
-from mermaide_ray.report.figures import RETURN
 from mermaide_ray.report.files import STEPS
+from mermaide_ray.report.run_charts import RETURN
 from mermaide_ray.report.table import render_terminal, summary
 from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
 from mermaide_ray.trajectory import View, view_of

@@ -13,8 +13,6 @@ from rich.text import Text
 from mermaide_ray.report.names import FEW_SEEDS, SCORE, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.statistics import QUARTILE, RESAMPLES, bootstrap_interval, score_matrix
 
-__all__ = ["SCORE", "render_terminal", "summary"]
-
 ALL_FAMILIES = "all"
 # Column of the rows -> (heading, format); all but the normalised score are plain means, as the units suggest.
 MEASURES = {

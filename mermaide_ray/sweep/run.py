@@ -23,8 +23,8 @@ from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.provenance import sources_digest
-from mermaide_ray.report.figures import write_figures
 from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.session import Session
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, clear

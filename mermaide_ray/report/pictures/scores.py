@@ -16,7 +16,6 @@ from mermaide_ray.report.charts import (
     pareto_front,
 )
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
-from mermaide_ray.report.figures import kshot_panels
 from mermaide_ray.report.names import SCORE, is_privileged, label, measure_name
 from mermaide_ray.report.pictures.picture import (
     ENDS,
@@ -29,6 +28,7 @@ from mermaide_ray.report.pictures.picture import (
     small_print,
     titled,
 )
+from mermaide_ray.report.run_charts import kshot_panels
 from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.statistics import QUARTILE, Interval
 from mermaide_ray.report.study import Study, short

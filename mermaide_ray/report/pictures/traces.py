@@ -11,12 +11,12 @@ import pandas as pd
 
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.report.drawing import MOST_POINTS, thinned
-from mermaide_ray.report.figures import RETURN, calibration_curve, of_points
-from mermaide_ray.report.figures import intervention_heatmap as draw_heatmap
-from mermaide_ray.report.figures import learning_curves as draw_learning
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
+from mermaide_ray.report.run_charts import RETURN, calibration_curve, of_points
+from mermaide_ray.report.run_charts import intervention_heatmap as draw_heatmap
+from mermaide_ray.report.run_charts import learning_curves as draw_learning
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
 from mermaide_ray.report.sources import Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown

@@ -7,8 +7,6 @@ words, is decided in `pictures/`. Nothing here touches matplotlib's global state
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,7 +24,6 @@ from mermaide_ray.report.drawing import (
     finish,
     in_lines,
     panels,
-    save_figure,
     share_limits,
     styles_of,
     thinned,
@@ -223,31 +220,6 @@ def calibration_error(bins: pd.DataFrame) -> float:
     """
     gaps = (bins["confidence"] - bins["frequency"]).abs()
     return float((gaps * bins["count"]).sum() / bins["count"].sum())
-
-
-def write_figures(run_dir: Path, method: str | None = None) -> list[Path]:
-    """Draws what the files of a run allow into its `figures/`, as in a report on it; returns the pictures written.
-
-    Args:
-        run_dir: The run's folder, or that of an evaluation; without rows.parquet nothing is drawn.
-        method: The principal's name; as in the run's config.yaml if not given.
-
-    Raises:
-        InputError: No run directory, or a file in it can't be read.
-        RunFault: The pictures can't be written.
-    """
-    # They draw by the functions above.
-    from mermaide_ray.report.pictures import OF_A_RUN
-    from mermaide_ray.report.study import read_study
-
-    if not run_dir.is_dir():
-        raise InputError(f"the run directory must exist, got {run_dir}")
-    if not (run_dir / "rows.parquet").is_file():
-        return []
-    study = read_study([run_dir])
-    study = study if method is None else replace(study, main=method)
-    drawn = [picture for draw in OF_A_RUN for picture in draw(study)]
-    return [save_figure(picture.figure, run_dir / "figures" / f"{picture.name}.png") for picture in drawn]
 
 
 def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
