@@ -33,7 +33,7 @@ class Sight(Section):
 
 
 class Changes(Section):
-    """What changes within an episode: nothing, unless set otherwise; base means by its luck, the target by task."""
+    """What changes within an episode: nothing, unless set otherwise; base means by episode, the target by task."""
 
     base_drift: Number = Field(
         0.0,

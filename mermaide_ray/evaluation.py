@@ -223,8 +223,8 @@ class Evaluation:
         Raises:
             InputError: Its networks can't be used in this game, or a number of episodes is negative.
         """
-        if ks and min(ks) < 0:
-            raise InputError(f"numbers of support episodes must be >= 0, got {min(ks)}")
+        if not ks or min(ks) < 0:
+            raise InputError(f"numbers of support episodes must be one or more, each >= 0, got {list(ks)}")
         if contender.kshot.environment != self.experiment.environment:
             contender = replace(contender.at(self.experiment), planning=contender.planning)
         at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.kshot.method.architecture)))

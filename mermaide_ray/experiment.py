@@ -192,7 +192,9 @@ class Experiment(Section):
     name: Annotated[str, AfterValidator(_printable)] = Field(
         "mermaide_learner", description="name of the method in tables, figures and folders"
     )
-    seed: Whole = Field(0, ge=0, lt=2**32, description="training seed: initialisation, training agents and their luck")
+    seed: Whole = Field(
+        0, ge=0, lt=2**32, description="training seed: initialisation, training agents and all random draws in training"
+    )
     environment: Environment = Field(default_factory=Environment)
     agents: Agents = Field(default_factory=Agents)
     meta_learning: MetaLearning = Field(default_factory=MetaLearning)

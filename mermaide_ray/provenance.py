@@ -65,7 +65,9 @@ def sources_digest() -> str:
 
 def without_credentials(text: str) -> str:
     """A text with `user:password@` and the query of each address in it left out: provenance is shared."""
-    return re.sub(r"(\w+://)([^/\s@:]*:(?!\d+/)[^\s@]*@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text)
+    return re.sub(
+        r"(\w+://)([^/\s@:]*:(?!\d+(?:[/?#]|$))[^\s@?#]*@)?([^\s?]*)(\?\S*)?", lambda found: found[1] + found[3], text
+    )
 
 
 def refuse_secrets(uri: str) -> None:

@@ -266,8 +266,9 @@ def _train_side_by_side(run: RunDirectory, others: Sequence[RunDirectory], conso
     from mermaide_ray.cluster.join import ray_running
 
     actors = [actor for each in (run, *others) for actor in each.experiment().env_runners.actors]
-    # Room for all of them before any begins: else each might get some of its actors, and wait for the rest for ever.
-    room = ray_running(actors, console) if others and actors else nullcontext()
+    # On a cluster, room for all of them before any begins: else each might get some of its actors, and wait for the
+    # rest for ever. Without one, each has a Ray of its own.
+    room = ray_running(actors, console) if others and actors and "RAY_ADDRESS" in os.environ else nullcontext()
     with room, _Companions(others) as companions:
         meta_train(run, console, companions.check)
         companions.wait(console)

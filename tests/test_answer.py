@@ -147,6 +147,23 @@ def test_a_training_that_failed_is_not_replaced_by_that_of_another_setting(tmp_p
     assert found.contrasts[0].difference.value == pytest.approx(0.05, abs=0.02)
 
 
+def test_levels_are_of_the_training_runs_that_are_compared(tmp_path: Path) -> None:
+    """No seed of one side has all settings: runs are compared one by one, where both sides have them."""
+    key = "training.meta_lr"
+    methods = {"mermaide": Effects(per_setting={key: -0.3}), "rl2": Effects(score=0.85, model_margin=None)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "k": 0}
+    folder = write_sweep(tmp_path / "sweep", methods, {key: [0.001, 0.01]}, answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    seeds, first = sorted(rows.loc[rows["method"] == "rl2", "seed"].unique()), rows[f"setting.{key}"] == 0.001
+    here, there = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    lost = (rows["method"] == "rl2") & ((first & rows["seed"].isin(there)) | (~first & rows["seed"].isin(here)))
+    lost |= (rows["method"] == "mermaide") & ~first & rows["seed"].isin(there)
+    rows[~lost].to_parquet(folder / "rows.parquet")
+    [contrast] = answer(read_study([folder])).contrasts
+    assert (contrast.num_settings, contrast.seeds) == (1, len(here))
+    assert contrast.level.value - contrast.other_level.value == pytest.approx(contrast.difference.value, abs=0.02)
+
+
 def test_a_rival_is_met_at_the_largest_k_that_it_has_and_that_k_is_named(tmp_path: Path) -> None:
     claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "conditions": ["test"]}
     folder = write_sweep(tmp_path / "sweep", ks=(0, 1, 5), answer=claim, **FAR)

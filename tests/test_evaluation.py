@@ -363,5 +363,5 @@ def test_what_cannot_be_evaluated_is_told(arguments: tuple[Any, ...], expected: 
 
 
 def test_a_negative_number_of_episodes_is_told(held_out: Evaluation) -> None:
-    with pytest.raises(InputError, match="numbers of support episodes must be >= 0, got -1"):
+    with pytest.raises(InputError, match=r"support episodes must be one or more, each >= 0, got \[0, -1\]"):
         held_out.contender(_contender(_experiment()), [0, -1])

@@ -241,8 +241,11 @@ def test_what_is_put_among_a_reports_files_is_kept_and_the_rest_is_written_again
     with pytest.raises(InputError, match=f"must not replace what no report wrote, but {mine}"):
         write_report([folder])
     mine.unlink()
-    # Killed while it was written, or written by an older version.
+    # Killed before it had its pages, or written by an older version.
     report.html.unlink()
+    with pytest.raises(InputError, match=r"no report wrote, but .*report\.md is such a file"):
+        write_report([folder])
+    (report.folder / "report.md").unlink()
     write_report([folder])
     for name in ("figures", "tables"):
         (report.folder / name / LIST).unlink()

@@ -428,6 +428,7 @@ def test_checkpoint_that_others_may_have_written_needs_a_flag(
         ("https://ann:SECRET@host/x and gs://bucket/y", "https://host/x and gs://bucket/y"),
         ("abfs://container@account.net/y", "abfs://container@account.net/y"),
         ("runs/mine@home?x", "runs/mine@home?x"),
+        ("http://host:8080?x=a@b", "http://host:8080"),
     ],
 )
 def test_provenance_holds_no_credentials(

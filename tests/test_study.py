@@ -119,18 +119,22 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     ("tune", "methods", "planned"),
     [
         ({"samples": 6}, True, 24),
-        ({"samples": 6, "searcher": "optuna"}, False, 12),
+        ({"samples": 6, "searcher": "optuna"}, False, None),  # it may ask for the same settings twice
         ({"samples": 4, "scheduler": "pbt"}, False, 8),
     ],
 )
 def test_runs_that_are_drawn_are_counted_as_planned(
-    tune: dict[str, Any], methods: bool, planned: int, tmp_path: Path
+    tune: dict[str, Any], methods: bool, planned: int | None, tmp_path: Path
 ) -> None:
     folder = write_sweep(tmp_path / "sweep", seeds=2, **QUICK)
     path = folder / "sweep.yaml"
     sweep = yaml.safe_load(path.read_text()) | {"search": {"training.meta_lr": {"loguniform": [1e-4, 1e-1]}}}
     path.write_text(yaml.safe_dump({**sweep, "tune": tune, "methods": sweep["methods"] if methods else []}))
-    assert f"{planned - 4} of {planned} planned training runs have not begun" in " ".join(read_study([folder]).notes)
+    notes = " ".join(read_study([folder]).notes)
+    if planned is None:
+        assert "have not begun" not in notes
+    else:
+        assert f"{planned - 4} of {planned} planned training runs have not begun" in notes
     # What an older version wrote is reported all the same.
     path.write_text(yaml.safe_dump({**sweep, "tune": tune, "older": True}))
     assert read_study([folder]).notes == ()

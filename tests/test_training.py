@@ -270,8 +270,13 @@ def test_there_must_be_room_for_all_that_are_trained_side_by_side(
     monkeypatch.setattr(training._Companions, "wait", lambda *_: None)
     experiment = tiny(env_runners={"num_env_runners": 3})
     runs = [RunDirectory.create(tmp_path / name, experiment) for name in ("main", "one", "two")]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
     assert order == [9, "others", "main"]
+    order.clear()
+    monkeypatch.delenv("RAY_ADDRESS")  # else each has a Ray of its own
+    training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
+    assert order == ["others", "main"]
     order.clear()
     training._train_side_by_side(runs[0], [], Console(file=io.StringIO()))
     assert order == ["others", "main"]

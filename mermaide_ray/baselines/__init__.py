@@ -30,7 +30,7 @@ class Baseline:
         path: Where its builder is.
         description: One line for `mermaide baselines`.
         privileged: Whether it sees what no principal can see (the agent's estimates, its next arm, or each single
-            task's best rule): a bound to compare with, not a method.
+            task's best rule): a reference to compare with, not a method.
     """
 
     path: str

@@ -160,6 +160,8 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
             f"{', '.join(shared)}, got none (`answer.conditions`)"
         )
     probability, pairs = None, False
+    settings = _num_settings(study, mine, measure)
+    levels = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
     if cells.same_tasks(mine, theirs):
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
@@ -176,7 +178,11 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
         difference = paired_difference(*paired(x, y), seed=SEED, agents=agents[0], trim=trim)
     else:
         difference = unpaired_difference(x, y, seed=SEED, agents=agents, trim=trim)
-    level, other_level = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
+    if runs := [name for name in x.index if isinstance(name, str)]:
+        # Training runs of their own, and of those only what the other side has: levels are of what is compared.
+        levels = cells.interval_of(x, trim), cells.interval_of(y, trim)
+        settings = len({name.rpartition(", seed ")[0] for name in runs})
+    level, other_level = levels
     assert level is not None
     assert other_level is not None
     better = sign * difference.value > 0
@@ -192,7 +198,7 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        num_settings=_num_settings(study, mine, measure),
+        num_settings=settings,
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )

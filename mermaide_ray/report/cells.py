@@ -212,8 +212,8 @@ class Cells:
         seeds = {seed for group in groups for matrix in group.values() for seed in matrix.index}
         if not runs and (dropped := sorted(seeds - set(joined.index))):
             self.left_out[
-                f"{cells[0].method}: training seeds {', '.join(map(str, dropped))} lack a setting or a condition that "
-                "others have, and are left out of figures over several."
+                f"{cells[0].method}: training seeds {', '.join(map(str, dropped))} lack a setting, a condition or a "
+                "task that others have, and are left out of figures over several."
             ] = None
         return joined
 

@@ -124,9 +124,8 @@ def _check_owned(target: Path) -> None:
     """Whether all that a report would replace was written by one: a run has figures/ of its own, and so has a paper."""
     page, figures = target / "report.html", target / "figures"
     is_report = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
-    # A report that was killed has left its figures, if anything.
-    pages = [] if is_report or (figures / LIST).is_file() else [page, target / "report.md"]
-    strange = [path for path in pages if path.exists()]
+    # A report that was killed has left its figures, if anything, or its page and no report.md.
+    strange = [path for path in (page, target / "report.md") if path.exists() and not is_report]
     for folder in (figures, target / "tables"):
         written, found = folder / LIST, [*folder.iterdir()] if folder.is_dir() else [folder][: folder.exists()]
         if written.is_file():

@@ -175,9 +175,13 @@ def _search(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def planned_runs(sweep: Mapping[str, Any], where: str) -> int | None:
-    """Training runs (settings x seeds) that a resolved sweep asks for; None of one that this version can't read."""
+    """Training runs (settings x seeds) that a resolved sweep asks for.
+
+    None of a sweep that this version can't read, and with Optuna, which may ask for the same settings twice.
+    """
     try:
-        return Plan(validate_sweep(sweep, where), where).num_runs
+        plan = Plan(validate_sweep(sweep, where), where)
+        return None if plan.sweep.tune.searcher == "optuna" else plan.num_runs
     except InputError:
         return None
 

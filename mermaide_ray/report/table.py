@@ -111,7 +111,7 @@ def caption(summary: pd.DataFrame) -> str:
         "over training seeds and tasks]. Cost: before environment.cost_weight. Support return: per adaptation episode."
     )
     if summary["privileged"].any():
-        text += " Privileged: sees what no principal may see; a bound, not a rival."
+        text += " Privileged: sees what no principal may see; a reference, not a rival."
     unscored = int((summary["tasks"] - summary["scored_tasks"]).max())
     if unscored:
         text += f" Up to {unscored} tasks have no normalised score: the oracle gains nothing there."

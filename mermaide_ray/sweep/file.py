@@ -220,7 +220,9 @@ class Claim(Section):
 
     compare: str = Field("method", description="method, k, condition, or a search key: what the claim is about")
     value: Scalar | None = Field(
-        None, description="the one claimed to be better; if not given the main method, the largest k, the first value"
+        None,
+        description="the one claimed to be better; if not given the main method, the largest k, the lowest number, the "
+        "first of other values",
     )
     against: tuple[Scalar, ...] | None = Field(None, description="all others that are not privileged, if not given")
     measure: str = Field("normalised_score", description="a row metric")

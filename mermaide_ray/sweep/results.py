@@ -80,7 +80,7 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, RunStatus]]:
         for setting in plan.settings:
             for seed in plan.sweep.seeds:
                 name = setting.run_name(seed)
-                begun = RunStatus(setting.name, setting.experiment.name, setting.method, seed, setting.values)
+                begun = RunStatus(setting.name, setting.experiment.name, seed, setting.values)
                 yield name, read_status(store, name) or begun
         return
     yield from read_statuses(store).items()
@@ -144,7 +144,9 @@ def _line(status: RunStatus, metric: str) -> pd.DataFrame:
         for key, value in status.metrics.items()
         if key == metric or key.startswith(("score/", "validation/"))
     }
-    line = pd.DataFrame([{key: getattr(status, key) for key in shown} | metrics])
+    was_begun = status.hostname is not None  # else there is nothing to tell, not nothing done
+    told = {key: getattr(status, key) if was_begun or key in shown[:3] else None for key in shown}
+    line = pd.DataFrame([told | metrics])
     return _labelled(line, status.trial, status.values)
 
 

@@ -147,6 +147,7 @@ class SweepRun:
         with whole_folder(run.principal) as unfinished:  # last: with it there is nothing left to train
             shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
         self._store.keep_run(self._folder, local, told=(run.progress.name,))
+        self._write_status(UNFINISHED, {}, None)  # begun: its steps are no measure of speed here
         self.close()
 
     def fail(self, error: BaseException) -> None:

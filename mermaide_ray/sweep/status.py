@@ -22,9 +22,9 @@ class RunStatus:
     Attributes:
         trial: Name of its setting, without the seed.
         method: What it is called in rows.
-        preset: The preset that its method is made of, where methods are a dimension of the sweep.
         seed: Training seed.
         values: Label of each searched setting.
+        preset: The preset that its method is made of, where methods are a dimension of the sweep.
         status: DONE, FAILED, STOPPED or UNFINISHED.
         error: Why it has failed, in a line.
         by_budget: Whether it was stopped because the sweep's budget was spent: with a larger one it goes on.
@@ -38,9 +38,9 @@ class RunStatus:
 
     trial: str
     method: str
-    preset: str | None
     seed: int
     values: Values
+    preset: str | None = None
     status: str = UNFINISHED
     error: str | None = None
     by_budget: bool = False
