@@ -120,7 +120,10 @@ def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() ->
     assert Cells(pd.concat(frames)).same_tasks([Cell("a", "", "test", 0)], [Cell("b", "", "test", 0)])
 
 
-LEFT_OUT = "m: training seeds 1 lack a setting, a condition or a task that others have, and are left out of figures over several."
+LEFT_OUT = (
+    "m: training seeds 1 lack a setting, a condition or a task that others have, "
+    "and are left out of figures over several."
+)
 
 
 def test_a_seed_that_failed_in_one_setting_does_not_shift_the_mean() -> None:
