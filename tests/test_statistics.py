@@ -245,7 +245,7 @@ def test_missing_repeated_and_nan_scores_are_refused() -> None:
 
 
 def test_the_report_room_imports_neither_ray_nor_torch() -> None:
-    rooms = ", ".join(f"mermaide_ray.report.{name}" for name in ("statistics", "table", "figures"))
+    rooms = ", ".join(f"mermaide_ray.report.{name}" for name in ("statistics", "table", "pictures"))
     code = f"import sys, {rooms}; sys.exit(str([m for m in ('ray', 'torch') if m in sys.modules]))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.stderr.strip() == "[]"
