@@ -207,7 +207,7 @@ class Plan:
         values = self.choices[0][0]
         return sorted({self.setting(values, method).experiment.name for method in self.sweep.methods})
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """What search and scheduler maximise."""
         return self.sweep.tune.metric or validation_key(max(self.some_setting().experiment.evaluation.k))
