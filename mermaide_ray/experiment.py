@@ -177,9 +177,9 @@ class Evaluation(Section):
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
     planning: Switch = Field(
         True,
-        description="world_model.kind = learner only: between support and query, try the adapted policy and simple "
-        "rules on agents imagined from what the support told, and play the best rule where it is clearly better (never "
-        "in validation rounds during training)",
+        description="between support and query, try the adapted policy and simple rules on agents imagined from what "
+        "the support told, and play the best rule where it is clearly better (never in validation rounds during "
+        "training); imagined are agents that learn which arm pays, whatever the world model is",
     )
 
 
@@ -275,11 +275,8 @@ class Experiment(Section):
             )
         if self.world_model.kind == "learner":
             self._check_learner_model()
-        elif self.evaluation.planning:
-            raise ValueError(
-                "`evaluation.planning` must be false where world_model.kind is recurrent, got true: to imagine agents "
-                "takes a model of learners (preset mermaide has neither)"
-            )
+        if self.evaluation.planning:
+            self._check_game_of_learners("evaluation.planning is true, which imagines agents", "does not plan")
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
             raise ValueError(
@@ -294,28 +291,39 @@ class Experiment(Section):
         return self
 
     def _check_learner_model(self) -> None:
-        environment, sight = self.environment, self.environment.sight
         for key, required, given in (
             ("world_model.enabled", True, self.world_model.enabled),
             ("world_model.arms", "flat", self.world_model.arms),
             ("meta_learning.carry_state", False, self.meta_learning.carry_state),
-            ("environment.game", "arms", environment.game),
-            ("environment.arm_labels", "relative", environment.arm_labels),
-            ("environment.changes.target_moves", 0, environment.changes.target_moves),
-            ("environment.changes.target_moves_at", (), environment.changes.target_moves_at),
-            ("environment.sight.delay", 0, sight.delay),
-            ("environment.sight.noise", 0, sight.noise),
-            ("environment.sight.share", 1, sight.share),
         ):
             if given != required:
                 raise ValueError(
-                    f"`{key}` must be {one_line(required)} where world_model.kind is learner, whose model keeps "
-                    f"account of what each arm pays, got {one_line(given)} (preset mermaide has no such model)"
+                    f"`{key}` must be {one_line(required)} where world_model.kind is learner, got {one_line(given)} "
+                    "(preset mermaide has no such model)"
+                )
+        self._check_game_of_learners("world_model.kind is learner", "has no such model")
+
+    def _check_game_of_learners(self, where: str, instead: str) -> None:
+        """Refuses games that the model of learners does not describe (`models/learner_model.py`)."""
+        environment, sight = self.environment, self.environment.sight
+        for key, required, given in (
+            ("game", "arms", environment.game),
+            ("arm_labels", "relative", environment.arm_labels),
+            ("changes.target_moves", 0, environment.changes.target_moves),
+            ("changes.target_moves_at", (), environment.changes.target_moves_at),
+            ("sight.delay", 0, sight.delay),
+            ("sight.noise", 0, sight.noise),
+            ("sight.share", 1, sight.share),
+        ):
+            if given != required:
+                raise ValueError(
+                    f"`environment.{key}` must be {one_line(required)} where {where}: the model of learners keeps "
+                    f"account of what each arm pays, got {one_line(given)} (preset mermaide {instead})"
                 )
         if environment.intervention == "arm":
             raise ValueError(
-                "`environment.intervention` must be signed, bonus or graded where world_model.kind is learner: its "
-                "policy reads what concerns the target, got arm (preset mermaide has no such model)"
+                f"`environment.intervention` must be signed, bonus or graded where {where}: of the arms, only the "
+                f"target is told from the others, got arm (preset mermaide {instead})"
             )
 
     @property

@@ -13,7 +13,7 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
-from mermaide_ray.models.method import Method
+from mermaide_ray.models.method import Method, learner_model_of
 from mermaide_ray.models.principal import (
     LATENTS,
     Arms,
@@ -171,7 +171,7 @@ class KShot:
             support_episodes: K; 0 plays the query with the unadapted weights.
             query_episodes: E.
             key: (seed, split, purpose, iteration); support and query have dice of their own.
-            planning: Whether to plan between support and query (with a learner model).
+            planning: Whether to plan between support and query.
         """
         seed, split, purpose, iteration = key
         query_dice = deal_for(self.environment, (seed, split, f"{purpose}/query", iteration), tasks, query_episodes)
@@ -192,12 +192,15 @@ class KShot:
         return Meeting(support, query, adaptation, choice)
 
     def plan(self, ids: tuple[int, ...], support: Trajectories, adaptation: Adaptation, key: Key) -> Choice:
-        """What to play in the query with tasks of these ids, by what the support told (`planning.py`)."""
-        learner, (seed, split, purpose, iteration) = self.method.architecture.learner, key
-        assert learner is not None
-        policy = NetworkPrincipal(self.method, view_of(self.environment), adaptation.weights)
-        history = self.experience(support).history
-        latents = adaptation.weights[LATENTS]
+        """What to play in the query with tasks of these ids, by what the support told (`planning.py`).
+
+        Whatever the method: agents are imagined by the parametric model of learners, though no network need know it.
+        """
+        learner, (seed, split, purpose, iteration) = learner_model_of(self.environment), key
+        policy = NetworkPrincipal(self.method, view_of(self.environment), adaptation.weights, adaptation.state)
+        history, latents = self.experience(support).history, adaptation.weights.get(LATENTS)
+        if latents is None:
+            latents = learner.infer(history.observations, history.labels)
         luck = (seed, split, f"{purpose}/planning", iteration)
         return plan(self.environment, learner, history, latents, policy, ids, luck)
 

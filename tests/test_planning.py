@@ -20,7 +20,7 @@ from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.learner_model import LearnerModel
-from mermaide_ray.models.method import Method
+from mermaide_ray.models.method import Method, learner_model_of
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.planning import Choice, SupposedRules, plan
 from mermaide_ray.trajectory import History, View
@@ -34,15 +34,9 @@ FAMILIES = {
 }
 
 
-def _game(**environment: Any) -> Experiment:
-    return validate(
-        {
-            "environment": environment,
-            "agents": {"families": FAMILIES, "disjoint": []},
-            "world_model": {"kind": "learner"},
-        },
-        where="tests",
-    )
+def _game(method: dict[str, Any] | None = None, **environment: Any) -> Experiment:
+    settings = {"environment": environment, "agents": {"families": FAMILIES, "disjoint": []}}
+    return validate(settings | (method or {"world_model": {"kind": "learner"}}), where="tests")
 
 
 def _tasks(experiment: Experiment) -> Tasks:
@@ -206,8 +200,22 @@ def test_the_rule_plays_where_it_was_chosen_and_the_policy_elsewhere() -> None:
     assert either.intervene(seen, cast("Hidden", None)).tolist() == [0, 1]  # nothing hidden is looked at
 
 
-def test_scores_with_planning_say_who_played() -> None:
-    experiment = _game()
+# All methods plan alike: adapted, carrying a state, reading each arm, and without any of these.
+POLICIES = {
+    "learner": {"world_model": {"kind": "learner"}},
+    "mermaide": {"world_model": {"kind": "recurrent"}},
+    "rl2": {"world_model": {"kind": "recurrent"}, "meta_learning": {"carry_state": True, "inner_steps": 0}},
+    "equivariant": {"world_model": {"kind": "recurrent", "arms": "equivariant"}},
+    "reinforce": {
+        "world_model": {"kind": "recurrent", "enabled": False},
+        "meta_learning": {"adaptation_episodes": 0, "inner_steps": 0},
+    },
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_scores_with_planning_say_who_played(policy: str) -> None:
+    experiment = _game(POLICIES[policy])
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights, rates = module.weights(), module.inner_rates()
     kshot = KShot(experiment.environment, module.method)
@@ -236,6 +244,36 @@ def test_planning_for_agents_that_know_the_policy_is_refused() -> None:
         validate(settings | {"evaluation": {"planning": True}}, where="tests")
 
 
-def test_planning_without_a_model_of_learners_is_refused() -> None:
-    with pytest.raises(InputError, match=r"`evaluation.planning` must be false where world_model.kind is recurrent"):
-        of_mermaide({"evaluation": {"planning": True}})
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_supposed_of_an_agent_is_what_its_support_tells_whatever_the_policy(policy: str) -> None:
+    experiment = _game(POLICIES[policy])
+    tasks = _tasks(experiment)
+    module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
+    kshot = KShot(experiment.environment, module.method)
+    dice = deal_for(experiment.environment, KEY, tasks, 1)
+    support = play(experiment.environment, tasks, 1, dice, FixedRule(experiment.environment, 30))
+    adaptation = kshot.adapt(support, module.weights(), module.inner_rates())
+    with torch.no_grad():
+        choice = kshot.plan(tasks.ids, support, adaptation, KEY)
+    history = View(experiment.environment).history(support)
+    latents = learner_model_of(experiment.environment).infer(history.observations, history.labels)
+    assert torch.equal(choice.base, latents[:, : experiment.environment.num_arms])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"sight": {"delay": 1}}, "`environment.sight.delay` must be 0 where evaluation.planning is true.* got 1"),
+        ({"arm_labels": "absolute"}, "`environment.arm_labels` must be relative where evaluation.planning is true"),
+        (
+            {"intervention": "arm"},
+            "`environment.intervention` must be signed, bonus or graded where .*planning is",
+        ),
+    ],
+)
+def test_planning_in_a_game_that_no_model_of_learners_describes_is_refused(
+    environment: dict[str, Any], expected: str
+) -> None:
+    of_mermaide({"environment": environment})
+    with pytest.raises(InputError, match=expected):
+        of_mermaide({"environment": environment, "evaluation": {"planning": True}})

@@ -274,7 +274,7 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
         ({"answer": {"compare": "k", "value": 7}}, "`answer.value` must be among what the sweep scores (0, 1), got 7"),
         (
             {"preset": "mermaide", "answer": {"measure": "planned"}},
-            "got planned, for which world_model.kind must be learner, with evaluation.planning",
+            "got planned, for which evaluation.planning must be true",
         ),
         (
             {"preset": "rl2", "answer": {"measure": "wm_nll_after"}},

@@ -45,7 +45,7 @@ class Method:
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
             per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
             mixture=_mixture(environment, world_model.components),
-            learner=_learner(environment) if world_model.kind == "learner" else None,
+            learner=learner_model_of(environment) if world_model.kind == "learner" else None,
         )
         return cls(architecture, experiment.meta_learning, training, world_model)
 
@@ -59,7 +59,7 @@ class Method:
             num_interventions=view.num_interventions,
             per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
             mixture=_mixture(environment, self.world_model.components),
-            learner=self.architecture.learner and _learner(environment),
+            learner=self.architecture.learner and learner_model_of(environment),
         )
         return replace(self, architecture=architecture)
 
@@ -84,7 +84,8 @@ def _per_arm(environment: Environment, encoder_size: int) -> PerArm:
     )
 
 
-def _learner(environment: Environment) -> LearnerModel:
+def learner_model_of(environment: Environment) -> LearnerModel:
+    """The parametric model of the agents of a game."""
     return LearnerModel(environment.num_arms, environment.horizon, environment.incentives)
 
 

@@ -208,7 +208,6 @@ def _lacks(experiment: Experiment, most_k: int, measure: str) -> str | None:
     """What a method would have to be for its rows to have a measure; None if they have."""
     if measure.startswith("wm_") and measure.endswith(("_before", "_after")) and not experiment.world_model.enabled:
         return "world_model.enabled must be true"
-    plans = experiment.world_model.kind == "learner" and experiment.evaluation.planning
-    if measure == "planned" and not plans:
-        return "world_model.kind must be learner, with evaluation.planning"
+    if measure == "planned" and not experiment.evaluation.planning:
+        return "evaluation.planning must be true"
     return "some K must be > 0" if measure in ("planned", "support_return") and not most_k else None
