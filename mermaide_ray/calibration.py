@@ -14,33 +14,37 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.learners.losses import prediction_nll
-from mermaide_ray.models.principal import Architecture, log_softmax
+from mermaide_ray.models.categorical import ArmHead, log_softmax
+from mermaide_ray.models.mixture import MixtureHead
 
 CALIBRATION_BINS = 15
 
 
-def prediction_scores(architecture: Architecture, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def prediction_scores(head: ArmHead | MixtureHead, raw: Tensor, labels: Tensor) -> dict[str, Any]:
     """Negative log-likelihood, accuracy and calibration error of the next arm or point, numpy [B] each.
 
     Calibration error: Guo et al., arXiv 1706.04599, Eq. 3, over CALIBRATION_BINS equal bins of the likeliest arm's
     probability. Of points: the mean gap between the share of PIT values (`MixtureHead.pit`) below each of the bins'
     inner edges and that edge, per coordinate, then the mean over coordinates; from 0 to 1/2.
     """
-    nll = prediction_nll(architecture, logits, labels).numpy()
-    if (head := architecture.mixture) is not None:
-        hit = head.hits(logits, labels).float().mean((1, 2))
-        shares, edges = _shares_below(head.pit(logits, labels))
+    hit = head.hits(raw, labels).float()
+    if isinstance(head, MixtureHead):
+        shares, edges = _shares_below(head.pit(raw, labels))
         error = (shares - edges).abs().mean((1, 2))
-        return {"nll": nll, "accuracy": hit.numpy(), "ece": error.numpy()}
-    log_p = log_softmax(logits)
-    confidence, guess = log_p.exp().max(-1)
-    hit = (guess == labels).float()
-    error = torch.zeros(len(labels))
-    bins = _bins(confidence)
-    for index in range(CALIBRATION_BINS):
-        inside = (bins == index).float()
-        error += ((confidence - hit) * inside).mean((1, 2)).abs()
-    return {"nll": nll, "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
+    else:
+        error, confidence = torch.zeros(len(labels)), log_softmax(raw).exp().amax(-1)
+        bins = _bins(confidence)
+        for index in range(CALIBRATION_BINS):
+            error += ((confidence - hit) * (bins == index)).mean((1, 2)).abs()
+    nll = prediction_nll(head, raw, labels)
+    return {"nll": nll.numpy(), "accuracy": hit.mean((1, 2)).numpy(), "ece": error.numpy()}
+
+
+def calibration(head: ArmHead | MixtureHead, raw: Tensor, labels: Tensor, families: list[str]) -> pd.DataFrame:
+    """The calibration curve by family: of arms the reliability curve, of points that of PIT values."""
+    if isinstance(head, MixtureHead):
+        return point_calibration(head.pit(raw, labels), families)
+    return arm_calibration(raw, labels, families)
 
 
 def arm_calibration(logits: Tensor, labels: Tensor, families: list[str]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
-from mermaide_ray.calibration import arm_calibration, frequency_floor, point_calibration, pooled, prediction_scores
+from mermaide_ray.calibration import calibration, frequency_floor, pooled, prediction_scores
 from mermaide_ray.changes import course_of
 from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
@@ -274,13 +274,11 @@ class Evaluation:
         assert before is not None
         assert after is not None
         scores: dict[str, Any] = {}
-        predicted, families = self._predicted(labels), tasks.family_names()
+        head, predicted = method.architecture.head, self._predicted(labels)
         for when, logits in (("before", before), ("after", after)):
-            found = prediction_scores(method.architecture, logits, predicted)
+            found = prediction_scores(head, logits, predicted)
             scores |= {f"wm_{key}_{when}": value for key, value in found.items()}
-        if (head := method.architecture.mixture) is not None:
-            return scores, point_calibration(head.pit(after, predicted), families)
-        return scores, arm_calibration(after, labels, families)
+        return scores, calibration(head, after, predicted, tasks.family_names())
 
     def _origin(self, method: str, seed: int) -> dict[str, Any]:
         """What all tables say first of a method."""

@@ -13,15 +13,14 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.learners.maml import Adaptation, Experience, adapt
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.models.categorical import choose, log_softmax
 from mermaide_ray.models.method import Method, learner_model_of
 from mermaide_ray.models.principal import (
     LATENTS,
     Arms,
     Outputs,
     Weights,
-    choose,
     conditioned,
-    log_softmax,
     perceive,
     project,
     shared,

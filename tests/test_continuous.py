@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,15 +289,14 @@ def test_points_drawn_from_the_prediction_find_it_calibrated_and_others_do_not(d
     raw[: head.components] = -50.0
     points = torch.rand(2, 100, 40, dimensions, generator=torch.Generator().manual_seed(0))
     points[1] = points[1].square()
-    architecture = replace(Method.of(continuous(dimensions)).architecture, mixture=head)
-    error = prediction_scores(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+    error = prediction_scores(head, raw.expand(2, 100, 40, -1), points)["ece"]
     assert error[0] < 0.01
     edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
     assert error[1] == pytest.approx((np.sqrt(edges) - edges).mean(), abs=0.01)
     # Errors of opposite sign don't cancel between coordinates.
     if dimensions == 2:
         points[1, ..., 1] = 1 - points[1, ..., 1]
-        again = prediction_scores(architecture, raw.expand(2, 100, 40, -1), points)["ece"]
+        again = prediction_scores(head, raw.expand(2, 100, 40, -1), points)["ece"]
         assert again[1] == pytest.approx(error[1], abs=0.01)
 
 

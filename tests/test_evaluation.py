@@ -31,7 +31,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.metrics import ROW_METRICS
-from mermaide_ray.models.method import Method
+from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.principal import Weights
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.report.statistics import interquartile_mean
@@ -262,8 +262,7 @@ def test_world_model_measures_of_a_constant_prediction_by_hand(held_out: Evaluat
 def test_calibration_error_by_hand() -> None:
     """Two bins: two predictions at 0.9, of which one hits, and two at 0.6, which both hit."""
     p = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]]).view(1, 4, 1, 2)
-    architecture = Method.of(_experiment()).architecture
-    found = prediction_scores(architecture, p.log(), torch.tensor([0, 0, 0, 1]).view(1, 4, 1))
+    found = prediction_scores(ArmHead(2), p.log(), torch.tensor([0, 0, 0, 1]).view(1, 4, 1))
     assert found["ece"][0] == pytest.approx(0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 1.0), rel=1e-5)
     assert found["accuracy"][0] == 0.75
     assert found["nll"][0] == pytest.approx(-(math.log(0.9) + math.log(0.1) + 2 * math.log(0.6)) / 4, rel=1e-5)

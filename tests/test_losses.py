@@ -16,10 +16,10 @@ from mermaide_ray.learners.losses import (
     entropy,
     generalised_advantages,
     leave_one_out_advantages,
-    log_probability,
-    next_arm_nll,
     policy_gradient_loss,
+    prediction_nll,
 )
+from mermaide_ray.models.categorical import ArmHead, log_probability
 
 B, T, E = 2, 6, 3
 GAMMA, LAMBDA = 0.9, 0.7
@@ -87,7 +87,9 @@ def test_leave_one_out_baseline_of_an_episode_does_not_know_it() -> None:
 def test_next_arm_loss_by_hand() -> None:
     logits = torch.tensor([[1.0, 3.0, 4.0], [1.0, 1.0, 1.0]]).log().view(1, 2, 1, 3)
     labels = torch.tensor([2, 0]).view(1, 2, 1)
-    torch.testing.assert_close(next_arm_nll(logits, labels), torch.tensor([(math.log(2) + math.log(3)) / 2]))
+    torch.testing.assert_close(
+        prediction_nll(ArmHead(3), logits, labels), torch.tensor([(math.log(2) + math.log(3)) / 2])
+    )
     torch.testing.assert_close(log_probability(logits, labels)[0, :, 0], -torch.tensor([2.0, 3.0]).log())
 
 
@@ -105,7 +107,7 @@ def test_losses_of_a_task_are_its_own() -> None:
 
     def all_losses(tasks: slice) -> list[Tensor]:
         log_p = log_probability(logits[tasks], actions[tasks])
-        found = [next_arm_nll(logits[tasks], actions[tasks]), entropy(logits[tasks])]
+        found = [prediction_nll(ArmHead(4), logits[tasks], actions[tasks]), entropy(logits[tasks])]
         found += [policy_gradient_loss(log_p, advantages[tasks], kind) for kind in ("vanilla", "lvc", "dice")]
         return [*found, clipped_loss(log_p, log_p - 0.1 * advantages[tasks], advantages[tasks], 0.2)]
 

@@ -11,7 +11,6 @@ import torch
 from conftest import tiny
 from torch import Tensor
 
-from mermaide_ray.learners.losses import log_probability
 from mermaide_ray.learners.maml import (
     Experience,
     MetaLoss,
@@ -25,6 +24,7 @@ from mermaide_ray.learners.maml import (
     unroll,
     unroll_support,
 )
+from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
 from mermaide_ray.trajectory import Trajectories, View

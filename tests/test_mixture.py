@@ -24,7 +24,7 @@ def test_the_density_integrates_to_one(head: MixtureHead, scale: float) -> None:
     axis = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     grid = torch.cartesian_prod(*[axis] * head.dimensions).view(-1, head.dimensions)
     for raw in raw_outputs(head, 3, scale=scale):
-        density = head.log_density(raw.expand(len(grid), -1), grid).exp()
+        density = head.log_likelihood(raw.expand(len(grid), -1), grid).exp()
         assert density.mean().item() == pytest.approx(1.0, abs=2e-3)
 
 
@@ -39,7 +39,7 @@ def test_the_log_density_is_that_of_torch_distributions(head: MixtureHead) -> No
     log_p = Categorical(logits=mixture.log_weights).logits
     parts = torch.cat([truncated.sum(-1), torch.zeros(5, 7, 1, dtype=torch.float64)], dim=-1)
     expected = (log_p + parts).logsumexp(-1)
-    assert torch.allclose(head.log_density(raw, points), expected, atol=1e-10)
+    assert torch.allclose(head.log_likelihood(raw, points), expected, atol=1e-10)
 
 
 def drawn_points(head: MixtureHead, raw: Tensor, seed: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_the_pit_is_the_integral_of_the_density(head: MixtureHead) -> None:
     axis = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     grid = torch.cartesian_prod(*[axis] * head.dimensions).view(-1, head.dimensions)
     for raw in raw_outputs(head, 3):
-        density = head.log_density(raw.expand(len(grid), -1), grid).exp().view([count] * head.dimensions)
+        density = head.log_likelihood(raw.expand(len(grid), -1), grid).exp().view([count] * head.dimensions)
         first = density.view(count, -1).mean(1).cumsum(0) / count
         place = count // 3
         point = axis[[place] * head.dimensions]
@@ -101,15 +101,15 @@ def test_the_pit_is_the_integral_of_the_density(head: MixtureHead) -> None:
 def test_the_gradient_is_that_of_finite_differences(head: MixtureHead) -> None:
     raw = raw_outputs(head, 2, 3, 2).requires_grad_()
     points = torch.rand(2, 3, 2, head.dimensions, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: head.log_density(x, points).mean((1, 2)), raw)
-    assert torch.autograd.gradgradcheck(lambda x: head.log_density(x, points).mean((1, 2)), raw)
+    assert torch.autograd.gradcheck(lambda x: head.log_likelihood(x, points).mean((1, 2)), raw)
+    assert torch.autograd.gradgradcheck(lambda x: head.log_likelihood(x, points).mean((1, 2)), raw)
 
 
 @heads
 def test_density_and_gradient_stay_finite_in_float32(head: MixtureHead) -> None:
     raw = (100 * torch.sign(raw_outputs(head, 1, 64, 1))).float().requires_grad_()
     points = torch.rand(1, 64, 1, head.dimensions, generator=torch.Generator().manual_seed(3)).round()
-    loss = -head.log_density(raw, points).mean()
+    loss = -head.log_likelihood(raw, points).mean()
     (gradient,) = torch.autograd.grad(loss, raw)
     assert loss.isfinite()
     assert gradient.isfinite().all()

@@ -10,8 +10,9 @@ import torch
 from conftest import tiny
 
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.models.categorical import choose
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, choose, features, project, replay, shared, step
+from mermaide_ray.models.principal import Weights, features, project, replay, shared, step
 from mermaide_ray.models.rl_module import PrincipalModule
 
 

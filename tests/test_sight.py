@@ -18,9 +18,10 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, load_experiment, validate
 from mermaide_ray.kshot import KShot
-from mermaide_ray.learners.losses import next_arm_nll
+from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.learners.maml import Experience, meta_loss, unroll
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
@@ -135,13 +136,16 @@ def test_the_loss_is_the_mean_over_pulls_that_were_seen() -> None:
     logits = torch.randn(2, 3, 1, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.tensor([[1, 0, 3], [2, 2, 0]]).unsqueeze(-1)
     seen = torch.tensor([[True, False, True], [False, False, False]]).unsqueeze(-1)
-    loss = next_arm_nll(logits, labels, seen)
+    head = ArmHead(4)
+    loss = prediction_nll(head, logits, labels, seen)
     log_p = logits.log_softmax(-1)
     assert loss[0].item() == pytest.approx(-(log_p[0, 0, 0, 1] + log_p[0, 2, 0, 3]).item() / 2)
     assert loss[1].item() == 0
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.equal(gradient.abs().sum(-1) > 0, seen)
-    torch.testing.assert_close(next_arm_nll(logits, labels, torch.ones_like(seen)), next_arm_nll(logits, labels))
+    torch.testing.assert_close(
+        prediction_nll(head, logits, labels, torch.ones_like(seen)), prediction_nll(head, logits, labels)
+    )
 
 
 def test_neither_the_inner_nor_the_outer_step_learns_from_a_pull_that_was_not_seen() -> None:
@@ -196,9 +200,11 @@ def test_rows_score_the_prediction_against_what_was_really_pulled(sight: dict[st
     assert logits is not None
     assert logits.shape[-1] == experiment.environment.num_arms
     truth = View(experiment.environment).label(played.arms.transpose(1, 2).long(), played.target[:, None, None])
-    torch.testing.assert_close(torch.tensor(rows["wm_nll_after"].tolist()), next_arm_nll(logits, truth))
+    head = ArmHead(experiment.environment.num_arms)
+    expected = prediction_nll(head, logits, truth)
+    torch.testing.assert_close(torch.tensor(rows["wm_nll_after"].tolist()), expected)
     if history.seen is not None:
-        assert not torch.allclose(next_arm_nll(logits, history.labels, history.seen), next_arm_nll(logits, truth))
+        assert not torch.allclose(prediction_nll(head, logits, history.labels, history.seen), expected)
 
 
 def test_both_ends_of_the_scale_and_rules_see_the_truth() -> None:

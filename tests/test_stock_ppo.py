@@ -19,7 +19,7 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.lockstep import deal_for, play
-from mermaide_ray.models.principal import choose
+from mermaide_ray.models.categorical import choose
 from mermaide_ray.report.sources import curves_of, read_source
 from mermaide_ray.trajectory import View
 

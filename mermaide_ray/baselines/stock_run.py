@@ -29,7 +29,7 @@ from mermaide_ray.disk import whole_file
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
-from mermaide_ray.models.principal import choose
+from mermaide_ray.models.categorical import choose
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.provenance import provenance
 from mermaide_ray.report.files import STEPS

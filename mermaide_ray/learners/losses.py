@@ -7,26 +7,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mermaide_ray.models.principal import Architecture, log_softmax
+from mermaide_ray.models.categorical import ArmHead, log_softmax
+from mermaide_ray.models.mixture import MixtureHead
 
 Estimator = Literal["vanilla", "dice", "lvc"]
 
 
-def next_arm_nll(arm_logits: Tensor, labels: Tensor, seen: Tensor | None = None) -> Tensor:
-    """World-model loss: mean negative log-likelihood (nats per pull), [B], of labels [B, T, E] under [B, T, E, A].
-
-    `seen`, bool [B, T, E], is where there is a label: the mean is over those pulls (0 where there is none).
-    """
-    return -mean_where(log_probability(arm_logits, labels), seen)
-
-
 def prediction_nll(
-    architecture: Architecture, prediction: Tensor, labels: Tensor, seen: Tensor | None = None
+    head: ArmHead | MixtureHead, prediction: Tensor, labels: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """The world-model loss of the architecture's own head: next arm, or next point (labels [B, T, E, d])."""
-    if architecture.mixture is None:
-        return next_arm_nll(prediction, labels, seen)
-    return -mean_where(architecture.mixture.log_density(prediction, labels), seen)
+    """World-model loss: mean negative log-likelihood (nats per pull), [B].
+
+    Args:
+        head: The world model's.
+        prediction: Its raw outputs, [B, T, E, size].
+        labels: What the agent did: arms, int64 [B, T, E], or points, float [B, T, E, d].
+        seen: Where there is a label, bool [B, T, E]: the mean is over those pulls (0 where there is none).
+    """
+    return -mean_where(head.log_likelihood(prediction, labels), seen)
 
 
 def mean_where(log_p: Tensor, seen: Tensor | None) -> Tensor:
@@ -34,18 +32,6 @@ def mean_where(log_p: Tensor, seen: Tensor | None) -> Tensor:
     if seen is None:
         return log_p.mean((1, 2))
     return (log_p * seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
-
-
-def hits(architecture: Architecture, prediction: Tensor, labels: Tensor) -> Tensor:
-    """Whether what the world model holds likeliest came true, bool [B, T, E]."""
-    if architecture.mixture is not None:
-        return architecture.mixture.hits(prediction, labels)
-    return prediction.argmax(-1) == labels
-
-
-def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
-    """Log-probability of each action, [B, T, E], under logits [B, T, E, I]."""
-    return logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -24,12 +24,11 @@ from mermaide_ray.learners.losses import (
     clipped_loss,
     entropy,
     generalised_advantages,
-    hits,
     leave_one_out_advantages,
-    log_probability,
     policy_gradient_loss,
     prediction_nll,
 )
+from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import LATENTS, Outputs, Weights, replay, shared
 from mermaide_ray.trajectory import History
@@ -189,7 +188,7 @@ def inner_loss(
     loss = torch.zeros_like(outputs.values[:, 0, 0])
     if outputs.arm_logits is not None:
         loss = loss + method.world_model.loss_weight * prediction_nll(
-            method.architecture, outputs.arm_logits, history.labels, history.seen
+            method.architecture.head, outputs.arm_logits, history.labels, history.seen
         )
     if method.meta.inner_policy_weight:
         centred = advantages - advantages.mean((1, 2), keepdim=True)
@@ -388,8 +387,8 @@ class _Part:
         total = policy + training.value_weight * value - entropy_weight * spread
         if outputs.arm_logits is not None:
             history = self._experience.history
-            architecture = self._method.architecture
-            self.nll = prediction_nll(architecture, outputs.arm_logits, history.labels, history.seen).mean()
+            head = self._method.architecture.head
+            self.nll = prediction_nll(head, outputs.arm_logits, history.labels, history.seen).mean()
             total = total + self._method.world_model.loss_weight * self.nll
         self._told = {
             "principal/value_loss": value.detach(),
@@ -403,7 +402,7 @@ class _Part:
         told["principal/return"] = self._experience.rewards.sum(1).mean()
         if self.nll is not None and self._outputs.arm_logits is not None:
             history = self._experience.history
-            hit = hits(self._method.architecture, self._outputs.arm_logits, history.labels).float()
+            hit = self._method.architecture.head.hits(self._outputs.arm_logits, history.labels).float()
             told["world_model/nll_after"] = self.nll.detach()
             # 0 where nothing was seen, as the loss is.
             told["world_model/accuracy"] = (

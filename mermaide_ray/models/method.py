@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mermaide_ray.environment import Environment
 from mermaide_ray.experiment import Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import PerArm
@@ -35,16 +36,15 @@ class Method:
         scale = view.horizon if training.gamma == 1 else min(view.horizon, 1 / (1 - training.gamma))
         architecture = Architecture(
             observation_size=view.observation_size,
-            num_arms=view.num_arms,
             num_interventions=view.num_interventions,
             hidden_size=world_model.hidden_size,
             policy_hidden=world_model.policy_hidden,
             world_model=world_model.enabled,
             policy_gradient=world_model.policy_gradient,
             value_scale=float(scale),
+            head=_head(environment, world_model.components),
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
             per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
-            mixture=_mixture(environment, world_model.components),
             learner=learner_model_of(environment) if world_model.kind == "learner" else None,
         )
         return cls(architecture, experiment.meta_learning, training, world_model)
@@ -55,10 +55,9 @@ class Method:
         architecture = replace(
             self.architecture,
             observation_size=view.observation_size,
-            num_arms=view.num_arms,
             num_interventions=view.num_interventions,
+            head=_head(environment, self.world_model.components),
             per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
-            mixture=_mixture(environment, self.world_model.components),
             learner=self.architecture.learner and learner_model_of(environment),
         )
         return replace(self, architecture=architecture)
@@ -89,9 +88,9 @@ def learner_model_of(environment: Environment) -> LearnerModel:
     return LearnerModel(environment.num_arms, environment.horizon, environment.incentives)
 
 
-def _mixture(environment: Environment, components: int) -> MixtureHead | None:
+def _head(environment: Environment, components: int) -> ArmHead | MixtureHead:
     if environment.space is None:
-        return None
+        return ArmHead(environment.num_arms)
     return MixtureHead(components, environment.dimensions, environment.target_width)
 
 

@@ -1,4 +1,4 @@
-"""The world model's head in the continuous game: a density of the agent's next point.
+"""The world model's head in the continuous game: a density of the agent's next point (of arms: `ArmHead`).
 
 A mixture of M Gaussians, each truncated to the cube [0, 1]^d and with a diagonal covariance, and of one uniform
 component: a proper density, whose logarithm no single point makes very small. Means lie in the cube and deviations in
@@ -75,7 +75,7 @@ class MixtureHead:
         logits, rest = raw[..., : self.components + 1], raw[..., self.components + 1 :]
         return torch.cat([(logits - logits.logsumexp(-1, keepdim=True)).exp(), rest.sigmoid()], dim=-1)
 
-    def log_density(self, raw: Tensor, points: Tensor) -> Tensor:
+    def log_likelihood(self, raw: Tensor, points: Tensor) -> Tensor:
         """Logarithm of the density, nats [...], of points [..., d] under raw outputs [..., size]."""
         mixture = self.read(raw)
         log_gaussian = _log_densities(mixture, points).sum(-1)

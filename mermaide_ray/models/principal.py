@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.gru import gru_cell, gru_scan
 from mermaide_ray.models.learner_model import NUM_FEATURES, LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
@@ -42,7 +43,6 @@ class Architecture:
 
     Attributes:
         observation_size: D.
-        num_arms: A.
         num_interventions: I.
         hidden_size: H.
         policy_hidden: P.
@@ -50,23 +50,22 @@ class Architecture:
             and whose prediction the policy reads.
         policy_gradient: Whether gradients of policy and value flow into the core.
         value_scale: Size of a typical return; the value head predicts in units of it.
+        head: How the world model's outputs are read: as an arm, or as a point.
         context_size: C, entries of the context vector, which shifts the biases of core and policy; 0: none.
         per_arm: How equivariant networks read the arms; None: flat ones.
-        mixture: The world model's head where the agent's action is a point: its size takes the place of A.
         learner: The parametric model through which the world model predicts; None: it predicts the arm outright.
     """
 
     observation_size: int
-    num_arms: int
     num_interventions: int
     hidden_size: int
     policy_hidden: int
     world_model: bool
     policy_gradient: bool
     value_scale: float
+    head: ArmHead | MixtureHead
     context_size: int = 0
     per_arm: PerArm | None = None
-    mixture: MixtureHead | None = None
     learner: LearnerModel | None = None
 
     @property
@@ -76,10 +75,8 @@ class Architecture:
 
     @property
     def prediction_size(self) -> int:
-        """What flat networks predict: a logit per arm, the parameters of a mixture, or corrections of latents."""
-        if self.learner:
-            return self.learner.size
-        return self.num_arms if self.mixture is None else self.mixture.size
+        """What flat networks predict: what the head reads, or corrections of latents."""
+        return self.learner.size if self.learner else self.head.size
 
     @property
     def feature_size(self) -> int:
@@ -156,8 +153,8 @@ class Architecture:
             if name == "policy_output_weight" or (name == "world_model_weight" and self.learner):
                 bound *= 0.1
             weights[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
-        if self.world_model and self.mixture is not None:
-            weights["world_model_bias"] = self.mixture.initial_bias()
+        if self.world_model and self.memory is None:
+            weights["world_model_bias"] = self.head.initial_bias()
         if self.learner:
             weights[LATENTS] = self.learner.prior()
         return weights
@@ -293,11 +290,9 @@ def features(
         latents = logits + weights[LATENTS].view(-1, *[1] * (hidden.dim() - 2), logits.shape[-1])
         logits, described = architecture.learner.describe(latents, marks)
         return logits, torch.cat([described, read], dim=-1)
-    if architecture.mixture is not None:
-        return logits, torch.cat([read, architecture.mixture.readable(logits)], dim=-1)
     if arms is not None:
         logits = arms.scores(logits)
-    predicted = log_softmax(logits).exp()
+    predicted = architecture.head.readable(logits)
     if arms is not None:
         predicted = (predicted * arms.is_target).sum(-1, keepdim=True)
     return logits, torch.cat([read, predicted], dim=-1)
@@ -309,11 +304,6 @@ def policy(architecture: Architecture, weights: Weights, read: Tensor, arms: Arm
     if arms is None or not (architecture.per_arm and architecture.per_arm.names_arms):
         return outputs
     return torch.cat([outputs[..., :1], arms.scores(outputs[..., 1:])], dim=-1)
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities over the last axis. Torch's own kernel is 7 times slower on a CPU where that axis is short."""
-    return logits - logits.logsumexp(-1, keepdim=True)
 
 
 def head(name: Literal["policy", "value"], weights: Weights, x: Tensor) -> Tensor:
@@ -381,11 +371,3 @@ def step(
     state = gru_cell(projected, state, weights["core_recurrent"])
     _, read = features(architecture, weights, state, arms, marks)
     return policy(architecture, weights, read, arms), state
-
-
-def choose(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Actions sampled by inversion: logits [..., I], uniform [...] on [0, 1) -> int64 [...]."""
-    if logits.shape[-1] == 2:
-        return (uniform < (logits[..., 1] - logits[..., 0]).sigmoid_()).long()
-    cumulative = log_softmax(logits).exp().cumsum(-1)[..., :-1]
-    return (uniform.unsqueeze(-1) >= cumulative).sum(-1)

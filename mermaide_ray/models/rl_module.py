@@ -12,8 +12,9 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.models.categorical import choose
 from mermaide_ray.models.method import RATE, Method, log_rate, split_parameters
-from mermaide_ray.models.principal import LATENTS, Weights, choose, conditioned, perceive, project, shared, step
+from mermaide_ray.models.principal import LATENTS, Weights, conditioned, perceive, project, shared, step
 from mermaide_ray.noise import generator
 
 
