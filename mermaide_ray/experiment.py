@@ -212,8 +212,8 @@ class Experiment(Section):
         return {**settings, "agents": {"families": default_families(settings), **settings.get("agents", {})}}
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Experiment:
-        meta, training = self.meta_learning, self.training
+    def _inner_step_has_something_to_do(self) -> Experiment:
+        meta = self.meta_learning
         if meta.inner_steps and not meta.adaptation_episodes:
             raise ValueError(
                 "`meta_learning.adaptation_episodes` must be >= 1 where `meta_learning.inner_steps` is "
@@ -239,6 +239,11 @@ class Experiment(Section):
                 "`meta_learning.inner_lr` must be > 0 where meta_learning.learn_inner_lr is true: a rate that starts "
                 "at 0 is never learned, got 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_has_episodes(self) -> Experiment:
+        meta, training = self.meta_learning, self.training
         if training.baseline == "leave_one_out" and meta.carry_state and meta.adaptation_episodes:
             raise ValueError(
                 "`training.baseline` must be value where the state is carried over (meta_learning.carry_state): what "
@@ -253,6 +258,11 @@ class Experiment(Section):
             raise ValueError(
                 "`meta_learning.adaptation_episodes` must be 0 or >= 2 for training.baseline = leave_one_out, got 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_play_the_game(self) -> Experiment:
+        meta = self.meta_learning
         if self.world_model.arms == "equivariant" and self.environment.space is not None:
             raise ValueError(
                 "`world_model.arms` must be flat where `environment.game` is continuous, got 'equivariant'"
@@ -264,11 +274,6 @@ class Experiment(Section):
                 "`world_model.policy_gradient` must be true where world_model.enabled is false or "
                 "world_model.loss_weight 0: nothing else would train the recurrent core, got false"
             )
-        if self.environment.changes.of_base and self.agents.base_reward[0] == self.agents.base_reward[1]:
-            raise ValueError(
-                "`agents.base_reward` must be [low, high] with low < high where base means change "
-                f"(environment.changes), got {one_line(self.agents.base_reward)}"
-            )
         if self.world_model.arms == "equivariant" and self.environment.changes.of_target:
             raise ValueError(
                 "`world_model.arms` must be flat where the target moves (environment.changes), got equivariant"
@@ -277,6 +282,20 @@ class Experiment(Section):
             self._check_learner_model()
         if self.evaluation.planning:
             self._check_game_of_learners("evaluation.planning is true, which imagines agents", "does not plan")
+        return self
+
+    @model_validator(mode="after")
+    def _base_means_can_change(self) -> Experiment:
+        if self.environment.changes.of_base and self.agents.base_reward[0] == self.agents.base_reward[1]:
+            raise ValueError(
+                "`agents.base_reward` must be [low, high] with low < high where base means change "
+                f"(environment.changes), got {one_line(self.agents.base_reward)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _meta_batch_divides(self) -> Experiment:
+        meta, training = self.meta_learning, self.training
         learners, minibatches = max(1, self.env_runners.num_learners), training.num_minibatches
         if meta.meta_batch_size < minibatches:
             raise ValueError(
