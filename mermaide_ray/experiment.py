@@ -487,6 +487,15 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
             )
 
 
+def check_imaginable(experiment: Experiment, where: str) -> None:
+    """Refuses a game, or agents, in which no principal may plan.
+
+    Raises:
+        InputError: With the sentence with which a principal that plans is refused.
+    """
+    validate(merge(experiment.to_dict(), {"evaluation": {"planning": True}}), where)
+
+
 def overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with others laid over them, key by key; `agents.families`, being one mixture, is replaced whole."""
     return merge(settings, given, whole=frozenset({"families"}))

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
-from mermaide_ray.baselines import BASELINES
+from mermaide_ray.baselines import BASELINES, SCORED_BESIDE
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import TABLES, Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
@@ -178,7 +178,7 @@ def score(
     """Rows of trained principals, all fixed rules and all oracles, on the same agents with the same luck."""
     evaluation = Evaluation(experiment, split, tasks, episodes)
     parts = [evaluation.contender(contender, ks) for contender in contenders]
-    return Results.together([*parts, *(evaluation.baseline(name) for name in BASELINES)])
+    return Results.together([*parts, *(evaluation.baseline(name) for name in SCORED_BESIDE)])
 
 
 def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = lambda: None) -> None:

@@ -17,7 +17,7 @@ from mermaide_ray.agent_settings import CONTINUOUS_FAMILIES
 from mermaide_ray.agents import POINT_FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.algorithm import MermaideConfig, flat_metrics
-from mermaide_ray.baselines import BASELINES, baseline_named
+from mermaide_ray.baselines import SCORED_BESIDE, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.calibration import CALIBRATION_BINS, point_calibration, prediction_scores
@@ -258,7 +258,7 @@ def test_evaluation_scores_points_as_it_scores_arms() -> None:
     weights = {name: value.detach() for name, value in module.weights().items()}
     rates = {name: value.detach() for name, value in module.inner_rates().items()}
     results = evaluation.contender(Contender("mermaide", 0, table, weights, rates), [0, 1])
-    rows = pd.concat([results.rows, *(evaluation.baseline(name).rows for name in BASELINES)])
+    rows = pd.concat([results.rows, *(evaluation.baseline(name).rows for name in SCORED_BESIDE)])
     assert (rows["wm_nll_uniform"] == 0).all()  # the uniform density is 1
     assert np.isfinite(rows["wm_nll_frequency"]).all()
     own = rows[rows["method"] == "mermaide"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from mermaide_ray.agents import FAMILIES
 from mermaide_ray.agents.base import Draws
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
-from mermaide_ray.baselines import BASELINES, baseline_named
+from mermaide_ray.baselines import SCORED_BESIDE, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.baselines.rules import FixedRule
@@ -181,7 +181,7 @@ def test_what_a_network_announces_is_how_often_it_then_does_it(kind: str) -> Non
     torch.testing.assert_close(probabilities[0], shares, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
+@pytest.mark.parametrize("name", SCORED_BESIDE)
 def test_every_baseline_tells_how_likely_it_is_to_do_what_it_does(name: str) -> None:
     """Probabilities add up to 1, and what has happened was possible; a rule without dice is certain."""
     experiment = all_families(environment={"num_arms": 3, "horizon": 6}, evaluation={"tasks": 12, "episodes": 2})

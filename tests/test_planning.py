@@ -236,6 +236,15 @@ def test_scores_with_planning_say_who_played(policy: str) -> None:
     assert Contender("mine", 0, kshot, weights, rates).at(elsewhere).planning
 
 
+def test_planning_alone_tells_agents_apart_that_a_fixed_schedule_can_not() -> None:
+    evaluation = Evaluation(_game(), "train", TASKS, EPISODES)
+    planned, scheduled = (evaluation.baseline(name).rows for name in ("untrained_planning", "first_n"))
+    assert planned["return"].mean() > scheduled["return"].mean() + 2
+    # UCB agents of this kind must be paid nearly all the time, the others not: one number is wrong for either.
+    paid = planned.groupby("family")["interventions"].mean()
+    assert paid["ucb"] > paid["epsilon_greedy"] + 20
+
+
 def test_planning_for_agents_that_know_the_policy_is_refused() -> None:
     informed = {"informed_ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}
     settings = _game().to_dict() | {"agents": {"families": informed, "disjoint": []}}

@@ -261,6 +261,14 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
         ({"tune": {"stop": {"validation/nope": 0.9}}}, "`tune.stop` must be among what training tells"),
         (
             {
+                "preset": "mermaide",
+                "settings": {"environment": {"arm_labels": "absolute"}},
+                "baselines": ["never", "untrained_planning"],
+            },
+            "got absolute (preset mermaide does not plan) (for untrained_planning in `baselines`, test.yaml)",
+        ),
+        (
+            {
                 "tune": {"metric": "validation/scor_k1", "samples": 2},
                 "search": {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}},
             },

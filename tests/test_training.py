@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mermaide_ray import training
 from mermaide_ray.algorithm import Mermaide
-from mermaide_ray.baselines import BASELINES
+from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.cli import main
 from mermaide_ray.errors import RunFault
 from mermaide_ray.experiment import variant
@@ -94,7 +94,7 @@ def test_baseline_beside_has_the_same_game_agents_and_budget(trained_run: Traine
 
 def test_rows_hold_both_methods_and_every_baseline_on_both_held_out_splits(trained_run: TrainedRun) -> None:
     rows = pd.read_parquet(trained_run.path / "rows.parquet")
-    assert set(rows["method"]) == {"mermaide", "rl2", *BASELINES}
+    assert set(rows["method"]) == {"mermaide", "rl2", *SCORED_BESIDE}
     for method, group in rows.groupby("method"):
         ks = [0, 1] if method in ("mermaide", "rl2") else [0]
         assert len(group) == 2 * 6 * len(ks), method

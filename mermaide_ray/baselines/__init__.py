@@ -31,11 +31,14 @@ class Baseline:
         description: One line for `mermaide baselines`.
         privileged: Whether it sees what no principal can see (the agent's estimates, its next arm, or each single
             task's best rule): a reference to compare with, not a method.
+        plans: Whether it plans on imagined agents. It is scored where a sweep names it: that takes a while, needs an
+            episode with the agent, and not all agents can be imagined.
     """
 
     path: str
     description: str
     privileged: bool = False
+    plans: bool = False
 
 
 BASELINES: dict[str, Baseline] = {
@@ -46,6 +49,12 @@ BASELINES: dict[str, Baseline] = {
     ),
     "first_n": Baseline(
         "mermaide_ray.baselines.rules:first_n", "intervenes at the first n pulls; n chosen on validation"
+    ),
+    "untrained_planning": Baseline(
+        "mermaide_ray.baselines.untrained_planning:untrained_planning",
+        "plays an episode as first_n does, then plans on agents imagined from it, as mermaide_learner does, but has "
+        "learned nothing (in sweeps whose `baselines` name it)",
+        plans=True,
     ),
     "privileged_gap": Baseline(
         "mermaide_ray.baselines.oracles:gap",
@@ -66,6 +75,9 @@ BASELINES: dict[str, Baseline] = {
         privileged=True,
     ),
 }
+
+SCORED_BESIDE = tuple(name for name, baseline in BASELINES.items() if not baseline.plans)
+"""Those that are scored beside every principal, unless a sweep names others."""
 
 
 def baseline_named(name: str) -> Build:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mermaide_ray.agent_settings import SPLITS
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.agents.rl_module import PRINCIPAL
-from mermaide_ray.baselines import BASELINES
+from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.cluster.resources import check_own_gpu
@@ -140,5 +140,5 @@ def _score(experiment: Experiment, module: RLModule) -> Results:
         evaluation = Evaluation(experiment, split)
         principal = StockPrincipal(module, view_of(experiment.environment))
         parts.append(evaluation.principal(experiment.name, experiment.seed, principal))
-        parts += [evaluation.baseline(name) for name in BASELINES]
+        parts += [evaluation.baseline(name) for name in SCORED_BESIDE]
     return Results.together(parts)

@@ -13,7 +13,7 @@ from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines.contract import check_own_rules
 from mermaide_ray.config_file import flat, one_line
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, check_game
+from mermaide_ray.experiment import Experiment, check_game, check_imaginable
 from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.registry import near
 from mermaide_ray.sweep.file import label_of
@@ -81,7 +81,13 @@ def _check_population(plan: Plan, settings: Sequence[Setting]) -> None:
 
 
 def _check_rules(plan: Plan, settings: Sequence[Setting]) -> None:
-    """Plays rules of the user's own, in the first of the games in which they are to be scored."""
+    """Whether rules that plan may, and how rules of the user's own play the first games in which they are scored."""
+    from mermaide_ray.baselines import BASELINES
+
+    for planner in (name for name in plan.baselines if name in BASELINES and BASELINES[name].plans):
+        for setting in settings:
+            for _, experiment, _ in plan.scored_in(setting):
+                check_imaginable(experiment, f"for {planner} in `baselines`, {plan.where}")
     if not any(":" in name for name in plan.baselines):
         return
     games = {

@@ -272,7 +272,7 @@ class Sweep(Section):
         description="name: where trained principals are scored",
     )
     baselines: tuple[str, ...] | None = Field(
-        None, description="fixed rules and oracles scored beside; all if not given"
+        None, description="fixed rules and oracles scored beside; all but untrained_planning if not given"
     )
     tune: Tuning = Field(default_factory=Tuning)
     resources: Resources = Field(default_factory=Resources)

@@ -261,9 +261,9 @@ class Plan:
     @property
     def baselines(self) -> tuple[str, ...]:
         """Fixed rules and oracles that are scored beside."""
-        from mermaide_ray.baselines import BASELINES
+        from mermaide_ray.baselines import SCORED_BESIDE
 
-        return tuple(BASELINES) if self.sweep.baselines is None else self.sweep.baselines
+        return SCORED_BESIDE if self.sweep.baselines is None else self.sweep.baselines
 
     def game_key(self, condition: str, experiment: Experiment) -> str:
         """What the scores of fixed rules depend on, as a short name: agents, game, split, protocol."""
