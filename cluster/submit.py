@@ -45,8 +45,13 @@ def with_results(arguments: Sequence[str], results: str | None, stamp: str) -> l
         return list(arguments)
     if command == "sweep":
         return [*arguments, "--storage", results]  # the same command again goes on with it
-    if command == "train" and "://" not in results:  # else to the head's own disk: `ray rsync-down` fetches it
-        return [*arguments, "--out", f"{results.rstrip('/')}/train-{stamp}"]
+    # A new folder for each run, but for `stackelberg`, which goes on in that of its scale.
+    words = " ".join(arguments).replace("--scale=", "--scale ").split()
+    scale = words[words.index("--scale") + 1] if "--scale" in words[:-1] else "laptop"
+    folders = {"train": f"train-{stamp}", "stock-ppo": f"stock-ppo-{stamp}", "stackelberg": f"stackelberg-{scale}"}
+    name = folders.get(command)
+    if name is not None and "://" not in results:  # else to the head's own disk: `ray rsync-down` fetches it
+        return [*arguments, "--out", f"{results.rstrip('/')}/{name}"]
     return list(arguments)
 
 

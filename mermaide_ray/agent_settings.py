@@ -162,7 +162,7 @@ def check_planned(agents: Agents, environment: Environment, layers: Sequence[Lay
         if family_named(name, environment.space).hear is not None:
             raise InputError(
                 f"`evaluation.planning` must be false where agents know the principal's policy ({name}): agents are "
-                "imagined who know nothing of it, got true (preset mermaide does not plan) "
+                "imagined who know nothing of it, got true (or --preset mermaide, which does not plan) "
                 f"({source(('evaluation', 'planning'), layers)})"
             )
 

@@ -19,7 +19,10 @@ INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes on the command line are input errors like any other: one line."""
+    """Mistakes on the command line are input errors like any other: one line. Flags are written out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -67,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mermaide",
         description="Meta-trains principals that steer learners which they never met, and scores them.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mermaide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)

@@ -318,7 +318,7 @@ class Experiment(Section):
             if given != required:
                 raise ValueError(
                     f"`{key}` must be {one_line(required)} where world_model.kind is learner, got {one_line(given)} "
-                    "(preset mermaide has no such model)"
+                    "(or --preset mermaide, which has no such model)"
                 )
         self._check_game_of_learners("world_model.kind is learner", "has no such model")
 
@@ -337,12 +337,12 @@ class Experiment(Section):
             if given != required:
                 raise ValueError(
                     f"`environment.{key}` must be {one_line(required)} where {where}: the model of learners keeps "
-                    f"account of what each arm pays, got {one_line(given)} (preset mermaide {instead})"
+                    f"account of what each arm pays, got {one_line(given)} (or --preset mermaide, which {instead})"
                 )
         if environment.intervention == "arm":
             raise ValueError(
                 f"`environment.intervention` must be signed, bonus or graded where {where}: of the arms, only the "
-                f"target is told from the others, got arm (preset mermaide {instead})"
+                f"target is told from the others, got arm (or --preset mermaide, which {instead})"
             )
 
     @property
@@ -363,6 +363,10 @@ class Experiment(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for YAML or JSON."""
         return self.model_dump(mode="json")
+
+    def what_is_done(self) -> dict[str, Any]:
+        """All settings but who does it: these may change between two halves of a run."""
+        return self.model_dump(exclude={"env_runners"})
 
 
 def preset_names() -> list[str]:

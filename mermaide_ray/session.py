@@ -137,7 +137,7 @@ def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     if latest is not None and not changed:
         # Who does the work may change between the two halves of a run; what is done may not.
         trained, _ = load_principal(latest)
-        then, now = (e.model_dump(exclude={"env_runners"}) for e in (trained, experiment))
+        then, now = trained.what_is_done(), experiment.what_is_done()
         if section := next((key for key in now if now[key] != then[key]), None):
             raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
     with _losses_told():

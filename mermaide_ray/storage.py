@@ -63,7 +63,7 @@ class RunDirectory:
             beside: Settings of the baselines that are trained beside, by name.
 
         Raises:
-            InputError: The folder exists and is not empty.
+            InputError: The folder exists and is not empty, or another process makes it.
             RunFault: It can't be made.
         """
         if path is None:
@@ -76,6 +76,19 @@ class RunDirectory:
             raise RunFault(
                 f"--out must be a folder that can be made and written, got {path} ({error.strerror})"
             ) from None
+        with one_process(path):
+            refuse_used(path)  # again: another process may have been given the same folder at the same moment
+            return cls.begin(path, experiment, origin, beside)
+
+    @classmethod
+    def begin(
+        cls,
+        path: Path,
+        experiment: Experiment,
+        origin: dict[str, Any] | None = None,
+        beside: Mapping[str, Experiment] | None = None,
+    ) -> RunDirectory:
+        """As `create`, in an empty folder that this process holds already (`one_process`)."""
         run = cls(path)
         shutil.rmtree(run.baselines, ignore_errors=True)  # begun by one that was killed
         with whole_file(path / _PROVENANCE) as file:
@@ -157,7 +170,7 @@ class RunDirectory:
             InputError: More has changed.
         """
         before = self.experiment()
-        if before.model_dump(exclude={"env_runners"}) != experiment.model_dump(exclude={"env_runners"}):
+        if before.what_is_done() != experiment.what_is_done():
             raise InputError(f"a resumed run must keep its settings, but {told} has others")
         if before != experiment:
             self._write_config(experiment)

@@ -215,8 +215,7 @@ def _is_trained(run: RunDirectory) -> bool:
     if not run.principal.is_dir():
         return False
     trained, _ = load_principal(run.principal)
-    then, now = (settings.model_dump(exclude={"env_runners"}) for settings in (trained, run.experiment()))
-    return then == now
+    return trained.what_is_done() == run.experiment().what_is_done()
 
 
 def _score(runs: Sequence[RunDirectory]) -> None:
@@ -263,12 +262,12 @@ def _beside(experiment: Experiment, preset: str) -> Experiment:
 
 def _train_side_by_side(run: RunDirectory, others: Sequence[RunDirectory], console: Console) -> None:
     """Trains a run, and others in processes of their own."""
-    from mermaide_ray.cluster.join import ray_running
+    from mermaide_ray.cluster.join import joins_cluster, ray_running
 
     actors = [actor for each in (run, *others) for actor in each.experiment().env_runners.actors]
     # On a cluster, room for all of them before any begins: else each might get some of its actors, and wait for the
     # rest for ever. Without one, each has a Ray of its own.
-    room = ray_running(actors, console) if others and actors and "RAY_ADDRESS" in os.environ else nullcontext()
+    room = ray_running(actors, console) if others and actors and joins_cluster() else nullcontext()
     with room, _Companions(others) as companions:
         meta_train(run, console, companions.check)
         companions.wait(console)

@@ -82,6 +82,13 @@ def test_train_hands_over_every_option(calls: Calls, tmp_path: Path) -> None:
     assert options == {"out": Path("runs/x"), "baselines": ["rl2", "maml"], "resume": False, "trusted": False}
 
 
+@pytest.mark.parametrize("arguments", [["sweep", "x.yaml", "--dry"], ["train", "--res", "x"]])
+def test_flags_are_written_out(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What takes an abbreviation here is another flag to who looks for flags by name (`cluster/submit.py`)."""
+    assert main(arguments) == 2
+    assert arguments[-1 if arguments[-1].startswith("--") else -2] in capsys.readouterr().err
+
+
 def test_address_is_where_ray_looks_for_its_cluster(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main(["train", "--address", "10.0.0.1:6379"]) == 0

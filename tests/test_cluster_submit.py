@@ -48,6 +48,10 @@ def test_arguments_torn_apart_at_spaces_are_put_together_again(submit: ModuleTyp
         (["train", "--seed", "1"], "/shared/", ["--out", "/shared/train-T"]),
         (["sweep", "tune_configs/agents.yaml"], "/shared", ["--storage", "/shared"]),
         (["sweep", "tune_configs/agents.yaml"], "s3://bucket/x", ["--storage", "s3://bucket/x"]),
+        (["stock-ppo", "--seed", "1"], "/shared", ["--out", "/shared/stock-ppo-T"]),
+        (["stackelberg"], "/shared", ["--out", "/shared/stackelberg-laptop"]),
+        (["stackelberg", "--scale", "full"], "/shared", ["--out", "/shared/stackelberg-full"]),
+        (["stackelberg", "--scale=smoke"], "/shared", ["--out", "/shared/stackelberg-smoke"]),
         # A single run can't write to a bucket; what names its own place keeps it; the rest leaves no results.
         (["train"], "s3://bucket/x", []),
         (["train", "--out", "y"], "/shared", []),

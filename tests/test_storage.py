@@ -18,6 +18,7 @@ import pytest
 import yaml
 from conftest import of_mermaide, tiny
 
+from mermaide_ray import storage
 from mermaide_ray.disk import one_process, whole_file, whole_folder
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -189,6 +190,27 @@ def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
     assert {path: (tmp_path / path).read_bytes() for path in before} == before
     (tmp_path / "empty").mkdir()
     assert RunDirectory.create(tmp_path / "empty", tiny()).config.is_file()
+
+
+def test_a_folder_given_to_two_at_the_same_moment_is_the_first_one_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, looked = tmp_path / "run", storage.refuse_used
+    monkeypatch.setattr(storage, "refuse_used", lambda out: None)  # both have looked, and found nothing
+    folder.mkdir()
+    with storage.one_process(folder), pytest.raises(InputError, match="one process at a time, and one does already"):
+        RunDirectory.create(folder, tiny(seed=1))
+    assert not (folder / "config.yaml").exists()
+
+    def first(out: Path) -> None:
+        """Before the second takes its turn, the first has had its own."""
+        monkeypatch.setattr(storage, "refuse_used", looked)
+        RunDirectory.create(out, tiny())
+
+    monkeypatch.setattr(storage, "refuse_used", first)
+    with pytest.raises(InputError, match="--out must be a new or empty folder"):
+        RunDirectory.create(folder, tiny(seed=1))
+    assert RunDirectory.open(folder).experiment().seed == 0
 
 
 def test_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:

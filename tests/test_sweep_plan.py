@@ -265,7 +265,7 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
                 "settings": {"environment": {"arm_labels": "absolute"}},
                 "baselines": ["never", "untrained_planning"],
             },
-            "got absolute (preset mermaide does not plan) (for untrained_planning in `baselines`, test.yaml)",
+            "(or --preset mermaide, which does not plan) (for untrained_planning in `baselines`, test.yaml)",
         ),
         (
             {

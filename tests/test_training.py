@@ -274,10 +274,11 @@ def test_there_must_be_room_for_all_that_are_trained_side_by_side(
     training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
     assert order == [9, "others", "main"]
     order.clear()
-    monkeypatch.delenv("RAY_ADDRESS")  # else each has a Ray of its own
-    training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
-    assert order == ["others", "main"]
-    order.clear()
+    for none in ("", "local", None):  # else each has a Ray of its own
+        monkeypatch.delenv("RAY_ADDRESS") if none is None else monkeypatch.setenv("RAY_ADDRESS", none)
+        training._train_side_by_side(runs[0], runs[1:], Console(file=io.StringIO()))
+        assert order == ["others", "main"]
+        order.clear()
     training._train_side_by_side(runs[0], [], Console(file=io.StringIO()))
     assert order == ["others", "main"]
 

@@ -39,7 +39,7 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    joins, mine = "RAY_ADDRESS" in os.environ, not ray.is_initialized()
+    joins, mine = joins_cluster(), not ray.is_initialized()
     # The driver has a CPU of its own here; on a cluster it runs on the head, which has none to give.
     workers = sum(round(bundle.get("CPU", 0)) for bundle in bundles) + 1
     here: dict[str, Any] = {
@@ -74,6 +74,11 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if mine:
             ray.shutdown()
+
+
+def joins_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster: to Ray, an empty one and `local` mean one of its own, started here."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -262,7 +262,7 @@ class SweepRun:
         clear(local)
         # The code that trains it may be newer than that of the driver.
         origin = origin_of(self._store) | {"sources": _SOURCES} | about
-        return RunDirectory.create(local, self._experiment, origin)
+        return RunDirectory.begin(local, self._experiment, origin)
 
     def _keep(self) -> None:
         if self._session is not None:
