@@ -22,10 +22,11 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.calibration import calibration, frequency_floor, pooled, prediction_scores
 from mermaide_ray.changes import course_of
+from mermaide_ray.config_file import merge
 from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import Experiment, check_game
+from mermaide_ray.experiment import Experiment, check_game, validate
 from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
@@ -64,19 +65,24 @@ class Contender:
     inner_rates: dict[str, Tensor]
     planning: bool = False
 
-    def at(self, experiment: Experiment) -> Contender:
+    def at(self, experiment: Experiment, planning: bool | None = None) -> Contender:
         """The same principal as another experiment scores it.
 
+        Args:
+            experiment: Its game, its agents, and whether it plans.
+            planning: Whether it plans, if it is not for the experiment to say.
+
         Raises:
-            InputError: Its networks can't be used in that game.
+            InputError: Its networks can't be used in that game, or its method not there or with those agents.
         """
-        environment, method = experiment.environment, self.kshot.method
-        trained = experiment.model_copy(
-            update={"environment": self.kshot.environment, "world_model": method.world_model}
-        )
-        check_game(trained, environment, "environment", f"principal {self.name}")
-        kshot = KShot(environment, method.at(environment))
-        return replace(self, kshot=kshot, planning=experiment.evaluation.planning)
+        environment, method, where = experiment.environment, self.kshot.method, f"principal {self.name}"
+        planning = experiment.evaluation.planning if planning is None else planning
+        own = {"world_model": method.world_model, "meta_learning": method.meta, "training": method.training}
+        settings = {name: section.model_dump(mode="json") for name, section in own.items()}
+        validate(merge(experiment.to_dict(), settings | {"evaluation": {"planning": planning}}), where)
+        trained = experiment.model_copy(update={**own, "environment": self.kshot.environment})
+        check_game(trained, environment, "environment", where)
+        return replace(self, kshot=KShot(environment, method.at(environment)), planning=planning)
 
     def player(
         self,
@@ -221,23 +227,25 @@ class Evaluation:
         Plans if `contender.planning`, whatever this experiment says: see `Contender.at`.
 
         Raises:
-            InputError: Its networks can't be used in this game, or a number of episodes is negative.
+            InputError: It can't be used in this game or with these agents, or a number of episodes is negative.
         """
         if not ks or min(ks) < 0:
             raise InputError(f"numbers of support episodes must be one or more, each >= 0, got {list(ks)}")
-        if contender.kshot.environment != self.experiment.environment:
-            contender = replace(contender.at(self.experiment), planning=contender.planning)
-        at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.kshot.method.architecture)))
+        contender = contender.at(self.experiment, contender.planning)
+        at_once = max(
+            1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.kshot.method.architecture, max(ks)))
+        )
         chunks = [slice(start, start + at_once) for start in range(0, len(self.tasks), at_once)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
 
-    def _floats_of(self, architecture: Architecture) -> int:
-        """Roughly what one task takes while the networks are unrolled over its query episodes."""
+    def _floats_of(self, architecture: Architecture, k: int) -> int:
+        """Roughly what one task takes while the networks are unrolled over its episodes."""
         environment = self.experiment.environment
         # Measured: gates and hidden layers of a pull; of equivariant networks, the encoder and its pools of an arm.
         per_arm = 3 * architecture.per_arm.encoder_size if architecture.per_arm else 4
         per_pull = 8 * architecture.hidden_size + environment.num_arms * per_arm
-        return self.episodes * environment.horizon * per_pull
+        # What the support takes stays until its gradient is taken.
+        return max(self.episodes, 2 * k) * environment.horizon * per_pull
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
         """Normalised score (interquartile mean over tasks) after each number of support episodes, NaN if none."""

@@ -53,13 +53,15 @@ class MetaLearning(Section):
     order: Literal["first", "second"] = Field("second", description="order of the meta-gradient")
     estimator: Literal["vanilla", "dice", "lvc"] = Field(
         "lvc",
-        description="inner policy-gradient estimator: vanilla, DiCE (1802.05098), low-variance curvature (1810.06784)",
+        description="order = second only, since all agree in the first derivative: inner policy-gradient estimator; "
+        "vanilla, DiCE (1802.05098), low-variance curvature (1810.06784)",
     )
     inner_policy_weight: Number = Field(1.0, ge=0, description="weight of the policy-gradient loss in the inner loss")
     support_weight: Number = Field(
         0.25,
         ge=0,
-        description="weight of the unadapted (support) return in the outer objective, which keeps K = 0 good",
+        description="weight of the support episodes, unadapted, in the outer objective (the whole loss: policy, value, "
+        "entropy, world model), which keeps K = 0 good",
     )
     carry_state: Switch = Field(
         False, description="carry the recurrent state from episode to episode of one agent (RL squared)"
@@ -87,7 +89,9 @@ class WorldModel(Section):
         5, ge=1, description="continuous only: Gaussians in the predicted density of the next point"
     )
     loss_weight: Number = Field(1.0, ge=0, description="weight of the next-arm negative log-likelihood (nats per pull)")
-    policy_gradient: Switch = Field(True, description="whether policy gradients flow into the recurrent core")
+    policy_gradient: Switch = Field(
+        True, description="whether gradients of policy and value flow into the recurrent core"
+    )
 
 
 class Training(Section):
@@ -140,7 +144,8 @@ class EnvRunners(Section):
     def _learners_share_no_gpu(self) -> EnvRunners:
         if self.num_learners > 1 and self.num_gpus_per_learner not in (0, 1):
             raise ValueError(
-                f"num_gpus_per_learner must be 0 or 1 where learners are several, got {self.num_gpus_per_learner}"
+                "`env_runners.num_gpus_per_learner` must be 0 or 1 where learners are several, "
+                f"got {self.num_gpus_per_learner}"
             )
         return self
 
@@ -171,7 +176,7 @@ class Evaluation(Section):
     k: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(each_once)] = Field(
         (0, 1), description="numbers of support episodes"
     )
-    tasks: Whole = Field(100, ge=1, description="agents per split (a finite population is used whole)")
+    tasks: Whole = Field(100, ge=1, description="agents per split; all of a population that has no more")
     episodes: Whole = Field(16, ge=1, description="query episodes per task and K")
     every: Number = Field(0.1, gt=0, le=1, description="validate each time this share of the budget is spent")
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
@@ -290,6 +295,15 @@ class Experiment(Section):
             raise ValueError(
                 "`agents.base_reward` must be [low, high] with low < high where base means change "
                 f"(environment.changes), got {one_line(self.agents.base_reward)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Experiment:
+        if not self.environment.reward_noise and self.agents.base_reward[0] == self.agents.base_reward[1]:
+            raise ValueError(
+                "`environment.reward_noise` must be > 0 where agents.base_reward is one number: arms would be worth "
+                "the same to the last bit, and agents would go by their order, got 0 (1e-6 will do)"
             )
         return self
 

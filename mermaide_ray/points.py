@@ -99,11 +99,13 @@ class SmoothReward:
     """
 
     NUM_BUMPS = 10
-    _GRID = 33
+    _LEAST_PER_AXIS = 33
 
     def __init__(self, space: Space, length: float) -> None:
         self.space = space
         self._curvature = 0.5 / length**2
+        # Of the fine grid on which a reward spans its range: bumps must not lie between its points.
+        self._per_axis = max(self._LEAST_PER_AXIS, round(5 / length))
 
     @property
     def size(self) -> int:
@@ -115,7 +117,7 @@ class SmoothReward:
         dimensions = self.space.dimensions
         centres = rng.random((self.NUM_BUMPS, dimensions))
         heights = rng.standard_normal(self.NUM_BUMPS)
-        axis = np.linspace(0.0, 1.0, self._GRID)
+        axis = np.linspace(0.0, 1.0, self._per_axis)
         grid = np.stack(np.meshgrid(*[axis] * dimensions, indexing="ij"), axis=-1).reshape(-1, 1, dimensions)
         values = np.exp(-self._curvature * np.square(grid - centres).sum(-1)) @ heights
         scale = (high - low) / (values.max() - values.min())

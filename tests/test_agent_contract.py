@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import moderate
+from conftest import moderate, of_mermaide
 from torch import Tensor
 
 from mermaide_ray.agents import ALL_FAMILIES, FAMILIES, contract, family_named, softmax
 from mermaide_ray.agents.base import Draws, Family, Hyperparameter, Params, State
-from mermaide_ray.agents.contract import check_named
+from mermaide_ray.agents.contract import check_named, check_own_families
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 
@@ -280,6 +280,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"act": lambda state, params, step, draws: torch.randint(3, (len(state["mean"]),))},
         "must take its luck from `draws` alone",
     ),
+    "goals that are no arms": (
+        {"goals": lambda num_arms: (0, num_arms)},
+        r"`goals` of 'faulty:FAMILY' must return 1 or more different arms from 0 to 9, got \[0, 10\]",
+    ),
+    "no goals": ({"goals": lambda num_arms: ()}, "`goals` of 'faulty:FAMILY' must return 1 or more different arms"),
     "one crowd": (
         {
             "act": lambda state, params, step, draws: (state["mean"] + state["mean"].sum(0).roll(len(draws[0]))).argmax(
@@ -312,6 +317,17 @@ def test_a_family_of_the_users_own_that_breaks_the_contract_is_told_what_is_wron
     faulty(**changes)
     with pytest.raises(InputError, match=expected):
         check_named("faulty:FAMILY")
+
+
+def test_a_target_that_moves_needs_goals_to_move_between(faulty: Callable[..., None]) -> None:
+    faulty(goals=lambda num_arms: (0,))
+    ranges = {"train": {"temperature": [0.1, 0.2]}}
+    settings = {
+        "agents": {"families": {"faulty:FAMILY": ranges}, "disjoint": []},
+        "environment": {"arm_labels": "absolute", "changes": {"target_moves": 1}},
+    }
+    with pytest.raises(InputError, match="2 or more different arms from 0 to 9 where the target moves, got"):
+        check_own_families(of_mermaide(settings))
 
 
 @pytest.mark.parametrize("name", ALL_FAMILIES)

@@ -8,12 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import stock_families
+from conftest import stock_families, tiny
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.agents.rl_module import agent_id
+from mermaide_ray.agents.rl_module import agent_id, as_principal
 from mermaide_ray.envs import ENVS, env_named
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.errors import InputError
@@ -248,6 +249,8 @@ def test_registered_environments_exist_and_are_described() -> None:
         assert issubclass(env_named(name), gym.Env)
         assert game.description
         assert "\n" not in game.description
+    with pytest.raises(InputError, match=r"`env` must be a game with agents \(incentivized_bandit, .* 'stackelberg'"):
+        as_principal(PPOConfig(), tiny(), env="stackelberg")
     assert env_named("mermaide_ray.envs.bandit:IncentivizedBanditEnv") is IncentivizedBanditEnv
     with pytest.raises(InputError, match="did you mean 'incentivized_bandit'"):
         env_named("incentivised_bandit")

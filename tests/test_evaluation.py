@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
+from conftest import of_mermaide, tiny
 from torch import Tensor
 
 from mermaide_ray import evaluation
@@ -27,7 +28,7 @@ from mermaide_ray.evaluation import (
     Evaluation,
     Results,
 )
-from mermaide_ray.experiment import Experiment
+from mermaide_ray.experiment import Experiment, overlaid
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.metrics import ROW_METRICS
@@ -316,6 +317,32 @@ def test_a_principal_is_refused_a_game_that_its_networks_do_not_fit_in_one_sente
         contender.at(larger)
     with pytest.raises(InputError, match=expected):
         Evaluation(larger, "test", 2, 2).contender(contender, [0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"environment": {"sight": {"delay": 3}}},
+            "`environment.sight.delay` must be 0 where world_model.kind is learner",
+        ),
+        (
+            {"agents": {"families": {"informed_ucb": {"train": {"ucb_coefficient": [0.1, 0.2]}}}, "disjoint": []}},
+            "`evaluation.planning` must be false where agents know the principal's policy",
+        ),
+    ],
+)
+def test_a_principal_is_refused_where_its_model_of_learners_does_not_hold(
+    settings: dict[str, Any], expected: str
+) -> None:
+    """Its networks would fit: as many arms, symbols and interventions."""
+    trained = tiny(world_model={"kind": "learner"})
+    contender = replace(_contender(trained), planning=True)
+    elsewhere = of_mermaide(overlaid(tiny().to_dict(), settings))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        contender.at(elsewhere, planning=True)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        Evaluation(elsewhere, "train", 2, 2).contender(contender, [1])
 
 
 def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:

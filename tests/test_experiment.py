@@ -136,6 +136,9 @@ REFUSED = {
     "{training: {baseline: leave_one_out}, meta_learning: {adaptation_episodes: 2, carry_state: true}}": (
         "`training.baseline` must be value where the state is carried over (meta_learning.carry_state)"
     ),
+    "{agents: {base_reward: [1, 1]}, environment: {reward_noise: 0}}": (
+        "`environment.reward_noise` must be > 0 where agents.base_reward is one number"
+    ),
     "meta_learning: {inner_lr: 0, learn_inner_lr: true}": (
         "`meta_learning.inner_lr` must be > 0 where meta_learning.learn_inner_lr is true"
     ),
@@ -155,7 +158,7 @@ REFUSED = {
     ),
     "env_runners: {num_learners: 5}": "`meta_learning.meta_batch_size` must be a multiple of env_runners.num_learners",
     "env_runners: {num_learners: 2, num_gpus_per_learner: 0.5}": (
-        "num_gpus_per_learner must be 0 or 1 where learners are several, got 0.5"
+        "`env_runners.num_gpus_per_learner` must be 0 or 1 where learners are several, got 0.5"
     ),
     "preset: papr": "`preset` must be one of maml, mermaide,",
     "preset: [paper]": "`preset` must be one of maml, mermaide,",

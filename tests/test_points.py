@@ -66,6 +66,16 @@ def test_a_base_reward_spans_its_range_and_is_smooth(space: Space) -> None:
     assert line.diff().abs().max() < 0.1  # of 1,024 steps across a range of 2.5
 
 
+@spaces
+def test_bumps_between_the_points_of_a_coarse_grid_stay_in_the_range(space: Space) -> None:
+    smooth, rng = SmoothReward(space, 0.03), np.random.default_rng(2)
+    arms = torch.from_numpy(rng.integers(space.size, size=200_000))
+    for _ in range(10):
+        values = smooth(torch.from_numpy(smooth.draw(rng, 0.0, 1.0)).expand(len(arms), -1), arms)
+        assert values.min() > -0.02
+        assert values.max() < 1.02
+
+
 def test_a_base_reward_is_the_sum_of_its_bumps() -> None:
     space = Space(2)
     smooth = SmoothReward(space, 0.2)

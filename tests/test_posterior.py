@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.posterior import LogDensity, Luck, climb, wander
 
 CENTRES = torch.tensor([[1.0, -2.0, 0.0], [0.0, 5.0, 3.0]])
@@ -86,3 +87,21 @@ def test_no_chain_leaves_where_the_density_is_defined(edge: float) -> None:
     assert found.isfinite().all()
     assert found[..., 0].max() < 0.5
     assert found[..., 0].min() < -1
+
+
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_who_is_sampled_beside_changes_nothing_to_the_last_bit(at_once: int) -> None:
+    """As many tasks as scores are made of: sums over chains must not depend on how many there are."""
+    model, tasks, arms, pulls = LearnerModel(4, 20, ((0.0, 0.0), (1.0, -1.0))), 16, 4, 20
+    rng = np.random.default_rng(0)
+    pulled = torch.from_numpy(rng.integers(arms, size=(tasks, pulls, 1)))
+    last = torch.cat([torch.zeros(tasks, 1, 1, arms), torch.eye(arms)[pulled[:, :-1]]], dim=1)
+    paid = torch.eye(2)[torch.from_numpy(rng.integers(2, size=(tasks, pulls, 1)))]
+    seen = torch.cat([last, paid, torch.zeros(tasks, pulls, 1, 1)], dim=-1)
+    luck = Luck.dealt([np.random.default_rng(task) for task in range(tasks)], 16, model.size)
+    latents = model.infer(seen, pulled)
+    together = model.sample(seen, pulled, latents, luck)
+    parts = [slice(first, first + at_once) for first in range(0, tasks, at_once)]
+    apart = [model.sample(seen[part], pulled[part], latents[part], luck.tasks(part)) for part in parts]
+    assert torch.equal(torch.cat(apart), together)
+    assert torch.equal(torch.cat([model.infer(seen[part], pulled[part]) for part in parts]), latents)

@@ -71,6 +71,14 @@ def test_inner_gradient_is_that_of_the_inner_loss(noise: float) -> None:
     torch.testing.assert_close(rounds.gradient(context.detach(), WEIGHT), expected)
 
 
+def test_a_response_that_was_held_impossible_has_a_gradient() -> None:
+    rounds, context = support(0.0)
+    sure = replace(rounds, prior=1e4 * rounds.prior)
+    p = (sure.logits(context).softmax(-1) * sure.seen).sum(-1)
+    assert (p == 0).any()
+    assert sure.gradient(context, WEIGHT).isfinite().all()
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_inner_steps_never_raise_the_loss_and_end_where_it_is_flat(noise: float) -> None:
     rounds, context = support(noise)
@@ -222,6 +230,13 @@ def test_the_uninformed_leader_knows_the_distribution_of_the_condition_s_own_fol
     evaluation = Evaluation(settings, condition="unstructured", num_tasks=200)
     structured = uninformed_values(settings.game, evaluation.games, "test", evaluation._fine)
     assert evaluation.uninformed.mean() > structured.mean()
+
+
+@pytest.mark.parametrize("game", [{}, {"alignment": 3, "tastes": 5}, {"taste_scale": 0.1, "idiosyncrasy": 2}])
+def test_followers_without_structure_have_payoffs_as_large_as_those_with(game: dict[str, float]) -> None:
+    settings = load_settings(scale="smoke", overrides={f"game.{key}": value for key, value in game.items()})
+    payoffs = [Evaluation(settings, condition=name, num_tasks=400).games.follower for name in ("test", "unstructured")]
+    assert payoffs[1].std().item() == pytest.approx(payoffs[0].std().item(), rel=0.1)
 
 
 def test_training_is_deterministic_and_its_seed_matters() -> None:

@@ -42,6 +42,8 @@ def check_own_families(experiment: Experiment) -> None:
             every = [family.ranges(split) for split in SPLITS]
             spans = tuple((key, min(r[key][0] for r in every), max(r[key][1] for r in every)) for key in every[0])
             _check(name, environment.space, environment.num_arms, spans)
+            own, moves = family_named(name, environment.space), environment.changes.of_target
+            _check_goals(name, own, environment.num_arms, moves)
 
 
 def check_named(name: str) -> str:
@@ -60,6 +62,7 @@ def check_named(name: str) -> str:
     spans = tuple((key, b.low, min(b.high, max(0.0, b.low) + _FAR)) for key, b in family.hyperparameters.items())
     num_arms = max(_NUM_ARMS, family.least_arms)
     _check(name, space, num_arms, spans)
+    _check_goals(name, family, num_arms, moves=False)
     # Those that live in a world, or choose points, may begin at one place.
     return "" if space is not None or family.goals is not None else _all_begin_alike(name, family, num_arms, spans)
 
@@ -85,6 +88,20 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
         raise InputError(
             f"an agent of {name!r} must play alike whoever is played beside it, got other pulls with fewer agents "
             "beside it (the family's functions must treat each row by itself)"
+        )
+
+
+def _check_goals(name: str, family: Family, num_arms: int, moves: bool) -> None:
+    """Whether the arms that pay are arms, and enough of them for a target that moves."""
+    if family.goals is None:
+        return
+    goals = list(called(name, "goals", family.goals, num_arms))
+    least = 2 if moves else 1
+    if len(goals) < least or len(set(goals)) < len(goals) or any(goal not in range(num_arms) for goal in goals):
+        where = " where the target moves" if moves else ""
+        raise InputError(
+            f"`goals` of {name!r} must return {least} or more different arms from 0 to {num_arms - 1}{where}, "
+            f"got {goals}"
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mermaide_ray.agents import family_named
 from mermaide_ray.agents.base import Draws, Family, Params
-from mermaide_ray.envs import env_named
+from mermaide_ray.envs import ENVS, env_named
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.points import Space
@@ -215,7 +215,13 @@ def as_principal(
 
     Returns:
         The config.
+
+    Raises:
+        InputError: The environment has no agents.
     """
+    if env in ENVS and not ENVS[env].has_agents:
+        games = ", ".join(name for name, game in ENVS.items() if game.has_agents)
+        raise InputError(f"`env` must be a game with agents ({games}, or a dotted path), got {env!r}")
     modules = {PRINCIPAL: principal or RLModuleSpec(), **agent_modules(experiment)}
     config.environment(env_named(env), env_config={"experiment": experiment.to_dict(), **(env_config or {})})
     config.multi_agent(policies=set(modules), policy_mapping_fn=policy_mapping, policies_to_train=[PRINCIPAL])

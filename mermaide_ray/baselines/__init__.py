@@ -58,7 +58,7 @@ BASELINES: dict[str, Baseline] = {
     ),
     "privileged_gap": Baseline(
         "mermaide_ray.baselines.oracles:gap",
-        "privileged: sees the agent's estimates; intervenes until the target leads by m or n pulls are over; "
+        "privileged: sees the agent's estimates; in the first n pulls, intervenes while the target does not lead by m; "
         "m and n chosen on validation",
         privileged=True,
     ),

@@ -10,10 +10,17 @@ from mermaide_ray.registry import lookup
 
 @dataclass(frozen=True)
 class Game:
-    """A registered environment: where its class is, and one line for `mermaide envs`."""
+    """A registered environment.
+
+    Attributes:
+        path: Where its class is.
+        description: One line for `mermaide envs`.
+        has_agents: Whether an experiment says who is met in it; else it has settings of its own.
+    """
 
     path: str
     description: str
+    has_agents: bool = True
 
 
 ENVS: dict[str, Game] = {
@@ -25,6 +32,7 @@ ENVS: dict[str, Game] = {
     "stackelberg": Game(
         "mermaide_ray.envs.stackelberg:StackelbergEnv",
         "a principal commits to a mixed strategy of a bimatrix game, against a follower whose payoffs it does not know",
+        has_agents=False,
     ),
 }
 

@@ -37,7 +37,7 @@ _SCOUTING, _STEPS = 25, 75
 _LEAST_TAU = 0.02
 # Probabilities of arms held at once (S * B * T * E * A, some ten floats for each): bounds memory.
 _MOST_HELD = 2**24
-# Leads beyond this are safe alike.
+# Leads beyond this many incentives are safe alike.
 _FAR = 2.0
 # What the policy reads: see `LearnerModel.describe`.
 NUM_FEATURES = 6
@@ -91,7 +91,7 @@ class LearnerModel:
         """`log_p`, and what the policy reads, float [..., NUM_FEATURES].
 
         It reads the target's probability; its lead over the best other arm in mean reward so far, in value and in base
-        reward (cut at +-2); its share of pulls so far; t / T.
+        reward (in units of the largest incentive, cut at +-2); its share of pulls so far; t / T.
 
         Args:
             latents: float [..., L].
@@ -101,7 +101,7 @@ class LearnerModel:
         log_p = self._log_p(latents, value)
         pulls = account[..., 0, :]
         t = pulls.sum(-1, keepdim=True)
-        leads = (lead(x).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
+        leads = (lead(x / self._unit).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
         told = [log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon]
         return log_p, torch.cat(told, dim=-1)
 
@@ -223,6 +223,11 @@ class LearnerModel:
 
     def _deviation(self) -> Tensor:
         return self._latents(*(deviation for _, deviation in _OTHERS), base=_BASE[1])
+
+    @cached_property
+    def _unit(self) -> float:
+        """The largest incentive; 1 where there is none."""
+        return max((abs(paid) for pair in self.incentives for paid in pair), default=0.0) or 1.0
 
     @cached_property
     def _effect(self) -> Tensor:

@@ -119,5 +119,7 @@ def wander(log_density: LogDensity, start: Tensor, deviation: Tensor, luck: Luck
         latents = new.where(accepted.unsqueeze(-1), latents)
         gradient = new_gradient.where(accepted.unsqueeze(-1), gradient)
         height = new_height.where(accepted, height)
-        step = step * (_STEP_GAIN * (acceptance.mean(0).unsqueeze(1) - _ACCEPTANCE)).exp()
+        # Over the last axis: over the first, the order in which Torch sums depends on how many tasks there are.
+        share = acceptance.T.contiguous().mean(1, keepdim=True)
+        step = step * (_STEP_GAIN * (share - _ACCEPTANCE)).exp()
     return latents

@@ -163,9 +163,9 @@ class Support:
     def gradient(self, context: Tensor, prior_weight: Tensor) -> Tensor:
         """Of the loss, float [B, E, F]; in closed form, so that the meta-gradient needs no second backward pass."""
         p = self.logits(context).softmax(-1)
-        # How likely it is that what was seen is the response itself.
+        # How likely it is that what was seen is the response itself: certain without noise, however unlikely that was.
         true = (1 - self.response_noise) * (p * self.seen).sum(-1, keepdim=True)
-        true = true / (true + self.response_noise / p.shape[-1])
+        true = true / (true + self.response_noise / p.shape[-1]) if self.response_noise else torch.ones_like(true)
         by_entry = self.commitments.transpose(-1, -2) @ (true * (p - self.seen))
         return by_entry.flatten(2) @ self.directions.transpose(1, 2) + prior_weight * context
 

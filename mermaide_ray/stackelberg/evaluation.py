@@ -6,7 +6,7 @@ best response. Every method meets the same followers with the same luck; no trai
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,16 @@ from mermaide_ray.stackelberg.meeting import Believer, meet
 from mermaide_ray.stackelberg.planner import Planner, lattice
 from mermaide_ray.stackelberg.settings import Game, Settings
 
-# Condition -> what differs from the game of training. Without structure there is nothing to have meta-learned; the
-# payoffs' variance is that of the default game.
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "test": {},
-    "unstructured": {"alignment": 0.0, "taste_scale": 0.0, "idiosyncrasy": 1.53},
-}
+CONDITIONS = ("test", "unstructured")
 # Draws of the follower's payoffs from which the best uninformed commitment is found.
 _PRIOR_DRAWS = 256
+
+
+def _unstructured(game: Game) -> Game:
+    """The game with payoffs of the same variance, of which each is a follower's own."""
+    deviation = math.sqrt(game.alignment**2 / 3 + game.tastes * game.taste_scale**2 + game.idiosyncrasy**2)
+    own = {"alignment": 0.0, "taste_scale": 0.0, "idiosyncrasy": float(f"{deviation:.3g}")}
+    return game.model_copy(update=own)
 
 
 class Evaluation:
@@ -38,7 +40,8 @@ class Evaluation:
     Args:
         settings: The experiment.
         split: Where the tasks come from.
-        condition: A key of CONDITIONS.
+        condition: One of CONDITIONS: the game of training, or one as large without structure, in which there is nothing
+            to have meta-learned.
         num_tasks: Tasks; `evaluation.tasks` if not given.
     """
 
@@ -46,7 +49,7 @@ class Evaluation:
         self, settings: Settings, split: Split = "test", condition: str = "test", num_tasks: int | None = None
     ) -> None:
         self._settings, self.split, self.condition = settings, split, condition
-        game = settings.game.model_copy(update=CONDITIONS[condition])
+        game = settings.game if condition == "test" else _unstructured(settings.game)
         self.games = GameDistribution(game).tasks(split, range(num_tasks or settings.evaluation.tasks))
         self._fine = lattice(game.rows, settings.principal.fine_resolution)
         leader, follower = (payoffs.double().numpy() for payoffs in (self.games.leader, self.games.follower))
