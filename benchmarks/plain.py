@@ -74,9 +74,9 @@ def _episodes(method: Method, weights: Weights, experience: Experience, task: in
         update = torch.sigmoid(x[:, size : 2 * size] + h[:, size : 2 * size])
         candidate = torch.tanh(x[:, 2 * size :] + reset * h[:, 2 * size :])
         hidden = (1 - update) * candidate + update * hidden
-        arm_logits = hidden @ weights["world_model_weight"] + weights["world_model_bias"]
-        read = torch.cat([hidden, arm_logits.softmax(-1)], dim=-1)
-        arms.append(arm_logits)
+        prediction = hidden @ weights["world_model_weight"] + weights["world_model_bias"]
+        read = torch.cat([hidden, prediction.softmax(-1)], dim=-1)
+        arms.append(prediction)
         for head, into in (("policy", policy), ("value", values)):
             layer = torch.relu(read @ weights[f"{head}_hidden_weight"] + weights[f"{head}_hidden_bias"])
             into.append(layer @ weights[f"{head}_output_weight"] + weights[f"{head}_output_bias"])

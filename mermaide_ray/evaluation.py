@@ -276,9 +276,9 @@ class Evaluation:
         history = contender.kshot.experience(meeting.query).history
         labels = view_of(contender.kshot.environment).labels(meeting.query)
         with torch.no_grad():
-            before = after = unroll(method, shared(contender.weights, len(tasks)), history).arm_logits
+            before = after = unroll(method, shared(contender.weights, len(tasks)), history).prediction
             if (adaptation := meeting.adaptation) is not None:
-                after = unroll(method, adaptation.weights, history, adaptation.state).arm_logits
+                after = unroll(method, adaptation.weights, history, adaptation.state).prediction
         assert before is not None
         assert after is not None
         scores: dict[str, Any] = {}

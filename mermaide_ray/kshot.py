@@ -217,7 +217,7 @@ class KShot:
         return replace(
             adaptation,
             outputs=Outputs(
-                arm_logits=None if said.arm_logits is None else said.arm_logits.detach(),
+                prediction=None if said.prediction is None else said.prediction.detach(),
                 policy_logits=said.policy_logits.detach(),
                 values=said.values.detach(),
                 state=said.state.detach(),

@@ -319,8 +319,8 @@ def test_inner_step_is_the_gradient_of_the_inner_loss_times_the_rate() -> None:
         to_go[:, t] = support.rewards[:, t] + method.training.gamma * later
     advantages = to_go - to_go.flip(2)  # two episodes: each is the other's baseline
     scaled = (advantages - advantages.mean()) / advantages.std(correction=0)
-    assert outputs.arm_logits is not None
-    arm = outputs.arm_logits.log_softmax(-1).gather(-1, support.history.labels.unsqueeze(-1))
+    assert outputs.prediction is not None
+    arm = outputs.prediction.log_softmax(-1).gather(-1, support.history.labels.unsqueeze(-1))
     action = outputs.policy_logits.log_softmax(-1).gather(-1, support.history.actions.unsqueeze(-1)).squeeze(-1)
     loss = -arm.mean() - (action * scaled).mean()
     gradients = _gradients(loss, weights)

@@ -79,22 +79,22 @@ def test_renaming_arms_renames_the_predictions_and_changes_nothing_else(kind: st
     names = torch.tensor([3, 0, 4, 1, 2])
     before = _outputs(experiment, played, weights)
     after = _outputs(experiment, _renamed(played, names, kind == "arm"), weights)
-    assert before.arm_logits is not None
-    assert after.arm_logits is not None
+    assert before.prediction is not None
+    assert after.prediction is not None
     policy = after.policy_logits
     if kind == "arm":
         policy = torch.cat([policy[..., :1], policy[..., 1:][..., names]], dim=-1)
     same = [
         torch.allclose(one, other, rtol=1e-9, atol=1e-9)
         for one, other in (
-            (before.arm_logits, after.arm_logits[..., names]),
+            (before.prediction, after.prediction[..., names]),
             (before.policy_logits, policy),
             (before.values, after.values),
             (before.state, after.state),
         )
     ]
     assert same == [arms == "equivariant"] * 4
-    assert before.arm_logits.std(-1).min() > 0
+    assert before.prediction.std(-1).min() > 0
 
 
 @pytest.mark.parametrize("kind", ["signed", "arm"])
@@ -107,9 +107,9 @@ def test_permuting_the_other_arms_permutes_the_predictions(kind: str) -> None:
     names = torch.tensor([0, 3, 1, 4, 2])
     before = _outputs(experiment, played, weights)
     after = _outputs(experiment, _renamed(played, names, kind == "arm"), weights)
-    assert before.arm_logits is not None
-    assert after.arm_logits is not None
-    torch.testing.assert_close(before.arm_logits, after.arm_logits[..., names])
+    assert before.prediction is not None
+    assert after.prediction is not None
+    torch.testing.assert_close(before.prediction, after.prediction[..., names])
     policy = after.policy_logits
     if kind == "arm":
         policy = torch.cat([policy[..., :1], policy[..., 1:][..., names]], dim=-1)
@@ -126,7 +126,7 @@ def test_equal_arms_are_predicted_alike() -> None:
     weights, played = _weights(Method.of(experiment)), _played(_experiment(num_arms=4))
     logits = _outputs(
         experiment, Trajectories(played.arms, played.interventions, played.target * 0), weights
-    ).arm_logits
+    ).prediction
     assert logits is not None
     untried = logits[..., 4:]
     torch.testing.assert_close(untried, untried[..., :1].expand_as(untried))
@@ -156,8 +156,8 @@ def test_a_trained_principal_meets_agents_with_other_numbers_of_arms() -> None:
         kshot = KShot(experiment.environment, method)
         meeting = kshot.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, (0, "train", "meta", 0))
         assert meeting.adaptation is not None
-        assert meeting.adaptation.outputs.arm_logits is not None
-        assert meeting.adaptation.outputs.arm_logits.shape[-1] == num_arms
+        assert meeting.adaptation.outputs.prediction is not None
+        assert meeting.adaptation.outputs.prediction.shape[-1] == num_arms
         assert meeting.adaptation.gradient_norm.min() > 0
 
 
@@ -218,7 +218,7 @@ def test_marks_that_are_made_once_serve_every_replay(carried: bool, monkeypatch:
     assert known.tasks(share).marks is not None
     monkeypatch.setattr(PerArm, "over", lambda *_: pytest.fail("made again"))
     outputs = unroll_support(method, weights, known)
-    for name in ("arm_logits", "policy_logits", "values", "state"):
+    for name in ("prediction", "policy_logits", "values", "state"):
         assert torch.equal(getattr(outputs, name), getattr(expected, name)), name
 
 

@@ -85,8 +85,8 @@ def test_replay_is_one_step_after_another(world_model: bool) -> None:
         torch.testing.assert_close(outputs.policy_logits[:, t], logits)
         arms, _ = features(architecture, weights, state, None, None)
         assert (arms is None) == (not world_model)
-        if arms is not None and outputs.arm_logits is not None:
-            torch.testing.assert_close(outputs.arm_logits[:, t], arms)
+        if arms is not None and outputs.prediction is not None:
+            torch.testing.assert_close(outputs.prediction[:, t], arms)
     torch.testing.assert_close(outputs.state, state)
 
 

@@ -196,7 +196,7 @@ def test_rows_score_the_prediction_against_what_was_really_pulled(sight: dict[st
         evaluation.tasks, one.weights, one.inner_rates, 0, evaluation.episodes, evaluation.key
     ).query
     history = one.kshot.experience(played).history
-    logits = unroll(one.kshot.method, shared(one.weights, len(evaluation.tasks)), history).arm_logits
+    logits = unroll(one.kshot.method, shared(one.weights, len(evaluation.tasks)), history).prediction
     assert logits is not None
     assert logits.shape[-1] == experiment.environment.num_arms
     truth = View(experiment.environment).label(played.arms.transpose(1, 2).long(), played.target[:, None, None])

@@ -16,7 +16,7 @@ from mermaide_ray.cli import main
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
-from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values
+from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values, unstructured
 from mermaide_ray.stackelberg.experiment import _open, run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
@@ -234,8 +234,10 @@ def test_the_uninformed_leader_knows_the_distribution_of_the_condition_s_own_fol
 
 @pytest.mark.parametrize("game", [{}, {"alignment": 3, "tastes": 5}, {"taste_scale": 0.1, "idiosyncrasy": 2}])
 def test_followers_without_structure_have_payoffs_as_large_as_those_with(game: dict[str, float]) -> None:
-    settings = load_settings(scale="smoke", overrides={f"game.{key}": value for key, value in game.items()})
-    payoffs = [Evaluation(settings, condition=name, num_tasks=400).games.follower for name in ("test", "unstructured")]
+    settings = Game(**game)
+    payoffs = [
+        GameDistribution(each).tasks("test", range(2000)).follower for each in (settings, unstructured(settings))
+    ]
     assert payoffs[1].std().item() == pytest.approx(payoffs[0].std().item(), rel=0.1)
 
 

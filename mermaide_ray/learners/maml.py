@@ -107,7 +107,7 @@ def unroll_support(method: Method, weights: Weights, history: History) -> Output
         return x.view(batch, episodes, time, *x.shape[3:]).transpose(1, 2)
 
     return Outputs(
-        arm_logits=None if outputs.arm_logits is None else side_by_side(outputs.arm_logits),
+        prediction=None if outputs.prediction is None else side_by_side(outputs.prediction),
         policy_logits=side_by_side(outputs.policy_logits),
         values=side_by_side(outputs.values),
         state=outputs.state,
@@ -186,9 +186,9 @@ def inner_loss(
             that is another policy, and its actions are weighted accordingly. None: this very policy.
     """
     loss = torch.zeros_like(outputs.values[:, 0, 0])
-    if outputs.arm_logits is not None:
+    if outputs.prediction is not None:
         loss = loss + method.world_model.loss_weight * prediction_nll(
-            method.architecture.head, outputs.arm_logits, history.labels, history.seen
+            method.architecture.head, outputs.prediction, history.labels, history.seen
         )
     if method.meta.inner_policy_weight:
         centred = advantages - advantages.mean((1, 2), keepdim=True)
@@ -385,10 +385,10 @@ class _Part:
         value = ((outputs.values - self._value_targets) / scale).square().mean()
         spread = entropy(outputs.policy_logits).mean()
         total = policy + training.value_weight * value - entropy_weight * spread
-        if outputs.arm_logits is not None:
+        if outputs.prediction is not None:
             history = self._experience.history
             head = self._method.architecture.head
-            self.nll = prediction_nll(head, outputs.arm_logits, history.labels, history.seen).mean()
+            self.nll = prediction_nll(head, outputs.prediction, history.labels, history.seen).mean()
             total = total + self._method.world_model.loss_weight * self.nll
         self._told = {
             "principal/value_loss": value.detach(),
@@ -400,9 +400,9 @@ class _Part:
         """What this part has to tell."""
         told = dict(self._told)
         told["principal/return"] = self._experience.rewards.sum(1).mean()
-        if self.nll is not None and self._outputs.arm_logits is not None:
+        if self.nll is not None and self._outputs.prediction is not None:
             history = self._experience.history
-            hit = self._method.architecture.head.hits(self._outputs.arm_logits, history.labels).float()
+            hit = self._method.architecture.head.hits(self._outputs.prediction, history.labels).float()
             told["world_model/nll_after"] = self.nll.detach()
             # 0 where nothing was seen, as the loss is.
             told["world_model/accuracy"] = (

@@ -177,14 +177,14 @@ class Outputs:
     """What the networks say at each step.
 
     Attributes:
-        arm_logits: float [B, T, E, A], the predicted next arm, or None without a world model; in the continuous game
-            the predicted point, as the raw outputs that `MixtureHead` reads.
+        prediction: float [B, T, E, size], what the agent does next, as raw outputs that `Architecture.head` reads; None
+            without a world model.
         policy_logits: float [B, T, E, I].
         values: float [B, T, E], predicted return to come, in units of the principal's reward.
         state: float [B, E, H], the core's state after the last step.
     """
 
-    arm_logits: Tensor | None
+    prediction: Tensor | None
     policy_logits: Tensor
     values: Tensor
     state: Tensor
@@ -336,11 +336,11 @@ def replay(
         marks = architecture.memory.over(observations)
     inputs, arms = perceive(architecture, weights, observations, marks)
     hidden = gru_scan(project(weights, inputs), initial, weights["core_recurrent"])
-    arm_logits, read = features(architecture, weights, hidden, arms, marks)
+    prediction, read = features(architecture, weights, hidden, arms, marks)
     if not architecture.policy_gradient:
         read, arms = read.detach(), None if arms is None else arms.detach()
     return Outputs(
-        arm_logits=arm_logits,
+        prediction=prediction,
         policy_logits=policy(architecture, weights, read, arms),
         values=head("value", weights, read).squeeze(-1) * architecture.value_scale,
         state=hidden[:, -1],

@@ -27,7 +27,7 @@ CONDITIONS = ("test", "unstructured")
 _PRIOR_DRAWS = 256
 
 
-def _unstructured(game: Game) -> Game:
+def unstructured(game: Game) -> Game:
     """The game with payoffs of the same variance, of which each is a follower's own."""
     deviation = math.sqrt(game.alignment**2 / 3 + game.tastes * game.taste_scale**2 + game.idiosyncrasy**2)
     own = {"alignment": 0.0, "taste_scale": 0.0, "idiosyncrasy": float(f"{deviation:.3g}")}
@@ -49,7 +49,7 @@ class Evaluation:
         self, settings: Settings, split: Split = "test", condition: str = "test", num_tasks: int | None = None
     ) -> None:
         self._settings, self.split, self.condition = settings, split, condition
-        game = settings.game if condition == "test" else _unstructured(settings.game)
+        game = settings.game if condition == "test" else unstructured(settings.game)
         self.games = GameDistribution(game).tasks(split, range(num_tasks or settings.evaluation.tasks))
         self._fine = lattice(game.rows, settings.principal.fine_resolution)
         leader, follower = (payoffs.double().numpy() for payoffs in (self.games.leader, self.games.follower))
