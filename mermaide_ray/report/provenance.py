@@ -57,9 +57,10 @@ def _facts(source: Source) -> dict[str, str]:
     command = told.get("command")
     if isinstance(command, list):
         facts["command"] = " ".join(map(str, command))
-    codes = _codes(source)
-    if codes:
+    if codes := _codes(source, "sources"):
         facts["sources"] = codes
+    if codes := _codes(source, "trained_by"):
+        facts["sources that trained, elsewhere"] = codes
     if told.get("commit"):
         facts["commit"] = _commit(told)
     if later := told.get("continued"):
@@ -89,12 +90,11 @@ def _commit(told: Mapping[str, Any]) -> str:
     return f"{told.get('commit')}{' with uncommitted changes' if told.get('uncommitted_changes') else ''}"
 
 
-def _codes(source: Source) -> str:
+def _codes(source: Source, column: str) -> str:
     """The code that ran, by its hash; of a sweep that of each run, which may have been changed meanwhile."""
-    if source.trials is None or "sources" not in source.trials:
-        return str(source.provenance.get("sources") or "")
-    done = source.trials[source.trials["status"].astype(str) == DONE]
-    counts = done["sources"].fillna("unknown").astype(str).value_counts()
+    if source.trials is None or column not in source.trials:
+        return str(source.provenance.get(column) or "")
+    counts = source.trials.loc[source.trials["status"].astype(str) == DONE, column].value_counts()
     return ", ".join(f"{code} ({count} runs)" if len(counts) > 1 else str(code) for code, count in counts.items())
 
 

@@ -168,7 +168,7 @@ class SweepRun:
             by_budget: Whether the sweep's budget was spent: with a larger one it would go on.
         """
         self._clock |= json.loads(self._store.read(f"{self._folder}/{CLOCK}") or b"{}")
-        self._write_status(STOPPED, told, None, by_budget)
+        self._write_status(STOPPED, told, None, by_budget=by_budget)
 
     def close(self) -> None:
         """Frees what it holds; it can be gone on with."""
@@ -319,8 +319,9 @@ class SweepRun:
 
     def _conclude(self, run: RunDirectory, outcome: Told) -> None:
         """Makes the run's files the store's, then says so, and only then lets go of what it could have gone on from."""
+        theirs = json.loads((run.path / "provenance.json").read_text(encoding="utf-8")).get("principal", {})
         self._store.finish_run(self._folder, run.path, without=run.checkpoints)
-        self._write_status(DONE, outcome, None)
+        self._write_status(DONE, outcome, None, trained_by=theirs.get("sources"))
         self._store.drop_kept(self._folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.delete(f"failures/{self.name}.txt")
@@ -346,7 +347,7 @@ class SweepRun:
         self._store.write(f"baselines/{key}.profiles.parquet", to_parquet(results.profiles))
         self._store.write(f"baselines/{key}.rows.parquet", to_parquet(results.rows))
 
-    def _write_status(self, status: str, metrics: Told, error: str | None, by_budget: bool = False) -> None:
+    def _write_status(self, status: str, metrics: Told, error: str | None, **further: Any) -> None:
         RunStatus(
             trial=self._setting.name,
             method=self._experiment.name,
@@ -355,13 +356,14 @@ class SweepRun:
             values=self._setting.values,
             status=status,
             error=error,
-            by_budget=by_budget,
             env_steps=int(metrics.get("throughput/env_steps", 0)),
             budget=budget_of(self._experiment),
-            **self._clock,
+            wall_s=self._clock["wall_s"],
+            cpu_s=self._clock["cpu_s"],
             hostname=platform.node(),
             sources=_SOURCES,
             metrics=metrics,
+            **further,
         ).write(self._store, self.name)
 
 
