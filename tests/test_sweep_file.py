@@ -121,6 +121,8 @@ def test_an_override_changes_a_setting_of_every_trial(tmp_path: Path) -> None:
         ("{question: q, answer: {conditions: [far]}}", "`answer.conditions` must be among validation, test"),
         ("{question: q, scales: {tiny: {}}}", "`scales` must be among smoke, laptop, full, got 'tiny'"),
         ("{question: q, methods: [rl2, rl2]}", "`methods` must name each method once"),
+        ("{question: q, search: {a.b: {grid: ['02', '2']}}}", "labels that differ as numbers, too, got"),
+        ("{question: q, search: {a.b: {choice: [1000000, 1.0e+6]}}}", "labels that differ as numbers, too, got"),
         ("{question: q, seeds: two}", "`seeds` must be a number of seeds or a list of seeds, got two"),
         ("{question: q, search: {a.b: [1, 2]}}", "`search.a.b` must say how it is varied, by exactly one of grid,"),
         ("{question: q, search: {a.b: {grid: [.nan]}}}", "grid must hold finite numbers, got .nan"),

@@ -16,9 +16,10 @@ from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_experiment, variant
+from mermaide_ray.report.sources import number
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import validate_sweep
-from mermaide_ray.sweep.plan import Plan, budget_of, typed
+from mermaide_ray.sweep.file import typed, validate_sweep
+from mermaide_ray.sweep.plan import Plan, budget_of
 
 
 def plan_of(**sections: Any) -> Plan:
@@ -374,10 +375,17 @@ def test_time_is_estimated_by_what_is_trained() -> None:
     assert many.cpu_seconds() > 4 * quick
 
 
-@pytest.mark.parametrize(("label", "value"), [("5", 5), ("0.001", 0.001), ("1e-05", 1e-5), ("narrow", "narrow")])
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        *[("5", 5), ("-5", -5), ("0.001", 0.001), ("1e-05", 1e-5), ("2.", 2.0), ("02", 2)],
+        *[(text, text) for text in ("narrow", "0_2", "2_5", "nan", "inf", "1e999", "1e", "0x1f", "2-5", "٣")],
+    ],
+)
 def test_a_label_is_a_number_where_it_can_be(label: str, value: object) -> None:
     assert typed(label) == value
     assert type(typed(label)) is type(value)
+    assert number(label) == value
 
 
 def test_a_dry_run_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,8 @@ K_KEY = "evaluation.k"
 
 # A label names a folder and a curve.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# How a number is written; Python's float() takes 2_5 and nan, too.
+_NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _REPLACED_WHOLE = frozenset({"families", "grid", "choice"})
 
@@ -94,7 +96,9 @@ class Dimension(Section):
             raise ValueError(f"must have exactly one of {kinds}, got {', '.join(given) or 'none'}")
         values = self.grid if self.grid is not None else self.choice
         if values is not None:
-            each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
+            labels = each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
+            if len(set(map(typed, labels))) < len(labels):
+                raise ValueError(f"must have labels that differ as numbers, too, got {one_line(labels)}")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform must be above 0, got {one_line(self.loguniform)}")
         if self.randint is not None and self.randint[0] > self.randint[1]:
@@ -127,6 +131,13 @@ def label_of(value: Any) -> str:
     if isinstance(value, bool | int):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return _label(str(value))
+
+
+def typed(label: str) -> Any:
+    """A label as a number where it is one: what a column of numbers is sorted and plotted by."""
+    if not _NUMBER.fullmatch(label) or not math.isfinite(float(label)):
+        return label
+    return int(label) if label.removeprefix("-").isdigit() else float(label)
 
 
 class Condition(Section):

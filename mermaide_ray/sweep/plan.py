@@ -320,16 +320,6 @@ def cpu_seconds_of(experiment: Experiment) -> float:
     return steps * (each + wide + _MICROSECONDS_OF_EQUIVARIANCE * (model.arms == "equivariant")) / 1e6
 
 
-def typed(label: str) -> Any:
-    """A label as a number where it is one: what a column of numbers is sorted and plotted by."""
-    for kind in (int, float):
-        try:
-            return kind(label)
-        except ValueError:
-            continue
-    return label
-
-
 def _at(path: Sequence[str], settings: Any) -> Any:
     """The value at a path of nested mappings, None where there is none."""
     for part in path:
