@@ -67,6 +67,54 @@ def test_a_method_that_sets_what_is_searched_is_refused() -> None:
         plan_of(methods=["mermaide", "rl2"], search={"meta_learning.inner_steps": {"grid": [1, 2]}})
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"meta_learning": {"inner_steps": 3}}, "method maml sets meta_learning.inner_steps to 1, got 3 (test.yaml"),
+        ({"name": "mine"}, "method maml sets name to maml, got mine (test.yaml, trial method=maml)"),
+        (
+            {"evaluation": {"planning": True}},
+            "sets evaluation.planning to false, got true (a condition may set it, for scoring; test.yaml",
+        ),
+    ],
+)
+def test_a_method_that_sets_what_is_given_is_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)) as refused:
+        plan_of(methods=["maml", "mermaide"], settings=settings)
+    assert str(refused.value).startswith("`settings` (and --set) must hold what all methods leave open, but")
+    # Of the sweep's own preset, methods change what they are about.
+    plan_of(preset="mermaide_learner", methods=["maml", "mermaide"])
+
+
+def test_what_a_method_sets_as_it_is_given_is_not_refused() -> None:
+    plan_of(methods=["maml"], settings={"name": "maml", "meta_learning": {"inner_steps": 1}})
+
+
+def test_a_condition_may_set_what_methods_set() -> None:
+    planned = {"planned": {"settings": {"evaluation": {"planning": True}}}}
+    plan = plan_of(methods=["maml"], conditions=planned)
+    ((_, experiment, _),) = plan.scored_in(plan.settings[0])
+    assert experiment.evaluation.planning
+
+
+def test_a_method_without_support_plays_the_given_episodes_as_query() -> None:
+    given = {"meta_learning": {"adaptation_episodes": 3, "query_episodes": 2}}
+    plan = plan_of(methods=["mermaide", "reinforce"], settings=given)
+    made = [setting.experiment.meta_learning for setting in plan.settings]
+    assert [(meta.adaptation_episodes, meta.query_episodes) for meta in made] == [(3, 2), (0, 5)]
+    # One that adapts would play another number of support episodes than is given.
+    given = {"meta_learning": {"adaptation_episodes": 0, "query_episodes": 5}}
+    with pytest.raises(InputError, match=r"method mermaide sets meta_learning.adaptation_episodes to 1, got 0"):
+        plan_of(preset="reinforce", methods=["reinforce", "mermaide"], settings=given)
+
+
+def test_a_method_that_sets_k_is_refused_beside_a_search_of_k() -> None:
+    with pytest.raises(
+        InputError, match=r"`search` must vary .*method paper sets evaluation.k to \[0, 1\], got \[0, 5\]"
+    ):
+        plan_of(methods=["paper"], search={"evaluation.k": {"grid": [0, 5]}})
+
+
 def test_k_as_a_dimension_multiplies_no_trial() -> None:
     plan = plan_of(search={"evaluation.k": {"grid": [0, 1, 5]}, "training.gamma": {"grid": [0.9, 1.0]}})
     assert [setting.name for setting in plan.settings] == ["gamma=0.9", "gamma=1"]

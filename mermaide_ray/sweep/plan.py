@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mermaide_ray.agent_settings import Split
-from mermaide_ray.config_file import merge, one_line, short_names
+from mermaide_ray.config_file import flat, merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     EnvRunners,
@@ -40,6 +40,8 @@ _MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
 # (docs/results/question-3-action-space.md).
 _MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
 _MICROSECONDS_OF_EQUIVARIANCE = 16
+# Of these a method without support makes one: query episodes, as many as both together (`experiment.variant`).
+_EPISODES = ("meta_learning.adaptation_episodes", "meta_learning.query_episodes")
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,27 @@ class Plan:
         experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
         if method:
             asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
-            for key in values:
-                before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
-                if before != after:
-                    raise InputError(
-                        f"`search` must vary what all methods leave open, but method {method} sets {key} to "
-                        f"{one_line(after)} ({where})"
-                    )
+            self._check_left_open(asked, experiment, method, values, where)
         return Setting(trial, dict(values), experiment, method)
+
+    def _check_left_open(
+        self, asked: Experiment, made: Experiment, method: str, values: Mapping[str, str], where: str
+    ) -> None:
+        """Refuses what is given, and a method sets otherwise."""
+        searched = [*values, *([K_KEY] if K_KEY in self.sweep.search else [])]
+        given = [key for key, _ in flat(self.sweep.settings, whole=("families",))]
+        if not made.meta_learning.adaptation_episodes:
+            given = [key for key in given if key not in _EPISODES]  # played all the same, as query episodes
+        wanted, found = asked.to_dict(), made.to_dict()
+        for place, keys in (("`search` must vary", searched), ("`settings` (and --set) must hold", given)):
+            for key in keys:
+                before, after = (_at(override_path(key), settings) for settings in (wanted, found))
+                if before != after:
+                    hint = "a condition may set it, for scoring; " if key.startswith("evaluation.") else ""
+                    raise InputError(
+                        f"{place} what all methods leave open, but method {method} sets {key} to {one_line(after)}, "
+                        f"got {one_line(before)} ({hint}{where})"
+                    )
 
     def name(self, values: Mapping[str, str], method: str | None = None) -> str:
         """The trial's name, without the seed."""
