@@ -325,6 +325,16 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
         ),
         ({"tune": {"stop": {"world_model/nll_after": 0.5}}}, "is to rise (principal/return, "),
         (
+            {"preset": "reinforce", "tune": {"stop": {"world_model/accuracy": 0.9}}},
+            "validation/score_k1), got 'world_model/accuracy' (test.yaml)",
+        ),
+        ({"preset": "reinforce", "tune": {"metric": "adaptation/gain"}}, "got 'adaptation/gain' (test.yaml)"),
+        ({"preset": "rl2", "tune": {"metric": "adaptation/inner_lr"}}, "got 'adaptation/inner_lr' (did you mean"),
+        (
+            {"methods": ["mermaide", "maml"], "tune": {"stop": {"world_model/accuracy": 0.9}}},
+            "got 'world_model/accuracy' (test.yaml, trial method=maml)",
+        ),
+        (
             {"answer": {"compare": "condition"}, "conditions": {"near": {"k": [0]}, "far": {"k": [1, 5]}}},
             "needs a K in common (test.yaml), got near: [0]; far: [1, 5]",
         ),

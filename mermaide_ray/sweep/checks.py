@@ -127,15 +127,33 @@ def _check_conditions(plan: Plan, setting: Setting) -> None:
 def _check_metrics(plan: Plan, settings: Sequence[Setting]) -> None:
     """A search or a stop by what training never tells would go blindly on."""
     tune = plan.sweep.tune
-    told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/") and not metric.falls]
-    told += sorted({validation_key(k) for setting in settings for k in setting.experiment.evaluation.k})
-    asked = [("metric", tune.metric)] if tune.metric else []
-    for place, name in [*asked, *(("stop", name) for name in tune.stop)]:
+    metric = [("metric", tune.metric)] if tune.metric else []
+    asked = [*metric, *(("stop", name) for name in tune.stop)]
+    for setting, (place, name) in itertools.product(settings, asked):
+        told = rising(setting.experiment)
         if name not in told:
+            where = f"{plan.where}, trial {setting.name}" if setting.name else plan.where
             raise InputError(
                 f"`tune.{place}` must be among what training tells and is to rise ({', '.join(told)}), got {name!r}"
-                f"{near(name, told)} ({plan.where})"
+                f"{near(name, told)} ({where})"
             )
+
+
+def rising(experiment: Experiment) -> list[str]:
+    """What training with these settings tells, and is to rise."""
+    meta = experiment.meta_learning
+    needs = {
+        "adaptation/": meta.adaptation_episodes,
+        "adaptation/inner_lr": meta.inner_steps,
+        "world_model/": experiment.world_model.enabled,
+        "validation/": False,  # which there are is for `evaluation.k` to say
+    }
+    told = [
+        metric.key
+        for metric in SCALARS
+        if not metric.falls and all(given for start, given in needs.items() if metric.key.startswith(start))
+    ]
+    return told + [validation_key(k) for k in sorted(experiment.evaluation.k)]
 
 
 def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:
