@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -255,6 +256,35 @@ def test_a_population_may_draw_sections_and_numbers_of_inner_steps() -> None:
         plan_of(search={"training": {"choice": {"a": {"env_steps": 10**6}, "b": {"gamma": 0.9}}}}, tune=tune)
     with pytest.raises(InputError, match=r"got meta_learning.inner_steps"):
         plan_of(search={"meta_learning.inner_steps": {"randint": [0, 3]}}, tune=tune)
+
+
+@pytest.mark.parametrize(
+    ("tune", "every", "acts"),
+    [
+        ({"scheduler": "asha", "asha": {"grace": 0.2}}, 0.5, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.5}}, 0.5, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.6}}, 0.5, False),
+        ({"scheduler": "asha", "asha": {"grace": 0.6}}, 0.3, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.3}}, 0.1, True),  # 3 * 0.1, to a computer another number
+        ({"scheduler": "asha", "asha": {"grace": 1.0}}, 0.1, False),
+        ({"scheduler": "asha"}, 1.0, False),
+        ({"scheduler": "pbt", "samples": 2, "pbt": {"interval": 0.2}}, 0.5, True),
+        ({"scheduler": "pbt", "samples": 2, "pbt": {"interval": 0.2}}, 1.0, False),
+        ({"scheduler": "none"}, 1.0, True),
+    ],
+)
+def test_a_scheduler_hears_of_a_trial_in_time_to_act(tune: dict[str, Any], every: float, acts: bool) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    with (
+        nullcontext() if acts else pytest.raises(InputError, match=rf"`evaluation.every` must .* got {every:g}, whose")
+    ):
+        plan_of(search=search, tune=tune, settings={"evaluation": {"every": every}})
+
+
+def test_a_trial_of_one_iteration_is_none_for_a_scheduler() -> None:
+    search = {"meta_learning.meta_batch_size": {"grid": [4, 16]}}
+    with pytest.raises(InputError, match=r"last before the end is at 0 \(test.yaml, trial meta_batch_size=16\)"):
+        plan_of(search=search, tune={"scheduler": "asha"}, settings={"training": {"env_steps": 8000}})
 
 
 def test_floors_are_measured_of_every_method() -> None:

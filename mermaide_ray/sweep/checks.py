@@ -17,7 +17,7 @@ from mermaide_ray.experiment import Experiment, check_game, check_imaginable
 from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.registry import near
 from mermaide_ray.sweep.file import label_of, typed
-from mermaide_ray.sweep.plan import Plan, Setting
+from mermaide_ray.sweep.plan import HAIR, Plan, Setting
 
 # What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
 _LONGEST_NAME = 230
@@ -59,6 +59,7 @@ def check_plan(plan: Plan) -> None:
         _check_conditions(plan, setting)
     if plan.sweep.tune.scheduler == "pbt":
         _check_population(plan, settings)
+    _check_scheduler(plan, settings)
     _check_rules(plan, settings)
     _check_metrics(plan, settings)
     _check_claim(plan, settings)
@@ -78,6 +79,25 @@ def _check_population(plan: Plan, settings: Sequence[Setting]) -> None:
             "`search` must not hold meta_learning.inner_lr where tune.scheduler = pbt and "
             f"meta_learning.learn_inner_lr is true: rates only start there ({plan.where})"
         )
+
+
+def _check_scheduler(plan: Plan, settings: Sequence[Setting]) -> None:
+    """Whether a scheduler hears of a trial in time to act on it: only at validations, the last of which ends it."""
+    tune = plan.sweep.tune
+    first = {"asha": ("asha.grace", tune.asha.grace), "pbt": ("pbt.interval", tune.pbt.interval)}
+    if tune.scheduler not in first:
+        return
+    key, share = first[tune.scheduler]
+    for setting in settings:
+        experiment = setting.experiment
+        total, apart = experiment.num_iterations, experiment.iterations_per_validation
+        last = (total - 1) // apart * apart / total
+        if last + HAIR < share:
+            raise InputError(
+                f"`evaluation.every` must give tune.scheduler = {tune.scheduler} a validation to act on, not before "
+                f"tune.{key} ({share:g} of the budget) and not at the end, got {experiment.evaluation.every:g}, whose "
+                f"last before the end is at {last:.2g} ({plan.place_of(setting.name)})"
+            )
 
 
 def _check_rules(plan: Plan, settings: Sequence[Setting]) -> None:
@@ -132,10 +152,9 @@ def _check_metrics(plan: Plan, settings: Sequence[Setting]) -> None:
     for setting, (place, name) in itertools.product(settings, asked):
         told = rising(setting.experiment)
         if name not in told:
-            where = f"{plan.where}, trial {setting.name}" if setting.name else plan.where
             raise InputError(
                 f"`tune.{place}` must be among what training tells and is to rise ({', '.join(told)}), got {name!r}"
-                f"{near(name, told)} ({where})"
+                f"{near(name, told)} ({plan.place_of(setting.name)})"
             )
 
 

@@ -34,6 +34,8 @@ from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
 
+# To a computer 0.3 is less than 3 * 0.1, and 0.6 - 0.4 less than 0.2: a rung or a perturbation would be missed.
+HAIR = 1e-9
 # CPU microseconds of training per env step with the default networks and arms (`make bench`): for estimates only.
 _MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
 # What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms
@@ -153,7 +155,7 @@ class Plan:
             InputError: It is no valid experiment.
         """
         sweep, trial = self.sweep, self.name(values, method)
-        where = f"{self.where}, trial {trial}" if trial else self.where
+        where = self.place_of(trial)
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
         preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
@@ -195,6 +197,10 @@ class Plan:
         """The trial's name, without the seed."""
         parts = [f"method={method}"] if method else []
         return ",".join([*parts, *(f"{self._short[key]}={label}" for key, label in values.items())])
+
+    def place_of(self, trial: str) -> str:
+        """A trial as the user knows it, for error messages."""
+        return f"{self.where}, trial {trial}" if trial else self.where
 
     def drawn_value(self, key: str, label: str) -> Any:
         """The value of a searched setting that goes by a label."""

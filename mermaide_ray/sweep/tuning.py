@@ -30,7 +30,7 @@ from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
+from mermaide_ray.sweep.plan import HAIR, Plan, Trial, Values, member_name, trial_name
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.status import RunStatus, Statuses, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store, below
@@ -41,8 +41,6 @@ TUNE_FOLDER = "tune"
 WORST = -1e6
 # Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
 SPENT = "budget_spent"
-# To a computer 0.3 is less than 3 * 0.1, and 0.6 - 0.4 less than 0.2: a rung or a perturbation would be missed.
-_HAIR = 1e-9
 # Whether a trial has come to its own end: Tune sets `done` where it stops one before that, too.
 OVER = "over"
 
@@ -94,7 +92,7 @@ class SweepTrial(tune.Trainable):
             metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / self._trial.env_steps + _HAIR),
+            SPENT: min(1.0, env_steps / self._trial.env_steps + HAIR),
             "done": over,
             OVER: over,
         }
@@ -375,7 +373,7 @@ def _scheduler(plan: Plan) -> TrialScheduler | None:
     if tuning.scheduler == "pbt":
         return PopulationBasedTraining(
             time_attr=SPENT,
-            perturbation_interval=tuning.pbt.interval - _HAIR,
+            perturbation_interval=tuning.pbt.interval - HAIR,
             quantile_fraction=tuning.pbt.quantile,
             # Alternatives as a list, through which it moves: what is drawn from a `choice` it would multiply.
             hyperparam_mutations={
