@@ -7,6 +7,7 @@ an `Experiment` into an RLlib `AlgorithmConfig`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -369,6 +370,11 @@ class Experiment(Section):
     def num_iterations(self) -> int:
         """Meta-iterations that spend `training.env_steps` (at least one)."""
         return max(1, round(self.training.env_steps / self.env_steps_per_iteration))
+
+    @property
+    def iterations_per_validation(self) -> int:
+        """Meta-iterations from one validation to the next: those that spend `evaluation.every` of the budget."""
+        return max(1, math.ceil(self.evaluation.every * self.num_iterations))
 
     def seed_of(self, split: Split) -> int:
         """Whose agents and luck: training's belong to the training seed, held-out ones are the same for all of them."""

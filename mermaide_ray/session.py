@@ -47,7 +47,6 @@ class Session:
         self._checkpoint_every = checkpoint_every
         self._algorithm = _algorithm(run, changed)
         self.total = self.experiment.num_iterations
-        self._milestone = max(1, math.ceil(self.experiment.evaluation.every * self.total))
         run.rewind_progress(self.iteration)
         self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
         if not self.iteration:
@@ -79,7 +78,7 @@ class Session:
 
     def is_milestone(self, iteration: int) -> bool:
         """Whether an iteration is validated: each `evaluation.every` of the budget, and the last."""
-        return iteration >= self.total or iteration % self._milestone == 0
+        return iteration >= self.total or iteration % self.experiment.iterations_per_validation == 0
 
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""

@@ -24,6 +24,7 @@ from mermaide_ray.kshot import KShot
 from mermaide_ray.metrics import METRICS, SCALARS, validation_key
 from mermaide_ray.models.principal import CORE, LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.sweep import tuning
+from mermaide_ray.sweep.checks import rising
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -175,6 +176,8 @@ def test_a_variant_is_a_setting(name: str) -> None:
     assert all(math.isfinite(value) for value in told.values()), told
     assert ("world_model/nll_after" in told) == experiment.world_model.enabled
     assert ("adaptation/support_return" in told) == (experiment.meta_learning.adaptation_episodes > 0)
+    rises = {key for key in told if not METRICS[key].falls}
+    assert rises == {key for key in rising(experiment) if not key.startswith("validation/")}
     for key in before:
         is_rate = key.startswith("log_inner_lr_")
         moves = key != LATENTS and (not is_rate or experiment.meta_learning.learn_inner_lr)

@@ -21,6 +21,7 @@ import pytest
 from conftest import SECRET, tiny
 from pyarrow.fs import FileSelector, FileSystem
 from ray import tune
+from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -38,7 +39,7 @@ from mermaide_ray.sweep.file import dump_sweep, load_sweep
 from mermaide_ray.sweep.job import _alone, _begin, _conclude, _note_other_code
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.results import assemble
-from mermaide_ray.sweep.run import SweepRun, origin_of
+from mermaide_ray.sweep.run import SweepRun, line_of, origin_of
 from mermaide_ray.sweep.status import read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.tuning import WORST, SweepTrial
@@ -427,6 +428,69 @@ def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
     with pytest.raises(WorkersLost):
         trial.step()
     assert store.names("failures") == []
+
+
+OWN = """
+from mermaide_ray.agents.base import Family, Hyperparameter, sample_mean_init, sample_mean_learn
+
+MINE = Family(
+    name="mine", description="mine", reference="mine", init=sample_mean_init, learn=sample_mean_learn,
+    act=lambda state, params, step, draws: state["mean"].argmax(-1),
+    hyperparameters={"heat": Hyperparameter("temperature", 0.0, 1.0)},
+)
+"""
+
+
+@pytest.fixture
+def elsewhere_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Settings with agents that this process can import, and workers, which know where it looked before, can't."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "lab_of_this_process.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    families = {"lab_of_this_process:MINE": {"train": {"heat": [0.1, 0.5]}}}
+    settings = tiny(agents={"disjoint": [], "families": families}).to_dict()
+    del settings["name"], settings["seed"]
+    yield settings
+    sys.modules.pop("lab_of_this_process", None)
+
+
+NOT_THERE = "InputError: `agents.families`: agent family 'lab_of_this_process:MINE' must be importable from"
+
+
+def test_what_a_worker_refuses_is_told_in_its_words_and_not_tried_again(
+    elsewhere_unknown: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(write_sweep(tmp_path, settings=elsewhere_unknown), "--out", tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert told.out.count(f"failed: cost_weight=1: {NOT_THERE}") == 1
+    assert f"4 of 4 runs failed, the first with: {NOT_THERE}" in told.err
+    statuses = read_statuses(Store(str(tmp_path / "out")))
+    assert {(status.status, str(status.error).startswith(NOT_THERE)) for status in statuses.values()} == {
+        ("failed", True)
+    }
+    assert not list((tmp_path / "out" / "tune").rglob("error.txt"))  # Tune's, of what it would start again
+
+
+@pytest.mark.slow
+def test_what_a_worker_of_a_population_refuses_is_told_in_its_words_and_can_be_tried_again(
+    elsewhere_unknown: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    tune = {"scheduler": "pbt", "samples": 1, "max_failures": 0}
+    config = write_sweep(tmp_path, settings=elsewhere_unknown, search=search, seeds=1, tune=tune, answer=None)
+    for _ in range(2):
+        assert sweep(config, "--out", tmp_path / "out") == 1
+        told = capsys.readouterr()
+        assert f"failed: member=0: its process died (mermaide_ray.errors.{NOT_THERE}" in told.out
+        assert f"1 of 1 runs failed, the first with: mermaide_ray.errors.{NOT_THERE}" in told.err
+
+
+def test_what_a_process_died_of_is_told_without_ray_s_frames() -> None:
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1\nmermaide_ray.errors.InputError: so it is'
+    raised = RayTaskError("SweepTrial.__init__", trace, InputError("so it is"), pid=5, ip="10.0.0.2")
+    assert line_of(raised) == line_of(ActorDiedError(raised)) == "mermaide_ray.errors.InputError: so it is"
+    assert line_of(ActorDiedError()) == "ActorDiedError: The actor died unexpectedly before finishing this task."
+    assert line_of(ValueError("no luck\nat all")) == "ValueError: no luck"
 
 
 def test_a_good_enough_run_is_scored_at_once(tmp_path: Path) -> None:

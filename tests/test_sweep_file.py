@@ -13,6 +13,7 @@ import yaml
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.sweep.file import Sweep, dump_sweep, load_sweep, read_sweep, schema
+from mermaide_ray.sweep.plan import Plan
 
 
 def sweep_from(folder: Path, text: str, name: str = "mine.yaml", **arguments: Any) -> Sweep:
@@ -121,6 +122,35 @@ def test_an_override_changes_a_setting_of_every_trial(tmp_path: Path) -> None:
         ("{question: q, answer: {conditions: [far]}}", "`answer.conditions` must be among validation, test"),
         ("{question: q, scales: {tiny: {}}}", "`scales` must be among smoke, laptop, full, got 'tiny'"),
         ("{question: q, methods: [rl2, rl2]}", "`methods` must name each method once"),
+        ("{question: q, baselines: [never, oracle, never]}", "`baselines` must name each baseline once, got [never, "),
+        ("{question: q, search: {a.b: {grid: ['02', '2']}}}", "labels that differ as numbers, too, got"),
+        ("{question: q, search: {a.b: {choice: [1000000, 1.0e+6]}}}", "labels that differ as numbers, too, got"),
+        (
+            "{question: q, search: {environment.horizon: {grid: [5]}, environment: {grid: {x: {}}}}}",
+            "`search` must hold no key that lies within another, got environment.horizon within environment (",
+        ),
+        (
+            "{question: q, search: {agents.families: {grid: {x: {}}}, agents.families.ucb.weight: {grid: [1]}}}",
+            "got agents.families.ucb.weight within agents.families (",
+        ),
+        (
+            "{question: q, search: {agents.families.my_lab.agents:MINE: {grid: {x: {}}}, "
+            "agents.families.my_lab.agents:MINE.weight: {grid: [1]}}}",
+            "got agents.families.my_lab.agents:MINE.weight within agents.families.my_lab.agents:MINE (",
+        ),
+        ("{question: q, search: {evaluation.k: {choice: [0, 5]}}, tune: {samples: 3}}", "must be a grid (the same"),
+        (
+            "{question: q, search: {evaluation.k: {grid: [0, 1]}}, settings: {evaluation: {k: [7]}}}",
+            "`settings.evaluation.k` (or --set) must be left out beside `search.evaluation.k`, got [7] (",
+        ),
+        (
+            "{question: q, conditions: {a: {settings: {evaluation: {every: 0.2}}}}}",
+            "`conditions.a` settings must leave out evaluation.every (a condition does not train), got 0.2 (",
+        ),
+        (
+            "{question: q, conditions: {a: {k: [0], settings: {evaluation: {k: [1]}}}}}",
+            "`conditions.a` k must be given once, got [0] and settings.evaluation.k = [1] (",
+        ),
         ("{question: q, seeds: two}", "`seeds` must be a number of seeds or a list of seeds, got two"),
         ("{question: q, search: {a.b: [1, 2]}}", "`search.a.b` must say how it is varied, by exactly one of grid,"),
         ("{question: q, search: {a.b: {grid: [.nan]}}}", "grid must hold finite numbers, got .nan"),
@@ -133,6 +163,18 @@ def test_what_is_wrong_is_told_in_one_sentence_with_the_file(text: str, sentence
     assert sentence in told
     assert str(tmp_path / "mine.yaml") in told
     assert "\n" not in told
+
+
+def test_no_baselines_at_all_may_be_asked_for(tmp_path: Path) -> None:
+    assert sweep_from(tmp_path, "{question: q, baselines: []}").baselines == ()
+
+
+def test_a_file_that_searches_k_may_take_away_what_the_one_below_sets(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{question: q, settings: {evaluation: {k: [0, 1]}}}", encoding="utf-8")
+    text = "{{extends: base.yaml, search: {{evaluation.k: {{grid: [2]}}}}, settings: {{{}}}}}"
+    assert "must be left out beside" in problem(tmp_path, text.format(""))
+    sweep = sweep_from(tmp_path, text.format("evaluation: {k: null}"))
+    assert Plan(sweep, "mine.yaml").settings[0].experiment.evaluation.k == (2,)
 
 
 def test_a_set_family_leaves_the_rest_of_the_mixture(tmp_path: Path) -> None:

@@ -38,3 +38,12 @@ def test_what_an_earlier_attempt_may_have_done_is_no_measure_of_speed(panel: Pan
     assert "left" not in panel.line()
     panel.told("b", 2000, 0.4, None)  # 1,000 of what is left, 3,000 then, in 100 seconds
     assert panel.line().endswith("3:20 left")
+
+
+def test_of_a_dead_process_is_told_what_it_died_of(capsys: pytest.CaptureFixture[str]) -> None:
+    made = Panel(Console(soft_wrap=True), "costs", 2, 8000, "validation/score_k1")
+    made.died("a", "OSError: disk full")
+    made.died("b", None)
+    told = capsys.readouterr().out
+    assert "failed: a: its process died (OSError: disk full)" in told
+    assert "failed: b: its process died\n" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,10 @@ from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_experiment, variant
+from mermaide_ray.report.sources import number
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import validate_sweep
-from mermaide_ray.sweep.plan import Plan, budget_of, typed
+from mermaide_ray.sweep.file import typed, validate_sweep
+from mermaide_ray.sweep.plan import Plan, budget_of
 
 
 def plan_of(**sections: Any) -> Plan:
@@ -64,6 +66,54 @@ def test_methods_are_variants_of_one_setting() -> None:
 def test_a_method_that_sets_what_is_searched_is_refused() -> None:
     with pytest.raises(InputError, match=r"method rl2 sets meta_learning.inner_steps to 0"):
         plan_of(methods=["mermaide", "rl2"], search={"meta_learning.inner_steps": {"grid": [1, 2]}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"meta_learning": {"inner_steps": 3}}, "method maml sets meta_learning.inner_steps to 1, got 3 (test.yaml"),
+        ({"name": "mine"}, "method maml sets name to maml, got mine (test.yaml, trial method=maml)"),
+        (
+            {"evaluation": {"planning": True}},
+            "sets evaluation.planning to false, got true (a condition may set it, for scoring; test.yaml",
+        ),
+    ],
+)
+def test_a_method_that_sets_what_is_given_is_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)) as refused:
+        plan_of(methods=["maml", "mermaide"], settings=settings)
+    assert str(refused.value).startswith("`settings` (and --set) must hold what all methods leave open, but")
+    # Of the sweep's own preset, methods change what they are about.
+    plan_of(preset="mermaide_learner", methods=["maml", "mermaide"])
+
+
+def test_what_a_method_sets_as_it_is_given_is_not_refused() -> None:
+    plan_of(methods=["maml"], settings={"name": "maml", "meta_learning": {"inner_steps": 1}})
+
+
+def test_a_condition_may_set_what_methods_set() -> None:
+    planned = {"planned": {"settings": {"evaluation": {"planning": True}}}}
+    plan = plan_of(methods=["maml"], conditions=planned)
+    ((_, experiment, _),) = plan.scored_in(plan.settings[0])
+    assert experiment.evaluation.planning
+
+
+def test_a_method_without_support_plays_the_given_episodes_as_query() -> None:
+    given = {"meta_learning": {"adaptation_episodes": 3, "query_episodes": 2}}
+    plan = plan_of(methods=["mermaide", "reinforce"], settings=given)
+    made = [setting.experiment.meta_learning for setting in plan.settings]
+    assert [(meta.adaptation_episodes, meta.query_episodes) for meta in made] == [(3, 2), (0, 5)]
+    # One that adapts would play another number of support episodes than is given.
+    given = {"meta_learning": {"adaptation_episodes": 0, "query_episodes": 5}}
+    with pytest.raises(InputError, match=r"method mermaide sets meta_learning.adaptation_episodes to 1, got 0"):
+        plan_of(preset="reinforce", methods=["reinforce", "mermaide"], settings=given)
+
+
+def test_a_method_that_sets_k_is_refused_beside_a_search_of_k() -> None:
+    with pytest.raises(
+        InputError, match=r"`search` must vary .*method paper sets evaluation.k to \[0, 1\], got \[0, 5\]"
+    ):
+        plan_of(methods=["paper"], search={"evaluation.k": {"grid": [0, 5]}})
 
 
 def test_k_as_a_dimension_multiplies_no_trial() -> None:
@@ -208,6 +258,35 @@ def test_a_population_may_draw_sections_and_numbers_of_inner_steps() -> None:
         plan_of(search={"meta_learning.inner_steps": {"randint": [0, 3]}}, tune=tune)
 
 
+@pytest.mark.parametrize(
+    ("tune", "every", "acts"),
+    [
+        ({"scheduler": "asha", "asha": {"grace": 0.2}}, 0.5, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.5}}, 0.5, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.6}}, 0.5, False),
+        ({"scheduler": "asha", "asha": {"grace": 0.6}}, 0.3, True),
+        ({"scheduler": "asha", "asha": {"grace": 0.3}}, 0.1, True),  # 3 * 0.1, to a computer another number
+        ({"scheduler": "asha", "asha": {"grace": 1.0}}, 0.1, False),
+        ({"scheduler": "asha"}, 1.0, False),
+        ({"scheduler": "pbt", "samples": 2, "pbt": {"interval": 0.2}}, 0.5, True),
+        ({"scheduler": "pbt", "samples": 2, "pbt": {"interval": 0.2}}, 1.0, False),
+        ({"scheduler": "none"}, 1.0, True),
+    ],
+)
+def test_a_scheduler_hears_of_a_trial_in_time_to_act(tune: dict[str, Any], every: float, acts: bool) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    with (
+        nullcontext() if acts else pytest.raises(InputError, match=rf"`evaluation.every` must .* got {every:g}, whose")
+    ):
+        plan_of(search=search, tune=tune, settings={"evaluation": {"every": every}})
+
+
+def test_a_trial_of_one_iteration_is_none_for_a_scheduler() -> None:
+    search = {"meta_learning.meta_batch_size": {"grid": [4, 16]}}
+    with pytest.raises(InputError, match=r"last before the end is at 0 \(test.yaml, trial meta_batch_size=16\)"):
+        plan_of(search=search, tune={"scheduler": "asha"}, settings={"training": {"env_steps": 8000}})
+
+
 def test_floors_are_measured_of_every_method() -> None:
     plan_of(preset="rl2", answer={"measure": "wm_nll_frequency", "better": "lower"})
 
@@ -275,6 +354,16 @@ def test_rows_are_counted_beforehand_with_each_game_once() -> None:
             "got 'validation/scor_k1' (did you mean 'validation/score_k1'?)",
         ),
         ({"tune": {"stop": {"world_model/nll_after": 0.5}}}, "is to rise (principal/return, "),
+        (
+            {"preset": "reinforce", "tune": {"stop": {"world_model/accuracy": 0.9}}},
+            "validation/score_k1), got 'world_model/accuracy' (test.yaml)",
+        ),
+        ({"preset": "reinforce", "tune": {"metric": "adaptation/gain"}}, "got 'adaptation/gain' (test.yaml)"),
+        ({"preset": "rl2", "tune": {"metric": "adaptation/inner_lr"}}, "got 'adaptation/inner_lr' (did you mean"),
+        (
+            {"methods": ["mermaide", "maml"], "tune": {"stop": {"world_model/accuracy": 0.9}}},
+            "got 'world_model/accuracy' (test.yaml, trial method=maml)",
+        ),
         (
             {"answer": {"compare": "condition"}, "conditions": {"near": {"k": [0]}, "far": {"k": [1, 5]}}},
             "needs a K in common (test.yaml), got near: [0]; far: [1, 5]",
@@ -374,10 +463,17 @@ def test_time_is_estimated_by_what_is_trained() -> None:
     assert many.cpu_seconds() > 4 * quick
 
 
-@pytest.mark.parametrize(("label", "value"), [("5", 5), ("0.001", 0.001), ("1e-05", 1e-5), ("narrow", "narrow")])
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        *[("5", 5), ("-5", -5), ("0.001", 0.001), ("1e-05", 1e-5), ("2.", 2.0), ("02", 2)],
+        *[(text, text) for text in ("narrow", "0_2", "2_5", "nan", "inf", "1e999", "1e", "0x1f", "2-5", "٣")],
+    ],
+)
 def test_a_label_is_a_number_where_it_can_be(label: str, value: object) -> None:
     assert typed(label) == value
     assert type(typed(label)) is type(value)
+    assert number(label) == value
 
 
 def test_a_dry_run_lists_the_trials_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

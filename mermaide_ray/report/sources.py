@@ -19,7 +19,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE
-from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
+from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, typed, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
 # What tells the rows of one score apart.
@@ -163,10 +163,13 @@ def number(value: Any) -> Any:
     """A number where the value is one or reads like one, else the value as text."""
     if isinstance(value, bool):
         return str(value).lower()
+    value = typed(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value
     try:
         return float(value)
     except (TypeError, ValueError):
-        return value if isinstance(value, str) else one_line(value)
+        return one_line(value)
 
 
 def _search(sweep: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game, check_imaginable
 from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.registry import near
-from mermaide_ray.sweep.file import label_of
-from mermaide_ray.sweep.plan import Plan, Setting, typed
+from mermaide_ray.sweep.file import label_of, typed
+from mermaide_ray.sweep.plan import HAIR, Plan, Setting
 
 # What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
 _LONGEST_NAME = 230
@@ -59,6 +59,7 @@ def check_plan(plan: Plan) -> None:
         _check_conditions(plan, setting)
     if plan.sweep.tune.scheduler == "pbt":
         _check_population(plan, settings)
+    _check_scheduler(plan, settings)
     _check_rules(plan, settings)
     _check_metrics(plan, settings)
     _check_claim(plan, settings)
@@ -78,6 +79,25 @@ def _check_population(plan: Plan, settings: Sequence[Setting]) -> None:
             "`search` must not hold meta_learning.inner_lr where tune.scheduler = pbt and "
             f"meta_learning.learn_inner_lr is true: rates only start there ({plan.where})"
         )
+
+
+def _check_scheduler(plan: Plan, settings: Sequence[Setting]) -> None:
+    """Whether a scheduler hears of a trial in time to act on it: only at validations, the last of which ends it."""
+    tune = plan.sweep.tune
+    first = {"asha": ("asha.grace", tune.asha.grace), "pbt": ("pbt.interval", tune.pbt.interval)}
+    if tune.scheduler not in first:
+        return
+    key, share = first[tune.scheduler]
+    for setting in settings:
+        experiment = setting.experiment
+        total, apart = experiment.num_iterations, experiment.iterations_per_validation
+        last = (total - 1) // apart * apart / total
+        if last + HAIR < share:
+            raise InputError(
+                f"`evaluation.every` must give tune.scheduler = {tune.scheduler} a validation to act on, not before "
+                f"tune.{key} ({share:g} of the budget) and not at the end, got {experiment.evaluation.every:g}, whose "
+                f"last before the end is at {last:.2g} ({plan.place_of(setting.name)})"
+            )
 
 
 def _check_rules(plan: Plan, settings: Sequence[Setting]) -> None:
@@ -127,15 +147,32 @@ def _check_conditions(plan: Plan, setting: Setting) -> None:
 def _check_metrics(plan: Plan, settings: Sequence[Setting]) -> None:
     """A search or a stop by what training never tells would go blindly on."""
     tune = plan.sweep.tune
-    told = [metric.key for metric in SCALARS if not metric.key.startswith("validation/") and not metric.falls]
-    told += sorted({validation_key(k) for setting in settings for k in setting.experiment.evaluation.k})
-    asked = [("metric", tune.metric)] if tune.metric else []
-    for place, name in [*asked, *(("stop", name) for name in tune.stop)]:
+    metric = [("metric", tune.metric)] if tune.metric else []
+    asked = [*metric, *(("stop", name) for name in tune.stop)]
+    for setting, (place, name) in itertools.product(settings, asked):
+        told = rising(setting.experiment)
         if name not in told:
             raise InputError(
                 f"`tune.{place}` must be among what training tells and is to rise ({', '.join(told)}), got {name!r}"
-                f"{near(name, told)} ({plan.where})"
+                f"{near(name, told)} ({plan.place_of(setting.name)})"
             )
+
+
+def rising(experiment: Experiment) -> list[str]:
+    """What training with these settings tells, and is to rise."""
+    meta = experiment.meta_learning
+    needs = {
+        "adaptation/": meta.adaptation_episodes,
+        "adaptation/inner_lr": meta.inner_steps,
+        "world_model/": experiment.world_model.enabled,
+        "validation/": False,  # which there are is for `evaluation.k` to say
+    }
+    told = [
+        metric.key
+        for metric in SCALARS
+        if not metric.falls and all(given for start, given in needs.items() if metric.key.startswith(start))
+    ]
+    return told + [validation_key(k) for k in sorted(experiment.evaluation.k)]
 
 
 def _check_claim(plan: Plan, settings: Sequence[Setting]) -> None:

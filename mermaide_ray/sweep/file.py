@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 
 from mermaide_ray.config_file import dump_yaml, merge, one_line, parse_sections, read_yaml
 from mermaide_ray.errors import InputError
-from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, with_setting
+from mermaide_ray.experiment import SCORED_ELSEWHERE, Experiment, override_path, with_setting
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.registry import near
 from mermaide_ray.settings import Number, Range, Section, Whole, each_once, sentence
@@ -33,8 +34,12 @@ K_KEY = "evaluation.k"
 
 # A label names a folder and a curve.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# How a number is written; Python's float() takes 2_5 and nan, too.
+_NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _REPLACED_WHOLE = frozenset({"families", "grid", "choice"})
+# Of `evaluation`, what only training asks for.
+_OF_TRAINING = ("every", "validation_tasks")
 
 
 def _seeds(value: Any) -> Any:
@@ -94,7 +99,9 @@ class Dimension(Section):
             raise ValueError(f"must have exactly one of {kinds}, got {', '.join(given) or 'none'}")
         values = self.grid if self.grid is not None else self.choice
         if values is not None:
-            each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
+            labels = each_once(tuple(values if isinstance(values, dict) else map(label_of, values)))
+            if len(set(map(typed, labels))) < len(labels):
+                raise ValueError(f"must have labels that differ as numbers, too, got {one_line(labels)}")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform must be above 0, got {one_line(self.loguniform)}")
         if self.randint is not None and self.randint[0] > self.randint[1]:
@@ -129,6 +136,13 @@ def label_of(value: Any) -> str:
     return _label(str(value))
 
 
+def typed(label: str) -> Any:
+    """A label as a number where it is one: what a column of numbers is sorted and plotted by."""
+    if not _NUMBER.fullmatch(label) or not math.isfinite(float(label)):
+        return label
+    return int(label) if label.removeprefix("-").isdigit() else float(label)
+
+
 class Condition(Section):
     """Where trained principals are scored. Costs no retraining."""
 
@@ -149,6 +163,17 @@ class Condition(Section):
                 raise ValueError(
                     f"settings must be of {', '.join(SCORED_ELSEWHERE)} (a condition does not train), got {section!r}"
                 )
+        evaluation = self.settings.get("evaluation")
+        given = evaluation if isinstance(evaluation, Mapping) else {}  # else validation says so
+        for key in _OF_TRAINING:
+            if key in given:
+                raise ValueError(
+                    f"settings must leave out evaluation.{key} (a condition does not train), got {given[key]}"
+                )
+        if self.k is not None and "k" in given:
+            raise ValueError(
+                f"k must be given once, got {one_line(self.k)} and settings.evaluation.k = {one_line(given['k'])}"
+            )
         return self
 
 
@@ -281,8 +306,10 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Sweep:
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"`methods` must name each method once, got {one_line(self.methods)}")
+        for section, named in (("methods", self.methods), ("baselines", self.baselines or ())):
+            if len(set(named)) < len(named):
+                raise ValueError(f"`{section}` must name each {section.removesuffix('s')} once, got {one_line(named)}")
+        self._check_keys()
         drawn = [key for key, dimension in self.search.items() if dimension.is_random]
         if self.tune.samples > 1 and not drawn:
             raise ValueError(
@@ -303,6 +330,25 @@ class Sweep(Section):
         if self.answer is not None:
             _check_answer(self, self.answer)
         return self
+
+    def _check_keys(self) -> None:
+        """Refuses what another key of `search` would override without a word."""
+        paths = {key: override_path(key) for key in self.search}
+        for (key, path), (other, below) in permutations(paths.items(), 2):
+            if below[: len(path)] == path:
+                raise ValueError(f"`search` must hold no key that lies within another, got {other} within {key}")
+        if K_KEY not in self.search:
+            return
+        if self.search[K_KEY].is_random:
+            raise ValueError(
+                f"`search.{K_KEY}` must be a grid (the same principal is scored at every K), got one that is drawn"
+            )
+        evaluation = self.settings.get("evaluation")
+        given = evaluation.get("k") if isinstance(evaluation, Mapping) else None
+        if given is not None:
+            raise ValueError(
+                f"`settings.{K_KEY}` (or --set) must be left out beside `search.{K_KEY}`, got {one_line(given)}"
+            )
 
     @property
     def is_planned(self) -> bool:

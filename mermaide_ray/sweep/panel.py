@@ -87,10 +87,11 @@ class Panel:
             known.state = "done"
         self._show(at_once=True)
 
-    def died(self, trial: str) -> None:
-        """A trial's process died once too often."""
+    def died(self, trial: str, error: str | None) -> None:
+        """A trial's process died once too often; `error` says of what, as far as is known."""
         self._trials.setdefault(trial, _Trial()).state = "failed"
-        self._console.print(Text(f"failed: {trial}: its process died", style="red"), soft_wrap=True)
+        why = f"its process died ({error})" if error else "its process died"
+        self._console.print(Text(f"failed: {trial}: {why}", style="red"), soft_wrap=True)
         self._show(at_once=True)
 
     def count(self, state: str) -> int:

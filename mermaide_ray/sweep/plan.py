@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mermaide_ray.agent_settings import Split
-from mermaide_ray.config_file import merge, one_line, short_names
+from mermaide_ray.config_file import flat, merge, one_line, short_names
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import (
     EnvRunners,
@@ -34,12 +34,16 @@ from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""
 
+# To a computer 0.3 is less than 3 * 0.1, and 0.6 - 0.4 less than 0.2: a rung or a perturbation would be missed.
+HAIR = 1e-9
 # CPU microseconds of training per env step with the default networks and arms (`make bench`): for estimates only.
 _MICROSECONDS = {"bandit": 22, "learner_model": 36, "continuous": 40}
 # What is added by each arm above ten, by `world_model.arms`, and by equivariant networks at ten arms
 # (docs/results/question-3-action-space.md).
 _MICROSECONDS_PER_ARM = {"flat": 0.06, "equivariant": 0.65}
 _MICROSECONDS_OF_EQUIVARIANCE = 16
+# Of these a method without support makes one: query episodes, as many as both together (`experiment.variant`).
+_EPISODES = ("meta_learning.adaptation_episodes", "meta_learning.query_episodes")
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Plan:
             InputError: It is no valid experiment.
         """
         sweep, trial = self.sweep, self.name(values, method)
-        where = f"{self.where}, trial {trial}" if trial else self.where
+        where = self.place_of(trial)
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
         preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
@@ -167,19 +171,36 @@ class Plan:
         experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
         if method:
             asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
-            for key in values:
-                before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
-                if before != after:
-                    raise InputError(
-                        f"`search` must vary what all methods leave open, but method {method} sets {key} to "
-                        f"{one_line(after)} ({where})"
-                    )
+            self._check_left_open(asked, experiment, method, values, where)
         return Setting(trial, dict(values), experiment, method)
+
+    def _check_left_open(
+        self, asked: Experiment, made: Experiment, method: str, values: Mapping[str, str], where: str
+    ) -> None:
+        """Refuses what is given, and a method sets otherwise."""
+        searched = [*values, *([K_KEY] if K_KEY in self.sweep.search else [])]
+        given = [key for key, _ in flat(self.sweep.settings, whole=("families",))]
+        if not made.meta_learning.adaptation_episodes:
+            given = [key for key in given if key not in _EPISODES]  # played all the same, as query episodes
+        wanted, found = asked.to_dict(), made.to_dict()
+        for place, keys in (("`search` must vary", searched), ("`settings` (and --set) must hold", given)):
+            for key in keys:
+                before, after = (_at(override_path(key), settings) for settings in (wanted, found))
+                if before != after:
+                    hint = "a condition may set it, for scoring; " if key.startswith("evaluation.") else ""
+                    raise InputError(
+                        f"{place} what all methods leave open, but method {method} sets {key} to {one_line(after)}, "
+                        f"got {one_line(before)} ({hint}{where})"
+                    )
 
     def name(self, values: Mapping[str, str], method: str | None = None) -> str:
         """The trial's name, without the seed."""
         parts = [f"method={method}"] if method else []
         return ",".join([*parts, *(f"{self._short[key]}={label}" for key, label in values.items())])
+
+    def place_of(self, trial: str) -> str:
+        """A trial as the user knows it, for error messages."""
+        return f"{self.where}, trial {trial}" if trial else self.where
 
     def drawn_value(self, key: str, label: str) -> Any:
         """The value of a searched setting that goes by a label."""
@@ -318,16 +339,6 @@ def cpu_seconds_of(experiment: Experiment) -> float:
     each = _MICROSECONDS["learner_model" if model.kind == "learner" else "bandit"]
     wide = _MICROSECONDS_PER_ARM[model.arms] * (experiment.environment.num_arms - 10)
     return steps * (each + wide + _MICROSECONDS_OF_EQUIVARIANCE * (model.arms == "equivariant")) / 1e6
-
-
-def typed(label: str) -> Any:
-    """A label as a number where it is one: what a column of numbers is sorted and plotted by."""
-    for kind in (int, float):
-        try:
-            return kind(label)
-        except ValueError:
-            continue
-    return label
 
 
 def _at(path: Sequence[str], settings: Any) -> Any:

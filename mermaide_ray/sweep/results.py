@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.sweep.file import SETTING
-from mermaide_ray.sweep.plan import Plan, Values, typed
+from mermaide_ray.sweep.file import SETTING, typed
+from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.status import RunStatus, read_status, read_statuses, undamaged
 from mermaide_ray.sweep.store import Store
 

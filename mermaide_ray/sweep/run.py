@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ray.exceptions import RayActorError, RayTaskError
 
+from mermaide_ray.cluster.nodes import last_line
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.evaluation import Evaluation, Results
@@ -28,8 +30,8 @@ from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.session import Session
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, clear
-from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED
-from mermaide_ray.sweep.plan import Plan, Setting, budget_of, typed
+from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED, typed
+from mermaide_ray.sweep.plan import Plan, Setting, budget_of
 from mermaide_ray.sweep.results import read_milestones, to_parquet
 from mermaide_ray.sweep.status import RunStatus, read_status
 from mermaide_ray.sweep.store import Store
@@ -50,6 +52,13 @@ def origin_of(store: Store) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(store.read("provenance.json") or b"{}")
     origin: dict[str, Any] = (record.get("continued") or [record])[-1]
     return origin
+
+
+def line_of(error: BaseException) -> str:
+    """An error in a line: what a process has raised, where Ray tells of it with frames of its own around it."""
+    if isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed):
+        return last_line(error)
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 class SweepRun:
@@ -152,7 +161,7 @@ class SweepRun:
 
     def fail(self, error: BaseException) -> None:
         """Puts the failure on record, with settings and traceback. Env steps that it did no longer count."""
-        self.error = line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        self.error = line = line_of(error)
         trace = "".join(traceback.format_exception(error))
         report = f"{self.name}: {line}\n\n{trace}\n{explained_yaml(self._experiment)}"
         self._store.write(f"failures/{self.name}.txt", report.encode())

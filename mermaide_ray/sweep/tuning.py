@@ -30,8 +30,8 @@ from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
 from mermaide_ray.sweep.file import SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
-from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.plan import HAIR, Plan, Trial, Values, member_name, trial_name
+from mermaide_ray.sweep.run import SweepRun, line_of
 from mermaide_ray.sweep.status import RunStatus, Statuses, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store, below
 
@@ -41,10 +41,10 @@ TUNE_FOLDER = "tune"
 WORST = -1e6
 # Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
 SPENT = "budget_spent"
-# To a computer 0.3 is less than 3 * 0.1, and 0.6 - 0.4 less than 0.2: a rung or a perturbation would be missed.
-_HAIR = 1e-9
 # Whether a trial has come to its own end: Tune sets `done` where it stops one before that, too.
 OVER = "over"
+# What a worker says of a trial that can't be begun there.
+REFUSED = "refused"
 
 tune.register_trainable(NAME, Mermaide)
 
@@ -52,8 +52,9 @@ tune.register_trainable(NAME, Mermaide)
 class SweepTrial(tune.Trainable):
     """One setting with some training seeds, each step to the next milestone of all of them.
 
-    `config`: `root` (the sweep's folder), `path` (where the driver finds modules) and either `trial` (a planned one) or
-    `drawn` (what Tune draws: dotted key to number or label).
+    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), either `trial` (a planned one) or
+    `drawn` (what Tune draws: dotted key to number or label), and but for a population, of whose members Tune takes up
+    again only those that raised, `metric` (the plan's, which takes settings that may be refused here).
     """
 
     def setup(self, config: dict[str, Any], trusted: bool = False) -> None:
@@ -62,6 +63,17 @@ class SweepTrial(tune.Trainable):
         for name in ("ray", "ray.rllib", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         sys.path += [place for place in config["path"] if place not in sys.path]
+        self._runs: list[SweepRun] = []
+        self._refusal: InputError | None = None
+        try:
+            self._begin(config, trusted)
+        except InputError as error:
+            if "metric" not in config:
+                raise
+            # Not raised: Tune would start one process after the other, only to hear the same.
+            self._refusal = error
+
+    def _begin(self, config: Mapping[str, Any], trusted: bool) -> None:
         self._store = Store(config["root"])
         self._plan = plan_of(self._store)
         self._breeds = self._plan.sweep.tune.scheduler == "pbt"
@@ -73,6 +85,16 @@ class SweepTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Every run on to its next milestone. One that fails is on record, and the others go on without it."""
+        if self._refusal is not None:
+            return {
+                self.config["metric"]: WORST,
+                "failed": line_of(self._refusal),
+                REFUSED: str(self._refusal),
+                "env_steps": 0,
+                SPENT: 0.0,
+                "done": True,
+                OVER: True,
+            }
         told = []
         for run in self._runs:
             if run.error is not None:
@@ -94,7 +116,7 @@ class SweepTrial(tune.Trainable):
             metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
             "failed": failures[0] if failures else None,
             "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / self._trial.env_steps + _HAIR),
+            SPENT: min(1.0, env_steps / self._trial.env_steps + HAIR),
             "done": over,
             OVER: over,
         }
@@ -186,7 +208,14 @@ class _Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
-        self.panel.died(self._name(trial))
+        self.panel.died(self._name(trial), _last_words(trial))
+
+
+def _last_words(trial: Any) -> str | None:
+    """What a trial's process died of, in a line, as far as Tune has written it down."""
+    written = Path(trial.error_file or "")
+    lines = written.read_text(encoding="utf-8").strip().splitlines() if written.is_file() else []
+    return lines[-1] if lines else None
 
 
 def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any], by_budget: bool = False) -> None:
@@ -264,15 +293,21 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         tuner = _fresh(plan, store, known, trainable, run_config)
     if tuner is None:
         return
-    for result in tuner.fit():
-        trial = trial_of(plan, result.config or {}, Path(result.path).name)
+    results = tuner.fit()
+    # A result of a trial whose process has never told any knows no settings.
+    configs = {trial.trial_id: trial.config for trial in results._experiment_analysis.trials}
+    for result in results:
+        trial_id = Path(result.path).name
+        trial = trial_of(plan, result.config or configs[trial_id], trial_id)
         if result.error is None and result.metrics and not result.metrics.get(OVER):  # when the budget was spent
             _stop(plan, store, trial, result.metrics, by_budget=True)
-        if result.error is not None:  # its process died more often than allowed
+        refusal = (result.metrics or {}).get(REFUSED)
+        # Else its process died more often than allowed.
+        if error := InputError(refusal) if refusal else result.error:
             for seed in trial.seeds:
                 status = read_status(store, trial.setting.run_name(seed))
                 if status is None or not status.has_ended:
-                    SweepRun(plan, trial.setting, seed, store).fail(result.error)
+                    SweepRun(plan, trial.setting, seed, store).fail(error)
 
 
 def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
@@ -281,6 +316,8 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
     space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
     search, scheduler, samples = None, _scheduler(plan), 1
     concurrent = plan.sweep.resources.concurrent
+    if tuning.scheduler != "pbt":
+        space["metric"] = plan.metric
     if tuning.scheduler == "pbt":
         space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
@@ -375,7 +412,7 @@ def _scheduler(plan: Plan) -> TrialScheduler | None:
     if tuning.scheduler == "pbt":
         return PopulationBasedTraining(
             time_attr=SPENT,
-            perturbation_interval=tuning.pbt.interval - _HAIR,
+            perturbation_interval=tuning.pbt.interval - HAIR,
             quantile_fraction=tuning.pbt.quantile,
             # Alternatives as a list, through which it moves: what is drawn from a `choice` it would multiply.
             hyperparam_mutations={
