@@ -18,7 +18,7 @@ from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
 from mermaide_ray.report.document import LIST, Report, write_report
 from mermaide_ray.report.document_table import Table, escape_latex
-from mermaide_ray.report.provenance import failed_table
+from mermaide_ray.report.provenance import failed_table, origin_table
 from mermaide_ray.report.study import read_study
 
 ODD = "50% of <b>_{arms} & $more$ #1 ~^\\"
@@ -262,6 +262,16 @@ def test_tracebacks_are_promised_only_of_runs_that_failed(tmp_path: Path) -> Non
     table = failed_table(read_study([folder]).sources)
     assert table is not None
     assert (len(table.rows), table.caption) == (1, "")
+
+
+def test_provenance_tells_whose_code_trained_what_was_adopted(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", **FAST)
+    trials = pd.read_parquet(folder / "trials.parquet")
+    codes = ["a" if row % 2 else "b" for row in range(len(trials))]
+    trials.assign(sources="c", trained_sources=codes).to_parquet(folder / "trials.parquet")
+    told = {row[0]: row[1] for row in origin_table(read_study([folder]).sources).rows}
+    assert told["sources"] == "c"
+    assert told["sources that trained, elsewhere"] == "b (2 runs), a (2 runs)"
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def _facts(source: Source) -> dict[str, str]:
         facts["command"] = " ".join(map(str, command))
     if codes := _codes(source, "sources"):
         facts["sources"] = codes
-    if codes := _codes(source, "trained_by"):
+    if codes := _codes(source, "trained_sources"):
         facts["sources that trained, elsewhere"] = codes
     if told.get("commit"):
         facts["commit"] = _commit(told)

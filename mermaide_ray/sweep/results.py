@@ -138,7 +138,18 @@ def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
 
 
 def _line(status: RunStatus, metric: str) -> pd.DataFrame:
-    shown = ("method", "seed", "status", "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources", "trained_by")
+    shown = (
+        "method",
+        "seed",
+        "status",
+        "error",
+        "env_steps",
+        "wall_s",
+        "cpu_s",
+        "hostname",
+        "sources",
+        "trained_sources",
+    )
     metrics = {
         key: value
         for key, value in status.metrics.items()

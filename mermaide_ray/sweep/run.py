@@ -330,7 +330,7 @@ class SweepRun:
         """Makes the run's files the store's, then says so, and only then lets go of what it could have gone on from."""
         theirs = json.loads((run.path / "provenance.json").read_text(encoding="utf-8")).get("principal", {})
         self._store.finish_run(self._folder, run.path, without=run.checkpoints)
-        self._write_status(DONE, outcome, None, trained_by=theirs.get("sources"))
+        self._write_status(DONE, outcome, None, trained_sources=theirs.get("sources"))
         self._store.drop_kept(self._folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.delete(f"failures/{self.name}.txt")

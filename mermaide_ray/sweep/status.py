@@ -33,7 +33,7 @@ class RunStatus:
         wall_s, cpu_s: Seconds spent, over all attempts but for what a kill took with it.
         hostname: Where it was written.
         sources: Digest of the code that wrote it.
-        trained_by: Digest of the code that trained its principal, where another sweep has; else that is `sources`.
+        trained_sources: Digest of the code that trained its principal, where another sweep has; else that is `sources`.
         metrics: By their flat names, at the end.
     """
 
@@ -51,7 +51,7 @@ class RunStatus:
     cpu_s: float = 0.0
     hostname: str | None = None
     sources: str | None = None
-    trained_by: str | None = None
+    trained_sources: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
