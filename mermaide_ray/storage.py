@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from mermaide_ray.config_file import dump_yaml, merge, read_yaml
-from mermaide_ray.disk import LOCK, one_process, sync, whole_file, whole_folder, written_by_others
+from mermaide_ray.disk import (
+    LOCK,
+    damaged,
+    one_process,
+    sync,
+    whole_file,
+    whole_folder,
+    whole_records,
+    written_by_others,
+)
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.machine import seconds_from
@@ -223,14 +232,13 @@ class RunDirectory:
         return int(meta["iteration"])
 
     def read_progress(self) -> list[dict[str, Any]]:
-        """All iterations told so far; an unfinished last line is ignored."""
+        """All iterations told so far."""
         if not self.progress.exists():
             return []
-        lines = self.progress.read_text(encoding="utf-8").split("\n")
         try:
-            return [json.loads(line) for line in lines[:-1]]
+            return whole_records(self.progress.read_bytes())
         except ValueError as error:
-            raise InputError(f"progress must hold one JSON object per line, got {self.progress}: {error}") from None
+            raise damaged(self.progress, error, "delete that line") from None
 
     def rewind_progress(self, iteration: int) -> None:
         """Forgets what was told after a checkpoint: it will be told again."""

@@ -185,7 +185,7 @@ def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
         ({"progress.jsonl": b"{}"}, r"the run is not finished \(mermaide train --resume"),
         ({"sweep.yaml": b"question: Why?"}, "a report needs at least one finished trial, got none yet in"),
         ({"sweep.yaml": b"- 1"}, "must be a mapping of sections, got a list"),
-        ({"rows.parquet": b"none"}, "rows.parquet must be a readable Parquet file"),
+        ({"rows.parquet": b"none"}, "rows.parquet is damaged .*: delete it, and go on with its run"),
     ],
 )
 def test_what_is_no_report_to_be_is_refused_in_a_sentence(
