@@ -105,8 +105,7 @@ class RunDirectory:
         run = cls(path, trusted)
         if not run.config.is_file():
             raise InputError(f"a run's folder must hold config.yaml, got {path}")
-        origin = path / _PROVENANCE
-        if origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK:
+        if _is_stock(path):
             raise InputError(f"a run must be one of `mermaide train` to be gone on with, got {path}, of {STOCK}")
         return run
 
@@ -350,6 +349,11 @@ def what_is(path: Path) -> str:
     run = RunDirectory(path)
     # Scores without checkpoints are of no training that could go on.
     if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
+        if _is_stock(path):
+            return (
+                f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
+                f"delete it and run {STOCK} again)"
+            )
         if run.latest_checkpoint():
             return f", the folder of a run (mermaide train --resume {path} goes on with it)"
         return (
@@ -357,6 +361,12 @@ def what_is(path: Path) -> str:
             f"mermaide train --resume {path})"
         )
     return ""
+
+
+def _is_stock(folder: Path) -> bool:
+    """Whether a run is one that RLlib's PPO has trained, or was to train."""
+    origin = folder / _PROVENANCE
+    return origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

@@ -182,7 +182,14 @@ def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         ({}, "a report needs rows.parquet .* or sweep.yaml .*, got neither in"),
-        ({"progress.jsonl": b"{}"}, r"the run is not finished \(mermaide train --resume"),
+        (
+            {"config.yaml": b"seed: 1", "progress.jsonl": b"{}"},
+            r"got neither in .*, the folder of a run without a checkpoint \(unless .* mermaide train --resume",
+        ),
+        (
+            {"config.yaml": b"seed: 1", "provenance.json": b'{"trained_by": "mermaide stock-ppo"}'},
+            r"an unfinished run of mermaide stock-ppo, .* delete it and run mermaide stock-ppo again\)$",
+        ),
         ({"sweep.yaml": b"question: Why?"}, "a report needs at least one finished trial, got none yet in"),
         ({"sweep.yaml": b"- 1"}, "must be a mapping of sections, got a list"),
         ({"rows.parquet": b"none"}, "rows.parquet is damaged .*: delete it, and go on with its run"),

@@ -19,6 +19,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE
+from mermaide_ray.storage import what_is
 from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -77,10 +78,8 @@ def read_source(folder: Path) -> Source:
 def _read_run(folder: Path) -> Source:
     rows = _rows(folder / "rows.parquet")
     if rows is None:
-        unfinished = (folder / "progress.jsonl").is_file()
-        hint = f": the run is not finished (mermaide train --resume {folder})" if unfinished else ""
         raise InputError(
-            f"a report needs rows.parquet (a run's) or sweep.yaml (a sweep's), got neither in {folder}{hint}"
+            f"a report needs rows.parquet (a run's) or sweep.yaml (a sweep's), got neither in {folder}{what_is(folder)}"
         )
     configs = {}
     for run in (folder, *sorted(folder.glob("baselines/*/"))):
