@@ -115,6 +115,31 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     assert "3 of 8 planned training runs have not begun" in told
 
 
+@pytest.mark.parametrize("done", [4, 3, 2])
+def test_a_sweep_that_goes_on_with_more_seeds_is_reported_as_far_as_it_is(done: int, tmp_path: Path) -> None:
+    """Its tables are of two seeds; two more are planned and begun."""
+    whole = write_sweep(tmp_path / "whole", {"mermaide": Effects()}, seeds=4, **QUICK)
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects()}, seeds=2, **QUICK)
+    (folder / "sweep.yaml").write_text((whole / "sweep.yaml").read_text())
+    rows = pd.read_parquet(whole / "rows.parquet")
+    for seed in range(4):
+        run = folder / "runs" / f"method=mermaide,seed={seed}"
+        run.mkdir(parents=True)
+        status = {"trial": "method=mermaide", "method": "mermaide", "seed": seed, "status": "unfinished"}
+        if seed < done:
+            rows[(rows["method"] == "mermaide") & (rows["seed"] == seed)].to_parquet(run / "rows.parquet")
+            status["status"] = "done"
+        (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    study = read_study([folder])
+    [cell] = study.cells_of("mermaide", 1, ["test"])
+    assert study.cells.seeds(cell) == list(range(done))
+    assert study.cells_of("first_n", 0, ["test"])
+    told, *left = study.notes
+    assert f"this report covers the {done} training runs that are finished, of 4 planned." in told
+    unfinished = f"sweep: {4 - done} of 4 training runs were stopped, or have not come to their end"
+    assert [note.partition(";")[0] for note in left] == [unfinished] * (done < 4)
+
+
 @pytest.mark.parametrize(
     ("tune", "methods", "planned"),
     [

@@ -18,7 +18,7 @@ from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
-from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.storage import what_is
 from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
 from mermaide_ray.sweep.plan import Plan
@@ -30,6 +30,7 @@ MEASURES = tuple(metric.key for metric in ROW_METRICS)
 PARAM = "param."
 # What a member of a population is called, beside the settings that it ended with.
 MEMBER = "member"
+TRIAL = ("trial", "method", "seed", "status")
 LABELS = ("method", "split", "condition", "family", "trial")
 
 
@@ -94,19 +95,40 @@ def _read_sweep(folder: Path) -> Source:
     settings = read_settings(folder / SWEEP_FILE)
     rows, notes = _rows(folder / "rows.parquet", members=_breeds(settings)), []
     planned = planned_runs(settings, str(folder / SWEEP_FILE))
-    if rows is None:
+    trials = read_rows(folder / "trials.parquet", TRIAL, optional=lambda _: True)
+    begun = _on_record(folder)
+    # Given more seeds or samples, a sweep writes its tables again when it has ended.
+    has_gone_on = trials is not None and _counts(begun) > _counts(trials)
+    if rows is None or has_gone_on:
         parts = [part for run in sorted(folder.glob("runs/*/")) if (part := _rows_of_trial(run, settings)) is not None]
         if not parts:
             raise InputError(f"a report needs at least one finished trial, got none yet in {folder}")
+        covers = f"this report covers the {len(parts)} training runs that are finished"
+        covers += f", of {planned} planned" if planned else ""
+        if rows is None:
+            notes.append(f"{folder.name}: the sweep has not ended (no rows.parquet); {covers}, and no fixed rules.")
+        else:
+            parts.append(rows[~rows["method"].map(is_trained).astype(bool)])
+            notes.append(
+                f"{folder.name}: the sweep has gone on since its tables were written, and has not ended; {covers}. "
+                "Fixed rules, training curves, calibration and interventions over time are as in these tables."
+            )
         rows = _categories(pd.concat(parts, ignore_index=True))
-        notes.append(
-            f"{folder.name}: the sweep has not ended (no rows.parquet); this report covers the {len(parts)} training "
-            f"runs that are finished{f', of {planned} planned' if planned else ''}, and no fixed rules."
-        )
-    trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
+        trials = begun if len(begun) else trials
     notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
     return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
+
+
+def _on_record(folder: Path) -> pd.DataFrame:
+    """What is on record of each training run that was begun, in columns of trials.parquet."""
+    records = [record for run in sorted(folder.glob("runs/*/")) if (record := read_record(run / "status.json"))]
+    return pd.DataFrame(records, columns=[*TRIAL, "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources"])
+
+
+def _counts(trials: pd.DataFrame) -> tuple[int, int]:
+    """Training runs that are done, and all that are told of."""
+    return int((trials["status"].astype(str) == DONE).sum()), len(trials)
 
 
 def _breeds(sweep: Mapping[str, Any]) -> bool:
