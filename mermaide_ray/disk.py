@@ -1,8 +1,9 @@
-"""Files and folders that are written whole or not at all, by one process at a time."""
+"""Files and folders that are written whole or not at all, by one process at a time; what is said of damaged ones."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import stat
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mermaide_ray.errors import InputError, RunFault
 
@@ -53,6 +55,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def whole_records(content: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of a file that is added to line by line. A last line cut short, as by a kill, is left out.
+
+    Raises:
+        ValueError: Another line is none.
+    """
+    records = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number} is no JSON object: {line[:40].decode(errors='replace').strip()!r}")
+        records.append(record)
+    return records
+
+
+def damaged(file: Path | str, error: Exception, remedy: str) -> InputError:
+    """What is said of a file of results that can't be read, and what to do about it."""
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(f"files of results must be whole, but {file} is damaged ({why}): {remedy}")
 
 
 def sync(path: Path) -> None:

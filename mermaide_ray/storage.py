@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from mermaide_ray.config_file import dump_yaml, merge, read_yaml
-from mermaide_ray.disk import LOCK, one_process, sync, whole_file, whole_folder, written_by_others
+from mermaide_ray.disk import (
+    LOCK,
+    damaged,
+    one_process,
+    sync,
+    whole_file,
+    whole_folder,
+    whole_records,
+    written_by_others,
+)
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.machine import seconds_from
@@ -109,8 +118,7 @@ class RunDirectory:
         run = cls(path, trusted)
         if not run.config.is_file():
             raise InputError(f"a run's folder must hold config.yaml, got {path}")
-        origin = path / _PROVENANCE
-        if origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK:
+        if _is_stock(path):
             raise InputError(f"a run must be one of `mermaide train` to be gone on with, got {path}, of {STOCK}")
         return run
 
@@ -141,7 +149,7 @@ class RunDirectory:
 
     def experiment(self) -> Experiment:
         """The settings that the run was started with."""
-        return validate(_completed(read_yaml(self.config)), where=str(self.config))
+        return validate(completed(read_yaml(self.config)), where=str(self.config))
 
     @contextmanager
     def alone(self, wait: bool = False) -> Iterator[None]:
@@ -236,14 +244,13 @@ class RunDirectory:
         return int(meta["iteration"])
 
     def read_progress(self) -> list[dict[str, Any]]:
-        """All iterations told so far; an unfinished last line is ignored."""
+        """All iterations told so far."""
         if not self.progress.exists():
             return []
-        lines = self.progress.read_text(encoding="utf-8").split("\n")
         try:
-            return [json.loads(line) for line in lines[:-1]]
+            return whole_records(self.progress.read_bytes())
         except ValueError as error:
-            raise InputError(f"progress must hold one JSON object per line, got {self.progress}: {error}") from None
+            raise damaged(self.progress, error, "delete that line") from None
 
     def rewind_progress(self, iteration: int) -> None:
         """Forgets what was told after a checkpoint: it will be told again."""
@@ -338,10 +345,10 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
     if not isinstance(about.get("experiment"), dict):
         raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
-    return validate(_completed(about["experiment"]), where=str(folder / "principal.json")), state
+    return validate(completed(about["experiment"]), where=str(folder / "principal.json")), state
 
 
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were meant: before there were these two, nothing had a model of learners."""
     return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
 
@@ -355,6 +362,11 @@ def what_is(path: Path) -> str:
     run = RunDirectory(path)
     # Scores without checkpoints are of no training that could go on.
     if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
+        if _is_stock(path):
+            return (
+                f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
+                f"delete it and run {STOCK} again)"
+            )
         if run.latest_checkpoint():
             return f", the folder of a run (mermaide train --resume {path} goes on with it)"
         return (
@@ -362,6 +374,12 @@ def what_is(path: Path) -> str:
             f"mermaide train --resume {path})"
         )
     return ""
+
+
+def _is_stock(folder: Path) -> bool:
+    """Whether a run is one that RLlib's PPO has trained, or was to train."""
+    origin = folder / _PROVENANCE
+    return origin.is_file() and _read_json(origin, "a run's folder").get("trained_by") == STOCK
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

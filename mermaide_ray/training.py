@@ -21,6 +21,7 @@ from rich.console import Console
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES, SCORED_BESIDE
+from mermaide_ray.disk import damaged
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import TABLES, Contender, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
@@ -232,10 +233,7 @@ def _report(run: RunDirectory, console: Console) -> None:
     try:
         rows = pd.read_parquet(file)
     except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-        raise InputError(
-            f"a run's files must be whole, but {file} is damaged ({str(error).splitlines()[0]}): delete it, and "
-            "the same command scores the run again"
-        ) from None
+        raise damaged(file, error, "delete it, and the same command scores the run again") from None
     figures = write_figures(run.path)
     from mermaide_ray.tensorboard import Board
 

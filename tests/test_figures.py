@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from mermaide_ray.report.run_charts import (
 )
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
+from mermaide_ray.storage import RunDirectory
+from mermaide_ray.sweep.results import read_milestones
+from mermaide_ray.sweep.store import Store
 
 ALL = ["learning_curves", "kshot_curve", "intervention_heatmap", "calibration"]
 
@@ -295,32 +299,41 @@ def test_a_run_without_a_world_model_has_no_calibration_and_an_empty_directory_n
 
 
 def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -> None:
-    path = tmp_path / "progress.jsonl"
-    lines = [json.dumps({"throughput/env_steps": steps, "principal/return": steps / 10}) for steps in (10, 20, 30)]
-    path.write_text("\n".join([*lines, lines[0][:15]]))
-    assert read_progress(path)["principal/return"].tolist() == [1, 2, 3]
-    path.write_text("\n".join([lines[0], lines[1][:15], lines[2], ""]))
-    with pytest.raises(InputError, match=r"must be a JSON object, got .* in line 2"):
-        read_progress(path)
+    """Whoever reads it: a report, a run that is gone on with, a sweep."""
+    run = tmp_path / "runs" / "seed=0"
+    run.mkdir(parents=True)
+    path = run / "progress.jsonl"
+    readers = (
+        lambda: read_progress(path).to_dict("records"),
+        RunDirectory(run).read_progress,
+        lambda: read_milestones(Store(str(tmp_path)), run.name),
+    )
+    lines = [json.dumps({"throughput/env_steps": steps, "validation/x": steps / 10}) for steps in (10, 20, 30)]
+    for last in ("", lines[0][:15], lines[0]):  # a whole line has an end
+        path.write_text("\n".join([*lines, last]))
+        assert [[told["validation/x"] for told in read()] for read in readers] == [[1, 2, 3]] * 3
+    for damage in (lines[1][:15].encode(), b"[1]", b"", b"\xff"):
+        path.write_bytes(b"\n".join([lines[0].encode(), damage, lines[2].encode(), b""]))
+        said = re.escape(f"files of results must be whole, but {path} is damaged (line 2 is no JSON object: ")
+        for read in readers:
+            with pytest.raises(InputError, match=f"{said}.*: delete "):
+                read()
     path.write_text("")
     with pytest.raises(InputError, match="must count `throughput/env_steps`"):
         read_progress(path)
 
 
-def test_an_iteration_told_again_after_a_resume_counts_once(tmp_path: Path) -> None:
-    path = tmp_path / "progress.jsonl"
-    told = [(10, 1.0), (20, 2.0), (20, 5.0), (30, 3.0)]
-    path.write_text("".join(json.dumps({"throughput/env_steps": s, "principal/return": r}) + "\n" for s, r in told))
-    assert read_progress(path)["principal/return"].tolist() == [1, 5, 3]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("rows.parquet", b"no parquet", "must be a readable Parquet file"),
+        (
+            "rows.parquet",
+            b"no parquet",
+            "files of results must be whole, but .*rows.parquet is damaged .*: delete it, and",
+        ),
         ("provenance.json", b"{", "must be JSON"),
         ("config.yaml", b"a: [", "must be YAML"),
-        ("progress.jsonl", b"\xff\n", "must be a readable text file"),
+        ("progress.jsonl", b"\xff\n", "is damaged .line 1 is no JSON object: .*: delete that line"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(name: str, content: bytes, said: str, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_broken_principal_is_refused(tmp_path: Path, name: str, content: bytes |
 def test_broken_progress_is_one_sentence(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", tiny())
     run.progress.write_text('{"iteration": 1}\n{"itera\n{"iteration": 3}\n', encoding="utf-8")
-    with pytest.raises(InputError, match="one JSON object per line"):
+    with pytest.raises(InputError, match=r"is damaged \(line 2 is no JSON object: .*\): delete that line"):
         run.read_progress()
 
 

@@ -12,6 +12,7 @@ import yaml
 from sweep_folders import METHODS, Effects, write_sweep
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import load_experiment
 from mermaide_ray.report.answer import answer
 from mermaide_ray.report.score_tables import score_tables
 from mermaide_ray.report.study import read_study
@@ -26,7 +27,7 @@ def write_run(folder: Path, seed: int = 0, name: str = "mermaide", task_seed: in
     rows = rows[(rows["seed"] == seed) | (rows["method"] != name)]
     rows.to_parquet(folder / "rows.parquet")
     config = {"name": name, "seed": seed, "training": {"meta_lr": 0.002}, "evaluation": {"k": [0, 1]}, **settings}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "provenance.json").write_text(json.dumps({"commit": "abc", "command": ["mermaide", "train"]}))
     return folder
 
@@ -91,8 +92,84 @@ def test_sweeps_with_and_without_a_searched_setting_are_laid_side_by_side(tmp_pa
     searched = write_sweep(tmp_path / "searched", search={"training.meta_lr": [0.001, 0.01]}, **QUICK)
     plain = write_sweep(tmp_path / "plain", {"maml": Effects()}, **QUICK)
     study = read_study([searched, plain])
-    assert set(study.settings["training.meta_lr"]) == {0.001, 0.01, None}
+    assert set(study.settings["training.meta_lr"]) == {0.001, 0.01, 0.002}  # the last by default
     assert set(study.methods) >= {"mermaide", "rl2", "maml", "first_n", "oracle"}
+
+
+def later(folder: Path, **changes: Any) -> Path:
+    """A sweep whose training seeds are others than those of `write_sweep`, and whose file has changes."""
+    write_sweep(folder, seeds=3, **QUICK)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(seed=rows["seed"] + 3 * rows["method"].isin(METHODS)).to_parquet(folder / "rows.parquet")
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "seeds": [3, 4, 5], **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, []),
+        ({"training": {"env_steps": 10_000_000}}, []),  # by default
+        ({"env_runners": {"num_env_runners": 2}, "evaluation": {"tasks": 20, "episodes": 4, "every": 0.5}}, []),
+        ({"training": {"env_steps": 1000}}, ["training.env_steps"]),
+        ({"agents": {"seed": 7}}, ["agents.seed"]),
+    ],
+)
+def test_sweeps_that_trained_with_other_settings_are_told_apart(
+    settings: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    horizon = {"environment": {"horizon": 100}}
+    folders = [write_sweep(tmp_path / "one", seeds=3, **QUICK), later(tmp_path / "two", settings=horizon | settings)]
+    study = read_study(folders)
+    assert (study.dimensions, study.notes) == (told, ())
+    seeds = [study.cells.seeds(cell) for cell in study.cells_of("mermaide", 1, ["test"])]
+    assert seeds == ([[0, 1, 2], [3, 4, 5]] if told else [[0, 1, 2, 3, 4, 5]])
+    # Rules know only the game.
+    assert len(study.cells_of("first_n", 0, ["test"])) == 1 + (told == ["agents.seed"])
+
+
+def test_a_run_that_was_trained_otherwise_is_no_seed_of_a_sweep(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", {"mermaide": METHODS["mermaide"]}, seeds=3, **QUICK)
+    trained = load_experiment(preset="mermaide").to_dict()
+    del trained["name"], trained["seed"]
+    other = trained | {"training": trained["training"] | {"env_steps": 1000}}
+    alike, apart = write_run(tmp_path / "alike", 3, **trained), write_run(tmp_path / "apart", 3, **other)
+    assert read_study([sweep, alike]).dimensions == []
+    study = read_study([sweep, apart])
+    assert list(study.settings.index) == ["env_steps=1e+07", "env_steps=1000"]
+    # What another method is trained with is its own matter.
+    stock = write_run(tmp_path / "stock", name="stock_ppo_lstm", **other)
+    assert read_study([sweep, stock]).dimensions == []
+
+
+def test_runs_that_plan_are_no_seeds_of_those_that_do_not(tmp_path: Path) -> None:
+    planned, unplanned = (
+        write_run(tmp_path / str(planning), seed, evaluation={"k": [0, 1], "planning": planning})
+        for seed, planning in enumerate((True, False))
+    )
+    assert read_study([planned, unplanned]).dimensions == ["evaluation.planning"]
+
+
+def test_conditions_of_one_name_that_are_different_ones_are_told_apart(tmp_path: Path) -> None:
+    one = write_sweep(tmp_path / "one", seeds=3, **QUICK)
+    split = {name: {"split": name} for name in ("validation", "test")}
+    same = later(tmp_path / "same", conditions=split | {"test": {"settings": {"evaluation": {"planning": False}}}})
+    assert read_study([one, same]).notes == ()
+    other = later(tmp_path / "other", conditions=split | {"test": {"settings": {"evaluation": {"planning": True}}}})
+    study = read_study([one, other])
+    assert list(study.settings.index) == ["folder=one", "folder=other"]
+    assert study.notes[0] == (
+        "Folders score mermaide in different conditions called test (evaluation.planning): "
+        "they are told apart by their folders."
+    )
+
+
+def test_a_report_imports_no_families_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = {"agents": {"families": {"my_lab.agents:Mine": {"weight": 1}}}}
+    folders = [later(tmp_path / str(steps), settings=family | {"training": {"env_steps": steps}}) for steps in (1, 2)]
+    assert read_study(folders).dimensions == ["training.env_steps"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path: Path) -> None:
@@ -113,6 +190,31 @@ def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path
     assert "1 of 5 training runs failed" in told
     assert "1 of 5 training runs were stopped, or have not come to their end" in told
     assert "3 of 8 planned training runs have not begun" in told
+
+
+@pytest.mark.parametrize("done", [4, 3, 2])
+def test_a_sweep_that_goes_on_with_more_seeds_is_reported_as_far_as_it_is(done: int, tmp_path: Path) -> None:
+    """Its tables are of two seeds; two more are planned and begun."""
+    whole = write_sweep(tmp_path / "whole", {"mermaide": Effects()}, seeds=4, **QUICK)
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects()}, seeds=2, **QUICK)
+    (folder / "sweep.yaml").write_text((whole / "sweep.yaml").read_text())
+    rows = pd.read_parquet(whole / "rows.parquet")
+    for seed in range(4):
+        run = folder / "runs" / f"method=mermaide,seed={seed}"
+        run.mkdir(parents=True)
+        status = {"trial": "method=mermaide", "method": "mermaide", "seed": seed, "status": "unfinished"}
+        if seed < done:
+            rows[(rows["method"] == "mermaide") & (rows["seed"] == seed)].to_parquet(run / "rows.parquet")
+            status["status"] = "done"
+        (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    study = read_study([folder])
+    [cell] = study.cells_of("mermaide", 1, ["test"])
+    assert study.cells.seeds(cell) == list(range(done))
+    assert study.cells_of("first_n", 0, ["test"])
+    told, *left = study.notes
+    assert f"this report covers the {done} training runs that are finished, of 4 planned." in told
+    unfinished = f"sweep: {4 - done} of 4 training runs were stopped, or have not come to their end"
+    assert [note.partition(";")[0] for note in left] == [unfinished] * (done < 4)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +284,17 @@ def test_a_horizon_is_found_where_it_stands(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         ({}, "a report needs rows.parquet .* or sweep.yaml .*, got neither in"),
-        ({"progress.jsonl": b"{}"}, r"the run is not finished \(mermaide train --resume"),
+        (
+            {"config.yaml": b"seed: 1", "progress.jsonl": b"{}"},
+            r"got neither in .*, the folder of a run without a checkpoint \(unless .* mermaide train --resume",
+        ),
+        (
+            {"config.yaml": b"seed: 1", "provenance.json": b'{"trained_by": "mermaide stock-ppo"}'},
+            r"an unfinished run of mermaide stock-ppo, .* delete it and run mermaide stock-ppo again\)$",
+        ),
         ({"sweep.yaml": b"question: Why?"}, "a report needs at least one finished trial, got none yet in"),
         ({"sweep.yaml": b"- 1"}, "must be a mapping of sections, got a list"),
-        ({"rows.parquet": b"none"}, "rows.parquet must be a readable Parquet file"),
+        ({"rows.parquet": b"none"}, "rows.parquet is damaged .*: delete it, and go on with its run"),
     ],
 )
 def test_what_is_no_report_to_be_is_refused_in_a_sentence(

@@ -11,36 +11,25 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from mermaide_ray.config_file import read_yaml
+from mermaide_ray.disk import damaged, whole_records
 from mermaide_ray.errors import InputError
 
 STEPS = "throughput/env_steps"
 
 
 def read_progress(path: Path) -> pd.DataFrame:
-    """A row per iteration of progress.jsonl, sorted by environment steps.
-
-    A last line cut short is left out: the run is still writing, or was killed. Where a resumed run wrote an iteration
-    again, the later line holds.
+    """A row per iteration of progress.jsonl, as far as it is written.
 
     Raises:
-        InputError: Another line is no JSON object, or none counts environment steps.
+        InputError: A line is no JSON object, or none counts environment steps.
     """
-    lines = _text(path).splitlines(keepends=True)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if not isinstance(record, dict):
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise InputError(f"every line of {path} must be a JSON object, got {line[:40].strip()!r} in line {number}")
-        records.append(record)
-    frame = pd.DataFrame(records)
+    try:
+        frame = pd.DataFrame(whole_records(_content(path)))
+    except ValueError as error:
+        raise damaged(path, error, "delete that line") from None
     if STEPS not in frame:
         raise InputError(f"{path} must count `{STEPS}` in its lines, got {sorted(frame.columns) or 'no lines'}")
-    return frame.drop_duplicates(STEPS, keep="last").sort_values(STEPS, ignore_index=True)
+    return frame
 
 
 def read_rows(
@@ -78,7 +67,7 @@ def read_rows(
             return frame[wanted] if len(frame) else None
     # pyarrow raises its own errors, OSError and ValueError among their bases, for every kind of damage.
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} must be a readable Parquet file, got: {' '.join(str(error).split())}") from None
+        raise damaged(path, error, "delete it, and go on with its run or sweep, which writes it again") from None
     raise InputError(f"{path} must have the columns {', '.join(columns)}, got none named {', '.join(missing)}")
 
 
@@ -92,14 +81,14 @@ def read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        told = json.loads(_content(path))
+    except ValueError as error:
         raise InputError(f"{path} must be JSON, got: {error}") from None
     return told if isinstance(told, dict) else {}
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be a readable text file, got: {error}") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} must be a readable file ({error.strerror})") from None

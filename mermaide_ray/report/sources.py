@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, load_preset, overlaid, varied
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
-from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.names import SCORE, is_trained
+from mermaide_ray.storage import completed, what_is
 from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, typed, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -29,6 +32,7 @@ MEASURES = tuple(metric.key for metric in ROW_METRICS)
 PARAM = "param."
 # What a member of a population is called, beside the settings that it ended with.
 MEMBER = "member"
+TRIAL = ("trial", "method", "seed", "status")
 LABELS = ("method", "split", "condition", "family", "trial")
 
 
@@ -44,7 +48,8 @@ class Source:
         provenance: provenance.json.
         is_sweep: Whether it is a sweep's folder.
         trials: A row per trial x seed of a sweep; None where it has not been written.
-        configs: Method -> settings of a plain run and of the baselines beside it.
+        configs: Method -> all settings of a plain run, of the baselines beside it, or of a sweep (in the first of its
+            settings); of what another version wrote only what it tells.
         notes: Sentences on what is missing.
     """
 
@@ -62,6 +67,15 @@ class Source:
         """What the report calls the folder."""
         return self.folder.resolve().name
 
+    def scored_with(self, method: str, condition: str) -> dict[str, Any]:
+        """The settings with which a method was scored in a condition, and whose agents."""
+        conditions = self.document.get("conditions") if self.is_sweep else None
+        told = conditions.get(condition) if isinstance(conditions, Mapping) else None
+        own = self.configs.get(method, {})
+        if not isinstance(told, Mapping):
+            return own | {"split": condition}
+        return _resolved(overlaid(own, told.get("settings") or {})) | {"split": told.get("split", "test")}
+
 
 def read_source(folder: Path) -> Source:
     """Reads a sweep's or a run's folder.
@@ -77,16 +91,14 @@ def read_source(folder: Path) -> Source:
 def _read_run(folder: Path) -> Source:
     rows = _rows(folder / "rows.parquet")
     if rows is None:
-        unfinished = (folder / "progress.jsonl").is_file()
-        hint = f": the run is not finished (mermaide train --resume {folder})" if unfinished else ""
         raise InputError(
-            f"a report needs rows.parquet (a run's) or sweep.yaml (a sweep's), got neither in {folder}{hint}"
+            f"a report needs rows.parquet (a run's) or sweep.yaml (a sweep's), got neither in {folder}{what_is(folder)}"
         )
     configs = {}
     for run in (folder, *sorted(folder.glob("baselines/*/"))):
         config = read_settings(run / "config.yaml")
         if config:
-            configs[str(config.get("name", run.name))] = config
+            configs[str(config.get("name", run.name))] = _resolved(config)
     settings = read_settings(folder / "config.yaml")
     return Source(folder, rows, settings, read_record(folder / "provenance.json"), is_sweep=False, configs=configs)
 
@@ -95,19 +107,66 @@ def _read_sweep(folder: Path) -> Source:
     settings = read_settings(folder / SWEEP_FILE)
     rows, notes = _rows(folder / "rows.parquet", members=_breeds(settings)), []
     planned = planned_runs(settings, str(folder / SWEEP_FILE))
-    if rows is None:
+    trials = read_rows(folder / "trials.parquet", TRIAL, optional=lambda _: True)
+    begun = _on_record(folder)
+    # Given more seeds or samples, a sweep writes its tables again when it has ended.
+    has_gone_on = trials is not None and _counts(begun) > _counts(trials)
+    if rows is None or has_gone_on:
         parts = [part for run in sorted(folder.glob("runs/*/")) if (part := _rows_of_trial(run, settings)) is not None]
         if not parts:
             raise InputError(f"a report needs at least one finished trial, got none yet in {folder}")
+        covers = f"this report covers the {len(parts)} training runs that are finished"
+        covers += f", of {planned} planned" if planned else ""
+        if rows is None:
+            notes.append(f"{folder.name}: the sweep has not ended (no rows.parquet); {covers}, and no fixed rules.")
+        else:
+            parts.append(rows[~rows["method"].map(is_trained).astype(bool)])
+            notes.append(
+                f"{folder.name}: the sweep has gone on since its tables were written, and has not ended; {covers}. "
+                "Fixed rules, training curves, calibration and interventions over time are as in these tables."
+            )
         rows = _categories(pd.concat(parts, ignore_index=True))
-        notes.append(
-            f"{folder.name}: the sweep has not ended (no rows.parquet); this report covers the {len(parts)} training "
-            f"runs that are finished{f', of {planned} planned' if planned else ''}, and no fixed rules."
-        )
-    trials = read_rows(folder / "trials.parquet", ["trial", "method", "seed", "status"], optional=lambda _: True)
+        trials = begun if len(begun) else trials
     notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
-    return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
+    configs = _configs(settings, str(folder / SWEEP_FILE), rows)
+    return Source(folder, rows, settings, provenance, True, trials, configs, tuple(notes))
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, with their defaults; as they stand if this version can't read them.
+
+    Their families are not checked: those of one's own would be imported, and a report runs nobody's code.
+    """
+    try:
+        return Experiment.model_validate(completed(dict(settings))).to_dict()
+    except ValidationError:
+        return dict(settings)
+
+
+def _configs(sweep: Mapping[str, Any], where: str, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Method -> settings of a sweep."""
+    try:
+        plan = Plan(validate_sweep(sweep, where), where)
+        shared = Experiment.model_validate(plan.given(plan.some_values, where))
+        methods = [load_preset(method, where) for method in plan.sweep.methods]
+        every = [_resolved(varied(shared, method)) for method in methods] or [shared.to_dict()]
+        return {str(settings["name"]): settings for settings in every}
+    except (InputError, ValidationError):
+        told = sweep.get("settings")
+        trained = filter(is_trained, map(str, pd.unique(rows["method"])))
+        return {method: dict(told) for method in trained} if isinstance(told, Mapping) else {}
+
+
+def _on_record(folder: Path) -> pd.DataFrame:
+    """What is on record of each training run that was begun, in columns of trials.parquet."""
+    records = [record for run in sorted(folder.glob("runs/*/")) if (record := read_record(run / "status.json"))]
+    return pd.DataFrame(records, columns=[*TRIAL, "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources"])
+
+
+def _counts(trials: pd.DataFrame) -> tuple[int, int]:
+    """Training runs that are done, and all that are told of."""
+    return int((trials["status"].astype(str) == DONE).sum()), len(trials)
 
 
 def _breeds(sweep: Mapping[str, Any]) -> bool:

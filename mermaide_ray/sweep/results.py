@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from mermaide_ray.disk import whole_records
 from mermaide_ray.sweep.file import SETTING, typed
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.status import RunStatus, read_status, read_statuses, undamaged
@@ -121,11 +121,11 @@ def _profiles(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
 
 
 def _told(store: Store, run: str) -> list[dict[str, float]]:
-    """A run's metrics by iteration. The last line may be half-written."""
+    """A run's metrics by iteration, as far as they are written."""
     name = f"runs/{run}/progress.jsonl"
     content = store.read(name)
     with undamaged(store, name):
-        return [json.loads(line) for line in (content or b"").decode().split("\n")[:-1]]
+        return whole_records(content or b"")
 
 
 def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:

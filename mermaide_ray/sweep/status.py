@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from mermaide_ray.errors import InputError
+from mermaide_ray.disk import damaged
 from mermaide_ray.sweep.file import DONE, STOPPED, UNFINISHED
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
 from mermaide_ray.sweep.store import Store
@@ -128,7 +128,5 @@ def undamaged(store: Store, name: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, TypeError, AttributeError) as error:  # JSON's and Arrow's errors are ValueErrors
         whole = name.rpartition("/")[0] if name.startswith("runs/") else name
-        raise InputError(
-            f"a sweep's files must be whole, but {store.uri(name)} is damaged ({str(error).splitlines()[0]}): delete "
-            f"{store.uri(whole)}, and the same command makes it again"
-        ) from None
+        remedy = f"delete {store.uri(whole)}, and the same command makes it again"
+        raise damaged(store.uri(name), error, remedy) from None
