@@ -426,13 +426,17 @@ def variant(experiment: Experiment, preset: str, where: str = "--preset") -> Exp
         where: Who named it, for error messages.
     """
     layers = [("the experiment", experiment.to_dict()), (f"preset {preset}", load_preset(preset, where))]
-    settings = overlaid(layers[0][1], layers[1][1])
+    return _validated(varied(experiment, layers[1][1]), layers)
+
+
+def varied(experiment: Experiment, method: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `variant`, of which the families are still to be checked, from those of a preset."""
+    settings = overlaid(experiment.to_dict(), method)
     mine, theirs = experiment.meta_learning, settings["meta_learning"]
     # Support episodes are of use only to a method that adapts or remembers.
     support = max(1, mine.adaptation_episodes) if theirs["adaptation_episodes"] else 0
     query = max(1, mine.adaptation_episodes + mine.query_episodes - support)
-    episodes = {"meta_learning": {"adaptation_episodes": support, "query_episodes": query}}
-    return _validated(merge(settings, episodes), layers)
+    return merge(settings, {"meta_learning": {"adaptation_episodes": support, "query_episodes": query}})
 
 
 def elsewhere(trained: Experiment, overrides: Mapping[str, Any]) -> Experiment:

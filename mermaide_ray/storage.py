@@ -136,7 +136,7 @@ class RunDirectory:
 
     def experiment(self) -> Experiment:
         """The settings that the run was started with."""
-        return validate(_completed(read_yaml(self.config)), where=str(self.config))
+        return validate(completed(read_yaml(self.config)), where=str(self.config))
 
     @contextmanager
     def alone(self, wait: bool = False) -> Iterator[None]:
@@ -332,10 +332,10 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"a principal must be a complete safetensors file, got {folder} ({error})") from None
     if not isinstance(about.get("experiment"), dict):
         raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
-    return validate(_completed(about["experiment"]), where=str(folder / "principal.json")), state
+    return validate(completed(about["experiment"]), where=str(folder / "principal.json")), state
 
 
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were meant: before there were these two, nothing had a model of learners."""
     return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
 

@@ -12,6 +12,7 @@ import yaml
 from sweep_folders import METHODS, Effects, write_sweep
 
 from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import load_experiment
 from mermaide_ray.report.answer import answer
 from mermaide_ray.report.score_tables import score_tables
 from mermaide_ray.report.study import read_study
@@ -26,7 +27,7 @@ def write_run(folder: Path, seed: int = 0, name: str = "mermaide", task_seed: in
     rows = rows[(rows["seed"] == seed) | (rows["method"] != name)]
     rows.to_parquet(folder / "rows.parquet")
     config = {"name": name, "seed": seed, "training": {"meta_lr": 0.002}, "evaluation": {"k": [0, 1]}, **settings}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "provenance.json").write_text(json.dumps({"commit": "abc", "command": ["mermaide", "train"]}))
     return folder
 
@@ -91,8 +92,84 @@ def test_sweeps_with_and_without_a_searched_setting_are_laid_side_by_side(tmp_pa
     searched = write_sweep(tmp_path / "searched", search={"training.meta_lr": [0.001, 0.01]}, **QUICK)
     plain = write_sweep(tmp_path / "plain", {"maml": Effects()}, **QUICK)
     study = read_study([searched, plain])
-    assert set(study.settings["training.meta_lr"]) == {0.001, 0.01, None}
+    assert set(study.settings["training.meta_lr"]) == {0.001, 0.01, 0.002}  # the last by default
     assert set(study.methods) >= {"mermaide", "rl2", "maml", "first_n", "oracle"}
+
+
+def later(folder: Path, **changes: Any) -> Path:
+    """A sweep whose training seeds are others than those of `write_sweep`, and whose file has changes."""
+    write_sweep(folder, seeds=3, **QUICK)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(seed=rows["seed"] + 3 * rows["method"].isin(METHODS)).to_parquet(folder / "rows.parquet")
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "seeds": [3, 4, 5], **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, []),
+        ({"training": {"env_steps": 10_000_000}}, []),  # by default
+        ({"env_runners": {"num_env_runners": 2}, "evaluation": {"tasks": 20, "episodes": 4, "every": 0.5}}, []),
+        ({"training": {"env_steps": 1000}}, ["training.env_steps"]),
+        ({"agents": {"seed": 7}}, ["agents.seed"]),
+    ],
+)
+def test_sweeps_that_trained_with_other_settings_are_told_apart(
+    settings: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    horizon = {"environment": {"horizon": 100}}
+    folders = [write_sweep(tmp_path / "one", seeds=3, **QUICK), later(tmp_path / "two", settings=horizon | settings)]
+    study = read_study(folders)
+    assert (study.dimensions, study.notes) == (told, ())
+    seeds = [study.cells.seeds(cell) for cell in study.cells_of("mermaide", 1, ["test"])]
+    assert seeds == ([[0, 1, 2], [3, 4, 5]] if told else [[0, 1, 2, 3, 4, 5]])
+    # Rules know only the game.
+    assert len(study.cells_of("first_n", 0, ["test"])) == 1 + (told == ["agents.seed"])
+
+
+def test_a_run_that_was_trained_otherwise_is_no_seed_of_a_sweep(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", {"mermaide": METHODS["mermaide"]}, seeds=3, **QUICK)
+    trained = load_experiment(preset="mermaide").to_dict()
+    del trained["name"], trained["seed"]
+    other = trained | {"training": trained["training"] | {"env_steps": 1000}}
+    alike, apart = write_run(tmp_path / "alike", 3, **trained), write_run(tmp_path / "apart", 3, **other)
+    assert read_study([sweep, alike]).dimensions == []
+    study = read_study([sweep, apart])
+    assert list(study.settings.index) == ["env_steps=1e+07", "env_steps=1000"]
+    # What another method is trained with is its own matter.
+    stock = write_run(tmp_path / "stock", name="stock_ppo_lstm", **other)
+    assert read_study([sweep, stock]).dimensions == []
+
+
+def test_runs_that_plan_are_no_seeds_of_those_that_do_not(tmp_path: Path) -> None:
+    planned, unplanned = (
+        write_run(tmp_path / str(planning), seed, evaluation={"k": [0, 1], "planning": planning})
+        for seed, planning in enumerate((True, False))
+    )
+    assert read_study([planned, unplanned]).dimensions == ["evaluation.planning"]
+
+
+def test_conditions_of_one_name_that_are_different_ones_are_told_apart(tmp_path: Path) -> None:
+    one = write_sweep(tmp_path / "one", seeds=3, **QUICK)
+    split = {name: {"split": name} for name in ("validation", "test")}
+    same = later(tmp_path / "same", conditions=split | {"test": {"settings": {"evaluation": {"planning": False}}}})
+    assert read_study([one, same]).notes == ()
+    other = later(tmp_path / "other", conditions=split | {"test": {"settings": {"evaluation": {"planning": True}}}})
+    study = read_study([one, other])
+    assert list(study.settings.index) == ["folder=one", "folder=other"]
+    assert study.notes[0] == (
+        "Folders score mermaide in different conditions called test (evaluation.planning): "
+        "they are told apart by their folders."
+    )
+
+
+def test_a_report_imports_no_families_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = {"agents": {"families": {"my_lab.agents:Mine": {"weight": 1}}}}
+    folders = [later(tmp_path / str(steps), settings=family | {"training": {"env_steps": steps}}) for steps in (1, 2)]
+    assert read_study(folders).dimensions == ["training.env_steps"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sweep_that_is_still_running_is_reported_with_what_is_missing(tmp_path: Path) -> None:

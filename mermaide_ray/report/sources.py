@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from mermaide_ray.config_file import one_line
 from mermaide_ray.errors import InputError
+from mermaide_ray.experiment import Experiment, load_preset, overlaid, varied
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE, is_trained
-from mermaide_ray.storage import what_is
+from mermaide_ray.storage import completed, what_is
 from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
@@ -46,7 +48,8 @@ class Source:
         provenance: provenance.json.
         is_sweep: Whether it is a sweep's folder.
         trials: A row per trial x seed of a sweep; None where it has not been written.
-        configs: Method -> settings of a plain run and of the baselines beside it.
+        configs: Method -> all settings of a plain run, of the baselines beside it, or of a sweep (in the first of its
+            settings); of what another version wrote only what it tells.
         notes: Sentences on what is missing.
     """
 
@@ -63,6 +66,17 @@ class Source:
     def name(self) -> str:
         """What the report calls the folder."""
         return self.folder.resolve().name
+
+    def scored_with(self, method: str, condition: str) -> dict[str, Any]:
+        """The settings with which a method was scored in a condition, and whose agents."""
+        conditions = self.document.get("conditions") if self.is_sweep else None
+        told = conditions.get(condition) if isinstance(conditions, Mapping) else None
+        own = self.configs.get(method, {})
+        if not isinstance(told, Mapping):
+            return own | {"split": condition}
+        laid_over = told.get("settings")
+        own = overlaid(own, laid_over) if isinstance(laid_over, Mapping) else own
+        return own | {"split": told.get("split", "test")}
 
 
 def read_source(folder: Path) -> Source:
@@ -86,7 +100,7 @@ def _read_run(folder: Path) -> Source:
     for run in (folder, *sorted(folder.glob("baselines/*/"))):
         config = read_settings(run / "config.yaml")
         if config:
-            configs[str(config.get("name", run.name))] = config
+            configs[str(config.get("name", run.name))] = _resolved(config)
     settings = read_settings(folder / "config.yaml")
     return Source(folder, rows, settings, read_record(folder / "provenance.json"), is_sweep=False, configs=configs)
 
@@ -117,7 +131,33 @@ def _read_sweep(folder: Path) -> Source:
         trials = begun if len(begun) else trials
     notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
-    return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, notes=tuple(notes))
+    configs = _configs(settings, str(folder / SWEEP_FILE), rows)
+    return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, configs=configs, notes=tuple(notes))
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, with their defaults; as they stand if this version can't read them.
+
+    Their families are not checked: those of one's own would be imported, and a report runs nobody's code.
+    """
+    try:
+        return Experiment.model_validate(completed(dict(settings))).to_dict()
+    except ValidationError:
+        return dict(settings)
+
+
+def _configs(sweep: Mapping[str, Any], where: str, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Method -> settings of a sweep."""
+    try:
+        plan = Plan(validate_sweep(sweep, where), where)
+        shared = Experiment.model_validate(plan.given(plan.some_values, where))
+        methods = [load_preset(method, where) for method in plan.sweep.methods]
+        every = [_resolved(varied(shared, method)) for method in methods] or [shared.to_dict()]
+        return {str(settings["name"]): settings for settings in every}
+    except (InputError, ValidationError):
+        told = sweep.get("settings")
+        trained = filter(is_trained, map(str, pd.unique(rows["method"])))
+        return {method: dict(told) for method in trained} if isinstance(told, Mapping) else {}
 
 
 def _on_record(folder: Path) -> pd.DataFrame:

@@ -20,8 +20,9 @@ from mermaide_ray.sweep.file import SETTING, SWEEP_FILE, Claim, read_claim
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"
-# In a plain run's config.yaml: what is no setting of the method or its game.
-NO_SETTINGS = ("name", "seed", "env_runners", "evaluation")
+# What is no setting of the method or its game: names, who did the work, how often and on how many tasks it is scored.
+NO_SETTINGS = ("name", "seed", "env_runners")
+_SCORING = tuple(f"evaluation.{key}" for key in ("k", "tasks", "episodes", "every", "validation_tasks"))
 _GAME = ("environment.", "agents.")
 
 
@@ -162,7 +163,7 @@ def read_study(folders: Sequence[Path]) -> Study:
     paths = list(dict.fromkeys(folder.resolve() for folder in folders))
     sources = tuple(read_source(folder) for folder in paths)
     notes = [note for source in sources for note in source.notes]
-    frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(_with_run_settings(sources))]
+    frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(_with_settings(sources))]
     frames, told = _told_apart(sources, frames)
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
@@ -211,60 +212,92 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: number(value) if isinstance(value, int | float) else one_line(value)
         for key, value in flat(kept, whole=("families",))
+        if key not in _SCORING
     }
 
 
-def _with_run_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
-    """Rows with a setting.* column for all that tells runs apart.
+def _searched(source: Source) -> list[str]:
+    return [str(column).removeprefix(SETTING) for column in source.rows.columns if str(column).startswith(SETTING)]
 
-    That is what a sweep searched, in what plain runs of one method differ, and in what games any plain runs differ:
-    methods differ in all else by what they are.
+
+def _less(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Settings but for those at, below or above some keys: a search may vary a section, or a part of a mixture."""
+    dotted = [f"{key}." for key in keys]
+    return {
+        key: value
+        for key, value in settings.items()
+        if not any(f"{key}.".startswith(other) or other.startswith(f"{key}.") for other in dotted)
+    }
+
+
+def _fixed(source: Source) -> dict[str, dict[str, Any]]:
+    """Method -> what may tell its runs from those of another folder, but for what a sweep searched."""
+    return {method: _less(_flat(settings), _searched(source)) for method, settings in source.configs.items()}
+
+
+def _differing(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that have several values, among those who tell them."""
+    keys = dict.fromkeys(key for one in every for key in one)
+    return [key for key in keys if len({one[key] for one in every if key in one}) > 1]
+
+
+def _with_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
+    """Rows with a setting.* column for all that tells folders apart.
+
+    That is what a sweep searched, in what folders differ that trained the same method, and in what games any of them
+    differ: methods differ in all else by what they are.
     """
-    runs = [source for source in sources if not source.is_sweep and source.configs]
-    told_by = {id(source): {name: _flat(config) for name, config in source.configs.items()} for source in runs}
-    differing: list[str] = []
-    for method in dict.fromkeys(name for source in runs for name in source.configs):
-        told = [told_by[id(source)][method] for source in runs if method in source.configs]
-        for key in dict.fromkeys(key for one in told for key in one):
-            if len({one.get(key) for one in told}) > 1 and key not in differing:
-                differing.append(key)
-    every = [one for of_run in told_by.values() for one in of_run.values()]
-    for key in dict.fromkeys(key for one in every for key in one if key.startswith(_GAME)):
-        if len({one[key] for one in every if key in one}) > 1 and key not in differing:
-            differing.append(key)
-    searched = [c.removeprefix(SETTING) for source in sources for c in source.rows.columns if c.startswith(SETTING)]
+    told = [_fixed(source) for source in sources]
+    methods = dict.fromkeys(method for of_source in told for method in of_source)
+    differing = [key for method in methods for key in _differing([one[method] for one in told if method in one])]
+    differing += [key for key in _differing([one for of in told for one in of.values()]) if key.startswith(_GAME)]
+    searched = [key for source in sources for key in _searched(source)]
     frames = []
-    for source in sources:
-        missing = [key for key in dict.fromkeys([*differing, *searched]) if SETTING + key not in source.rows]
-        own = source.document.get("settings") if source.is_sweep else source.document
-        values = _flat(own) if isinstance(own, Mapping) else {}
-        frames.append(source.rows.assign(**{SETTING + key: values.get(key) for key in missing}))
+    for source, fixed in zip(sources, told, strict=True):
+        played = next(iter(fixed.values()), {})
+        rows, own = source.rows["method"].astype("category").cat, _searched(source)
+        columns = {}
+        for key in dict.fromkeys([*differing, *searched]):
+            if key not in own:
+                # A rule knows only the game.
+                game = played.get(key) if key.startswith(_GAME) else None
+                values = [fixed[name].get(key) if name in fixed else game for name in rows.categories]
+                columns[SETTING + key] = np.array(values, object)[rows.codes]
+        frames.append(source.rows.assign(**columns))
     return frames
 
 
 def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
-    """Drops rules that an earlier folder played too; a training run that is there twice gets its folder's name."""
+    """Drops rules that an earlier folder played too; rows get their folder's name where nothing else tells them apart.
+
+    That is where a training run is there twice, or conditions of one name are different ones.
+    """
     settings = [column for column in frames[0].columns if column.startswith(SETTING)]
     identity = ["method", *settings, "condition", "k", "seed"]
+    keys = [column.removeprefix(SETTING) for column in settings]
     seen: set[tuple[Any, ...]] = set()
-    kept, clash = [], False
-    for frame in frames:
+    scored: dict[tuple[Any, ...], dict[str, Any]] = {}
+    kept, notes = [], dict[str, None]()
+    for source, frame in zip(sources, frames, strict=True):
         group = frame.groupby(identity, sort=False, dropna=False, observed=True).ngroup()
         firsts = frame.loc[~group.duplicated(), identity].itertuples(index=False, name=None)
         known = [tuple(None if pd.isna(value) else value for value in line) for line in firsts]
         again = [place for place, line in enumerate(known) if line in seen]
-        clash |= any(is_trained(str(known[place][0])) for place in again)
+        if any(is_trained(str(known[place][0])) for place in again):
+            notes["Several folders hold the same method, settings and training seed"] = None
+        for method, *values, condition in dict.fromkeys(line[:-2] for line in known if is_trained(str(line[0]))):
+            own = _less(_flat(source.scored_with(str(method), str(condition))), keys)
+            if differing := _differing([scored.setdefault((method, *values, condition), own), own]):
+                notes[f"Folders score {method} in different conditions called {condition} ({differing[0]})"] = None
         seen.update(known)
         kept.append(frame[~group.isin(again)] if again else frame)
-    if not clash:
+    if not notes:
         return kept, []
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         names = [str(source.folder) for source in sources]
     frames = [frame.assign(**{SETTING + FOLDER: name}) for frame, name in zip(frames, names, strict=True)]
-    return frames, [
-        "Several folders hold the same method, settings and training seed: they are told apart by their folders."
-    ]
+    return frames, [f"{note}: they are told apart by their folders." for note in notes]
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -150,8 +150,23 @@ class Plan:
         Raises:
             InputError: It is no valid experiment.
         """
-        sweep, trial = self.sweep, self.name(values, method)
+        trial = self.name(values, method)
         where = f"{self.where}, trial {trial}" if trial else self.where
+        experiment = validate(self.given(values, where), where)
+        if method:
+            asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
+            for key in values:
+                before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
+                if before != after:
+                    raise InputError(
+                        f"`search` must vary what all methods leave open, but method {method} sets {key} to "
+                        f"{one_line(after)} ({where})"
+                    )
+        return Setting(trial, dict(values), experiment, method)
+
+    def given(self, values: Mapping[str, str], where: str) -> dict[str, Any]:
+        """What is given of the settings with these labels, to be validated and, with methods, to be varied."""
+        sweep = self.sweep
         # A method states all its switches; the settings beneath may be of a game that the default method can't play.
         preset = sweep.preset or ("mermaide" if sweep.methods else None)
         base = load_preset(preset, where) if preset else {}
@@ -164,17 +179,7 @@ class Plan:
             if all(isinstance(k, int) for k in flat):  # else validation says so
                 flat = sorted(set(flat))
             settings = merge(settings, {"evaluation": {"k": flat}})
-        experiment = validate(settings | {"seed": sweep.seeds[0]}, where)
-        if method:
-            asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
-            for key in values:
-                before, after = (_at(override_path(key), e.to_dict()) for e in (asked, experiment))
-                if before != after:
-                    raise InputError(
-                        f"`search` must vary what all methods leave open, but method {method} sets {key} to "
-                        f"{one_line(after)} ({where})"
-                    )
-        return Setting(trial, dict(values), experiment, method)
+        return settings | {"seed": sweep.seeds[0]}
 
     def name(self, values: Mapping[str, str], method: str | None = None) -> str:
         """The trial's name, without the seed."""
@@ -291,7 +296,12 @@ class Plan:
 
     def some_setting(self) -> Setting:
         """One of those that there may be, where they are found as the search goes."""
-        return self.setting({key: _end(dimension, 0) for key, dimension in self.dimensions.items()})
+        return self.setting(self.some_values)
+
+    @property
+    def some_values(self) -> Values:
+        """Labels of `some_setting`."""
+        return {key: _end(dimension, 0) for key, dimension in self.dimensions.items()}
 
 
 def trial_name(setting: str, seeds: Sequence[int]) -> str:
