@@ -15,7 +15,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.answer import CONTRADICTED, SUPPORTED, UNDECIDED, Answer, Contrast, answer, verdict_of
 from mermaide_ray.report.document import write_report
-from mermaide_ray.report.score_tables import best_settings, ranked_on
+from mermaide_ray.report.score_tables import best_settings, contrast_table, ranked_on
 from mermaide_ray.report.sources import MEASURES
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
@@ -300,6 +300,46 @@ def test_conditions_are_compared_within_the_main_method(tmp_path: Path) -> None:
     )
     assert found.contrasts[0].difference.value == pytest.approx(0.1, abs=0.05)
     assert "(K = 0)" in found.sentence
+
+
+@pytest.mark.parametrize("is_same_game", [True, False])
+def test_conditions_are_paired_by_training_seed_and_where_the_game_is_the_same_by_agent(
+    is_same_game: bool, tmp_path: Path
+) -> None:
+    """Training seeds lie far apart, but each loses the same where it does not plan."""
+    claim = {"compare": "condition", "value": "test", "against": ["unplanned"]}
+    methods = {"mermaide": Effects(seed_offsets={0: -0.4, 1: -0.2, 3: 0.2, 4: 0.4})}
+    conditions = ("validation", "test", "unplanned")
+    folder = write_sweep(tmp_path / "sweep", methods, answer=claim, conditions=conditions, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows = rows[rows["condition"] != "unplanned"]
+    less = rows[rows["condition"] == "test"].assign(condition="unplanned")
+    less["normalised_score"] -= 0.05
+    if not is_same_game:
+        less["never_return"] += 1
+    pd.concat([rows, less]).to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    found = answer(study)
+    [contrast] = found.contrasts
+    assert found.verdict == SUPPORTED
+    assert contrast.difference.value == pytest.approx(0.05, abs=1e-3)
+    assert (contrast.probability is not None) == is_same_game
+    assert contrast.difference.high - contrast.difference.low < (1e-5 if is_same_game else 0.02)
+    table = contrast_table(found)
+    assert table is not None
+    assert "paired by training seed, and by task where both sides met the same agents" in table.caption
+
+
+def test_conditions_are_compared_over_the_settings_that_both_have(tmp_path: Path) -> None:
+    key, claim = "training.meta_lr", {"compare": "condition", "value": "validation", "k": 0}
+    methods = {"mermaide": Effects(per_setting={key: -0.3})}
+    folder = write_sweep(tmp_path / "sweep", methods, {key: [0.001, 0.01]}, answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    lost = (rows[f"setting.{key}"] == 0.01) & (rows["condition"] == "test")
+    rows[~lost].to_parquet(folder / "rows.parquet")
+    [contrast] = answer(read_study([folder])).contrasts
+    assert contrast.num_settings == 1
+    assert contrast.difference.value == pytest.approx(0.1, abs=0.05)
 
 
 def test_what_is_no_method_is_compared_within_the_main_one_and_names_it(tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ def test_a_game_is_known_again_though_the_last_digits_of_its_returns_differ() ->
     assert Cells(pd.concat(frames)).same_tasks([Cell("a", "", "test", 0)], [Cell("b", "", "test", 0)])
 
 
+def test_conditions_may_have_their_agents_and_their_game_in_common() -> None:
+    scores = {0: [0.1, 0.2, 0.3], 1: [0.4, 0.5, 0.6]}
+    cell, others = ("m", "", "test", 0, scores), [("m", "", name, 0, scores) for name in ("unplanned", "dear", "new")]
+    unplanned, dear, new = map(rows, others)
+    frame = pd.concat([rows(cell), unplanned, dear.assign(never_return=5.0), new.assign(split="validation")])
+    cells, one = Cells(frame), Cell(*cell[:4])
+    assert [cells.same_tasks([one], [Cell(*other[:4])]) for other in others] == [True, False, False]
+    moved = cells.moved(cells.matrix(Cell(*others[0][:4])), "test")
+    assert moved.equals(cells.matrix(one))
+    # Older rows don't tell what would show another game.
+    assert not Cells(frame.drop(columns=["never_return", "oracle_return"])).same_tasks([one], [Cell(*others[0][:4])])
+
+
 LEFT_OUT = (
     "m: training seeds 1 lack a setting, a condition or a task that others have, "
     "and are left out of figures over several."

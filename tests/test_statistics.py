@@ -161,6 +161,19 @@ def test_agents_that_both_sides_met_are_drawn_for_both_at_once() -> None:
     assert shared.high - shared.low < partly.high - partly.low < alone.high - alone.low
 
 
+def test_principals_that_are_on_both_sides_are_drawn_for_both_at_once() -> None:
+    """The same training seeds with other agents, in any order: their own level falls out of the difference."""
+    x = crossed(7, seeds=8, tasks=60, seed_effect=5, task_effect=0.1)
+    y = crossed(8, seeds=8, tasks=40, seed_effect=0, task_effect=0.1) + x.mean(axis=1, keepdims=True) - 0.5
+    seeds = np.arange(8)
+    alone = unpaired_difference(x, y, seed=0, trim=0)
+    shared = unpaired_difference(x, y[::-1], seed=0, trim=0, seeds=(seeds, seeds[::-1]))
+    assert shared.value == pytest.approx(alone.value)
+    assert alone.low < 0 < shared.low < 0.5 < shared.high < 1 < alone.high
+    wrong = unpaired_difference(x, y[::-1], seed=0, trim=0, seeds=(seeds, seeds))
+    assert wrong.high - wrong.low > 3 * (shared.high - shared.low)
+
+
 def test_probability_of_improvement_by_hand() -> None:
     # Task 0: pairs (1 > 0), (1 < 2), (3 > 0), (3 > 2) = 3/4. Task 1: all ties = 1/2. Mean 5/8.
     found = probability_of_improvement([[1, 5], [3, 5]], [[0, 5], [2, 5]], seed=0)

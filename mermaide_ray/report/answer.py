@@ -150,9 +150,14 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
 
 
 def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int) -> Contrast:
+    """Paired by training seed and task where both sides met the same agents with the same luck.
+
+    Where they did not, agents that both met are drawn for both at once; so are training seeds where the sides are
+    conditions, which the same principals met. All else is drawn for each side alone.
+    """
     cells, shared = study.cells, _measured(study, one, other, conditions, measure)
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
-    trim = QUARTILE if measure == SCORE else 0.0
+    trim, are_conditions = QUARTILE if measure == SCORE else 0.0, list(conditions) == [ANYWHERE]
     x, y = cells.pooled_alike(mine, theirs, measure)
     if not (x.size and y.size):
         raise InputError(
@@ -163,6 +168,8 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
     settings = _num_settings(study, mine, measure)
     levels = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
     if cells.same_tasks(mine, theirs):
+        if are_conditions:
+            y = cells.moved(y, mine[0].condition)
         tasks = x.columns.intersection(y.columns)
         seeds = x.index.intersection(y.index)
         x, y = x[tasks], y[tasks]
@@ -177,7 +184,8 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
     if pairs:
         difference = paired_difference(*paired(x, y), seed=SEED, agents=agents[0], trim=trim)
     else:
-        difference = unpaired_difference(x, y, seed=SEED, agents=agents, trim=trim)
+        principals = (x.index, y.index) if are_conditions else None
+        difference = unpaired_difference(x, y, seed=SEED, agents=agents, seeds=principals, trim=trim)
     if runs := [name for name in x.index if isinstance(name, str)]:
         # Training runs of their own, and of those only what the other side has: levels are of what is compared.
         levels = cells.interval_of(x, trim), cells.interval_of(y, trim)
@@ -216,10 +224,11 @@ def _in_common(study: Study, mine: list[Cell], theirs: list[Cell]) -> tuple[list
     Where the sides are two values of one setting, they are matched by all other settings; if none match, all stand.
     """
     find, (one, *_), (other, *_) = study.cells.find, mine, theirs
-    conditions = dict.fromkeys(cell.condition for cell in mine)
+    # The same ones, unless these are what is compared.
+    here, there = (dict.fromkeys(cell.condition for cell in side) for side in (mine, theirs))
     found = [
-        (find(one.method, setting, condition, one.k), find(other.method, setting, condition, other.k))
-        for condition in conditions
+        (find(one.method, setting, condition, one.k), find(other.method, setting, elsewhere, other.k))
+        for condition, elsewhere in zip(here, there, strict=True)
         for setting in map(str, study.settings.index)
     ]
     pairs = [(a, b) for a, b in found if a is not None and b is not None and a in mine and b in theirs]

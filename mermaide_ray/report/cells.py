@@ -85,6 +85,7 @@ class Cells:
         self._matrices: dict[Hashable, pd.DataFrame] = {}
         self._intervals: dict[Hashable, Interval] = {}
         self._families, self._ids = categories["family"], int(task.max()) + 1
+        self._per_condition = self._ids * len(self._families)
         first = rows.drop_duplicates("condition").set_index("condition")["split"]
         self._splits = {name: str(first[name]) for name in categories["condition"]}
         self.left_out: dict[str, None] = {}
@@ -127,8 +128,14 @@ class Cells:
 
     def agents(self, tasks: Iterable[Any]) -> list[str]:
         """The agent of each column of a matrix, by split and task id: conditions of a split have theirs in common."""
-        splits, per_condition = list(self._splits.values()), self._ids * len(self._families)
-        return [f"{splits[task // per_condition]} {task % self._ids}" for task in tasks]
+        splits = list(self._splits.values())
+        return [f"{splits[task // self._per_condition]} {task % self._ids}" for task in tasks]
+
+    def moved(self, matrix: pd.DataFrame, condition: str) -> pd.DataFrame:
+        """The matrix of one condition, with the tasks that its agents are in another."""
+        first = list(self._splits).index(condition) * self._per_condition
+        agents = matrix.columns.to_numpy(np.int64) % self._per_condition
+        return matrix.set_axis(pd.Index(agents + first), axis="columns")
 
     def split(self, condition: str) -> str:
         """The split that a condition takes its agents from."""
@@ -290,14 +297,19 @@ class Cells:
         return self._values[measure]
 
     def _identify(self, cell: Cell) -> bytes:
-        """What tells one game from another: its tasks, and what never intervening and the oracle get out of each."""
+        """What tells one game from another: its agents, and what never intervening and the oracle get out of each.
+
+        Conditions may have it in common, such as those that differ in who plans. Where bounds are not told (in older
+        rows), each condition counts as a game of its own.
+        """
         chosen = self._slices[cell]
         first = slice(chosen.start, chosen.start + int((self._seeds[chosen] == self._seeds[chosen.start]).sum()))
-        found = [self._tasks[first].tobytes()]
-        for bound in ("never_return", "oracle_return"):
-            if bound in self._rows:
-                # Adding zero makes -0 a 0.
-                found.append(((self._column(bound)[first] + BESIDE).round(DIGITS) + 0).tobytes())
+        bounds = [bound for bound in ("never_return", "oracle_return") if bound in self._rows]
+        place = self._splits[cell.condition] if bounds else cell.condition
+        found = [place.encode(), (self._tasks[first] % self._per_condition).tobytes()]
+        for bound in bounds:
+            # Adding zero makes -0 a 0.
+            found.append(((self._column(bound)[first] + BESIDE).round(DIGITS) + 0).tobytes())
         return b"".join(found)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mermaide_ray.report.answer import Answer, Contrast, named_conditions
 from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.claim import ANYWHERE
 from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.names import FLOORS, SCORE, is_privileged, is_trained, label, measure_name
 from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
@@ -46,13 +47,15 @@ def contrast_table(answer: Answer) -> Table | None:
     contrasts = [*answer.contrasts, *answer.by_condition]
     rows = tuple(_contrast_line(contrast) for contrast in contrasts)
     measure = measure_name(answer.measure)
+    are_conditions = answer.contrasts[0].conditions == (ANYWHERE,)  # of the same principals, whatever agents they met
+    paired = "paired by training seed, and by task" if are_conditions else "paired by training seed and task"
     return Table(
         "comparison",
         f"{answer.name} against the others",
         ("other", "condition", "difference [95%]", "P(improvement) [95%]", "seeds × tasks"),
         rows[:MOST_LINES],
         text=2,
-        caption=f"Difference in {measure}, paired by training seed and task where both sides met the same agents: "
+        caption=f"Difference in {measure}, {paired} where both sides met the same agents: "
         "an interquartile mean of differences is not the difference of interquartile means. "
         "P(improvement): that it does better on a random task." + _cut(len(rows)),
         rules=frozenset({len(answer.contrasts)} if answer.by_condition else ()),

@@ -12,7 +12,7 @@ Precipice, NeurIPS 2021, arXiv 2108.13264.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,35 +215,34 @@ def unpaired_difference(
     *,
     seed: int,
     agents: tuple[ArrayLike, ArrayLike] | None = None,
+    seeds: tuple[ArrayLike, ArrayLike] | None = None,
     trim: float = QUARTILE,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """Aggregate of X minus aggregate of Y, for scores that can't be paired one by one, with a bootstrap interval.
 
-    The seeds of either side are drawn alone, and so are agents that only one side met; those that both met (in another
-    game, or with other training seeds) are drawn for both at once, since an easy one is easy for both.
+    Agents that both sides met (in another game, or with other training seeds) are drawn for both at once, since an easy
+    one is easy for both; so are training seeds of principals that are on both sides (with other agents, or in another
+    game), since a good one is good on both. What only one side has is drawn alone.
 
     Args:
         one: float [S, T], scores X.
         other: float [S', T'], scores Y.
         seed: Seed of the resampling.
         agents: [T] and [T'], labels of the agents that the tasks are of; no two the same if not given.
+        seeds: [S] and [S'], labels of the principals that the rows are of; no two the same if not given.
         trim: Share cut off at each end, of X and of Y.
         resamples: Number of resamples.
     """
     x, y = _checked(one), _checked(other)
     of_x, of_y = (_trimmed_estimate(matrix, trim) if trim else _mean_estimate(matrix) for matrix in (x, y))
-    labels = agents or (np.arange(x.shape[1]), np.arange(y.shape[1]) + x.shape[1])
-    agent_of, known = pd.factorize(np.concatenate(labels))
-    agent_of_x, agent_of_y = np.split(agent_of, [x.shape[1]])
-    met_by_x, met_by_y = (np.isin(np.arange(len(known)), of_side) for of_side in (agent_of_x, agent_of_y))
-    parts = [np.flatnonzero(part) for part in (met_by_x & met_by_y, met_by_x & ~met_by_y, ~met_by_x & met_by_y)]
-    back = np.argsort(np.concatenate(parts))
-    sizes = (len(x), len(y), *map(len, parts))
+    seed_sizes, seeds_of = _at_once(*(seeds or _all_different(len(x), len(y))))
+    agent_sizes, agents_of = _at_once(*(agents or _all_different(x.shape[1], y.shape[1])))
+    sizes, largest = (*seed_sizes, *agent_sizes), max(x.size, y.size)
     estimates = []
-    for x_seeds, y_seeds, *drawn in _resample(np.random.default_rng(seed), resamples, sizes, max(x.size, y.size)):
-        agents_drawn = np.concatenate(drawn, axis=1)[:, back]
-        estimates.append(of_x(x_seeds, agents_drawn[:, agent_of_x]) - of_y(y_seeds, agents_drawn[:, agent_of_y]))
+    for drawn in _resample(np.random.default_rng(seed), resamples, sizes, largest):
+        (x_seeds, y_seeds), (x_tasks, y_tasks) = seeds_of(drawn[:3]), agents_of(drawn[3:])
+        estimates.append(of_x(x_seeds, x_tasks) - of_y(y_seeds, y_tasks))
     return _interval(trimmed_mean(x, trim) - trimmed_mean(y, trim), estimates)
 
 
@@ -344,6 +343,31 @@ def _numbered(agents: ArrayLike | None, tasks: int) -> tuple[int, NDArray[np.int
     if len(number) != tasks:
         raise ValueError(f"`agents` must tell which agent each of {tasks} tasks is of, got {len(number)}")
     return len(known), number
+
+
+def _all_different(x: int, y: int) -> tuple[ArrayLike, ArrayLike]:
+    """Labels for both sides, no two the same."""
+    return np.arange(x), np.arange(y) + x
+
+
+def _at_once(x: ArrayLike, y: ArrayLike) -> tuple[tuple[int, ...], Callable[[Sequence[Array]], tuple[Array, Array]]]:
+    """How two sides with these labels are drawn: at once what both have, alone what one has.
+
+    Returns:
+        How many labels both have, x alone, and y alone; and what makes of draws of these, float [R, n] each, how often
+        each entry of x and of y was drawn.
+    """
+    label_of, known = pd.factorize(np.concatenate((x, y)))
+    of_x, of_y = np.split(label_of, [len(np.asarray(x))])
+    in_x, in_y = (np.isin(np.arange(len(known)), of_side) for of_side in (of_x, of_y))
+    parts = [np.flatnonzero(part) for part in (in_x & in_y, in_x & ~in_y, ~in_x & in_y)]
+    back = np.argsort(np.concatenate(parts))
+
+    def spread(drawn: Sequence[Array]) -> tuple[Array, Array]:
+        every = np.concatenate(drawn, axis=1)[:, back]
+        return every[:, of_x], every[:, of_y]
+
+    return tuple(map(len, parts)), spread
 
 
 def _interval(value: float, estimates: list[Array]) -> Interval:
