@@ -122,7 +122,8 @@ def test_sweeps_that_trained_with_other_settings_are_told_apart(
     horizon = {"environment": {"horizon": 100}}
     folders = [write_sweep(tmp_path / "one", seeds=3, **QUICK), later(tmp_path / "two", settings=horizon | settings)]
     study = read_study(folders)
-    assert (study.dimensions, study.notes) == (told, ())
+    note = "Folders differ in {}: figures over all of them are over several settings."
+    assert (study.dimensions, list(study.notes)) == (told, [note.format(key) for key in told])
     seeds = [study.cells.seeds(cell) for cell in study.cells_of("mermaide", 1, ["test"])]
     assert seeds == ([[0, 1, 2], [3, 4, 5]] if told else [[0, 1, 2, 3, 4, 5]])
     # Rules know only the game.

@@ -74,7 +74,9 @@ class Source:
         own = self.configs.get(method, {})
         if not isinstance(told, Mapping):
             return own | {"split": condition}
-        return _resolved(overlaid(own, told.get("settings") or {})) | {"split": told.get("split", "test")}
+        laid_over = told.get("settings")
+        own = overlaid(own, laid_over) if isinstance(laid_over, Mapping) else own
+        return own | {"split": told.get("split", "test")}
 
 
 def read_source(folder: Path) -> Source:
@@ -130,7 +132,7 @@ def _read_sweep(folder: Path) -> Source:
     notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
     configs = _configs(settings, str(folder / SWEEP_FILE), rows)
-    return Source(folder, rows, settings, provenance, True, trials, configs, tuple(notes))
+    return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, configs=configs, notes=tuple(notes))
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def read_study(folders: Sequence[Path]) -> Study:
     paths = list(dict.fromkeys(folder.resolve() for folder in folders))
     sources = tuple(read_source(folder) for folder in paths)
     notes = [note for source in sources for note in source.notes]
-    frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(_with_settings(sources))]
+    frames, differ = _with_settings(sources)
+    frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(frames)]
     frames, told = _told_apart(sources, frames)
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
@@ -174,7 +175,7 @@ def read_study(folders: Sequence[Path]) -> Study:
     settings = settings.loc[[label for label in settings.index if not trained or label in trained]]
     claim = _claim(sources)
     main = _main_method(sources, claim, list(dict.fromkeys(cell.method for cell in cells)))
-    return Study(sources, cells, rows, settings, claim, main, (*notes, *told))
+    return Study(sources, cells, rows, settings, claim, main, (*notes, *differ, *told))
 
 
 def short(key: str) -> str:
@@ -241,8 +242,8 @@ def _differing(every: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({one[key] for one in every if key in one}) > 1]
 
 
-def _with_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
-    """Rows with a setting.* column for all that tells folders apart.
+def _with_settings(sources: Sequence[Source]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Rows with a setting.* column for all that tells folders apart, and a note of what that is beside the searched.
 
     That is what a sweep searched, in what folders differ that trained the same method, and in what games any of them
     differ: methods differ in all else by what they are.
@@ -264,7 +265,8 @@ def _with_settings(sources: Sequence[Source]) -> list[pd.DataFrame]:
                 values = [fixed[name].get(key) if name in fixed else game for name in rows.categories]
                 columns[SETTING + key] = np.array(values, object)[rows.codes]
         frames.append(source.rows.assign(**columns))
-    return frames
+    found = ", ".join(dict.fromkeys(key for key in differing if key not in searched))
+    return frames, [f"Folders differ in {found}: figures over all of them are over several settings."] * bool(found)
 
 
 def _told_apart(sources: Sequence[Source], frames: list[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
