@@ -68,6 +68,9 @@ class SupposedRules:
     """
 
     def __init__(self, environment: Environment, rules: tuple[Rule, ...], base: Tensor, episodes: int) -> None:
+        # The rest of a rule asks for what no principal can see, or for changes, of which none are imagined.
+        assert all(Rule(rule.until, rule.gap, intervention=rule.intervention) == rule for rule in rules), rules
+
         def per_episode(values: list[float]) -> Tensor:
             return torch.tensor(values).repeat_interleave(episodes)
 
