@@ -27,6 +27,9 @@ REVIVAL_SECONDS = 120.0
 # last: to sample a share twice because of one would cost more than it gains.
 LATE_FACTOR, LATE_SECONDS = 2.0, 0.2
 _POLL_SECONDS, _IDLE_SECONDS = 0.02, 0.5
+# A round in which nobody answers hangs when it has taken so many times what the longest share has ever taken, and as
+# long as a revival may take. Before the first answer nobody knows how long a share takes: then it is waited for.
+_HANGS_FACTOR = 20.0
 # Between attempts at taking actors back into service, and how long each may wait for an answer.
 _PROBE_EVERY, _PROBE_SECONDS = 5.0, 0.5
 
@@ -53,6 +56,7 @@ class Dispatch:
         self._calls: dict[ray.ObjectRef, _Call] = {}
         self._round = 0
         self._probed = 0.0
+        self._longest: float | None = None
 
     def gather(
         self, iteration: int, tasks: Sequence[int], weights: ray.ObjectRef | Mapping[str, Any], version: int
@@ -74,6 +78,7 @@ class Dispatch:
         samples: dict[int, Sample] = {}
         took: list[float] = []
         alone_since: float | None = None
+        answered = time.monotonic()
         self._round += 1
         while len(samples) < len(cut):
             under_way = [call for call in self._calls.values() if call.round == self._round]
@@ -101,8 +106,12 @@ class Dispatch:
                         f"sample of version {sample.weights_version} from actor {call.runner}"
                     )
                 samples[call.share] = sample
-                took.append(time.monotonic() - call.since)
+                answered = time.monotonic()
+                took.append(answered - call.since)
+                self._longest = max(took[-1], self._longest or 0.0)
                 alone_since = None
+            if missing and not free:
+                self._check_hangs(answered)
         return [samples[share] for share in range(len(cut))]
 
     def restore(self, at_once: bool = False) -> list[int]:
@@ -151,6 +160,16 @@ class Dispatch:
             raise WorkersLost(
                 f"one of {count} sampling actors must bring what it sampled, but for {time.monotonic() - since:.0f} s "
                 f"none did: {self.last_words(errors)}"
+            )
+
+    def _check_hangs(self, since: float) -> None:
+        """Raises if all actors are at work and none has answered for so long that none will."""
+        silent = time.monotonic() - since
+        if self._longest is not None and silent > max(REVIVAL_SECONDS, _HANGS_FACTOR * self._longest):
+            raise WorkersLost(
+                f"one of {self._group.num_remote_env_runners()} sampling actors must bring what it sampled, but all "
+                f"are at work and for {silent:.0f} s none did, though no share took more than {self._longest:.1f} s "
+                "before"
             )
 
     def last_words(self, errors: Sequence[Exception] | None = None) -> str:

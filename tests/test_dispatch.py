@@ -180,3 +180,20 @@ def test_actor_that_hangs_with_old_work_is_not_waited_for_when_all_others_are_go
         crew.gather()
     assert time.monotonic() - started < 40
     ray.kill(crew.actors[1])
+
+
+def test_actors_that_all_hang_at_once_are_not_waited_for_for_ever(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REVIVAL_SECONDS", 1.0)
+    monkeypatch.setattr(dispatch, "_HANGS_FACTOR", 1.0)
+    crew = Crew(max_restarts=0)
+    for index in (1, 2, 3):
+        crew.slow_down(index, 3.0)
+    crew.gather()  # the first time nobody knows how long a share takes
+    for index in (1, 2, 3):
+        crew.slow_down(index, 120.0)
+    with pytest.raises(WorkersLost, match=r"but all are at work and for .* none did, though no share took more than"):
+        crew.gather()
+    for actor in crew.actors:
+        ray.kill(actor)
