@@ -110,7 +110,7 @@ class Dispatch:
                 took.append(answered - call.since)
                 self._longest = max(took[-1], self._longest or 0.0)
                 alone_since = None
-            if missing and not free:
+            if not free:
                 self._check_hangs(answered)
         return [samples[share] for share in range(len(cut))]
 

@@ -198,8 +198,6 @@ class KShot:
         learner, (seed, split, purpose, iteration) = learner_model_of(self.environment), key
         policy = NetworkPrincipal(self.method, view_of(self.environment), adaptation.weights, adaptation.state)
         history, latents = self.experience(support).history, adaptation.weights.get(LATENTS)
-        if latents is None:
-            latents = learner.infer(history.observations, history.labels)
         luck = (seed, split, f"{purpose}/planning", iteration)
         return plan(self.environment, learner, history, latents, policy, ids, luck)
 

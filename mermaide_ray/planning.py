@@ -119,7 +119,7 @@ def plan(
     environment: Environment,
     learner: LearnerModel,
     support: History,
-    latents: Tensor,
+    latents: Tensor | None,
     policy: Principal,
     ids: tuple[int, ...],
     key: Key,
@@ -130,11 +130,13 @@ def plan(
         environment: The game.
         learner: The model of its agents.
         support: Support episodes with each task, [B, T, K].
-        latents: The most probable ones, float [B, L].
+        latents: The most probable ones, float [B, L]; inferred here if not known.
         policy: The adapted policy, as the player of S * E episodes of each task.
         ids: Of the tasks, by which luck is dealt.
         key: (seed, split, purpose, iteration) of the luck.
     """
+    if latents is None:
+        latents = learner.infer(support.observations, support.labels)
     game = _imagined_game(environment)
     seed, split, purpose, iteration = key
     # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.

@@ -272,6 +272,13 @@ def test_provenance_tells_whose_code_trained_what_was_adopted(tmp_path: Path) ->
     told = {row[0]: row[1] for row in origin_table(read_study([folder]).sources).rows}
     assert told["sources"] == "c"
     assert told["sources that trained, elsewhere"] == "b (2 runs), a (2 runs)"
+    # A run that was not adopted, and one of before this was on record.
+    trials.assign(sources=["c", "c", "c", None], trained_sources=["a", "a", "a", None]).to_parquet(
+        folder / "trials.parquet"
+    )
+    told = {row[0]: row[1] for row in origin_table(read_study([folder]).sources).rows}
+    assert told["sources"] == "c (3 runs), unknown (1 runs)"
+    assert told["sources that trained, elsewhere"] == "a (3 runs), trained here (1 runs)"
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,8 +30,6 @@ def untrained_planning(experiment: Experiment, split: Split, tasks: Tasks, episo
     # The luck of a trained principal's support, and of its planning.
     dice = deal_for(environment, (seed, split, "evaluation/support", 0), tasks, 1)
     support = view_of(environment).history(play(environment, tasks, 1, dice, policy))
-    learner = learner_model_of(environment)
-    latents = learner.infer(support.observations, support.labels)
     key = (seed, split, "evaluation/planning", 0)
-    choice = plan(environment, learner, support, latents, policy, tasks.ids, key)
+    choice = plan(environment, learner_model_of(environment), support, None, policy, tasks.ids, key)
     return choice.principal(environment, policy, episodes)

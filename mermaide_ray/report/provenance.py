@@ -57,10 +57,10 @@ def _facts(source: Source) -> dict[str, str]:
     command = told.get("command")
     if isinstance(command, list):
         facts["command"] = " ".join(map(str, command))
-    if codes := _codes(source, "sources"):
+    if codes := _codes(source, "sources", "unknown"):
         facts["sources"] = codes
-    if codes := _codes(source, "trained_sources"):
-        facts["sources that trained, elsewhere"] = codes
+    if source.trials is not None and source.trials.get("trained_sources", pd.Series()).notna().any():
+        facts["sources that trained, elsewhere"] = _codes(source, "trained_sources", "trained here")
     if told.get("commit"):
         facts["commit"] = _commit(told)
     if later := told.get("continued"):
@@ -90,11 +90,12 @@ def _commit(told: Mapping[str, Any]) -> str:
     return f"{told.get('commit')}{' with uncommitted changes' if told.get('uncommitted_changes') else ''}"
 
 
-def _codes(source: Source, column: str) -> str:
+def _codes(source: Source, column: str, absent: str) -> str:
     """The code that ran, by its hash; of a sweep that of each run, which may have been changed meanwhile."""
     if source.trials is None or column not in source.trials:
         return str(source.provenance.get(column) or "")
-    counts = source.trials.loc[source.trials["status"].astype(str) == DONE, column].value_counts()
+    done = source.trials[source.trials["status"].astype(str) == DONE]
+    counts = done[column].fillna(absent).astype(str).value_counts()
     return ", ".join(f"{code} ({count} runs)" if len(counts) > 1 else str(code) for code, count in counts.items())
 
 

@@ -22,7 +22,7 @@ from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.storage import completed, what_is
-from mermaide_ray.sweep.file import DONE, FAILED, SETTING, SWEEP_FILE, typed, validate_sweep
+from mermaide_ray.sweep.file import DONE, FAILED, ON_RECORD, SETTING, SWEEP_FILE, typed, validate_sweep
 from mermaide_ray.sweep.plan import Plan
 
 # What tells the rows of one score apart.
@@ -32,7 +32,7 @@ MEASURES = tuple(metric.key for metric in ROW_METRICS)
 PARAM = "param."
 # What a member of a population is called, beside the settings that it ended with.
 MEMBER = "member"
-TRIAL = ("trial", "method", "seed", "status")
+TRIAL = ("trial", *ON_RECORD[:3])
 LABELS = ("method", "split", "condition", "family", "trial")
 
 
@@ -163,7 +163,7 @@ def _configs(sweep: Mapping[str, Any], where: str, rows: pd.DataFrame) -> dict[s
 def _on_record(folder: Path) -> pd.DataFrame:
     """What is on record of each training run that was begun, in columns of trials.parquet."""
     records = [record for run in sorted(folder.glob("runs/*/")) if (record := read_record(run / "status.json"))]
-    return pd.DataFrame(records, columns=[*TRIAL, "error", "env_steps", "wall_s", "cpu_s", "hostname", "sources"])
+    return pd.DataFrame(records, columns=["trial", *ON_RECORD])
 
 
 def _counts(trials: pd.DataFrame) -> tuple[int, int]:

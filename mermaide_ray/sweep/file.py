@@ -27,6 +27,20 @@ DEFAULT_SCALE: Scale = "laptop"
 SWEEP_FILE = "sweep.yaml"
 # What becomes of a run: scored; ended early by a scheduler or the sweep's budget; on record with its error; none yet.
 DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
+# What trials.parquet tells of each run from its record (`status.RunStatus`), beside settings and metrics; the first
+# three also of one that was never begun.
+ON_RECORD = (
+    "method",
+    "seed",
+    "status",
+    "error",
+    "env_steps",
+    "wall_s",
+    "cpu_s",
+    "hostname",
+    "sources",
+    "trained_sources",
+)
 # Prefix of the columns that hold what was searched.
 SETTING = "setting."
 # As a dimension it multiplies nothing: every K is scored from the same checkpoint, and is a column of its own.

@@ -173,10 +173,10 @@ class Plan:
             settings = with_setting(settings, key, self.drawn_value(key, label))
         if K_KEY in sweep.search:
             ks = list((sweep.search[K_KEY].alternatives or {}).values())
-            flat = [k for value in ks for k in (value if isinstance(value, list | tuple) else [value])]
-            if all(isinstance(k, int) for k in flat):  # else validation says so
-                flat = sorted(set(flat))
-            settings = merge(settings, {"evaluation": {"k": flat}})
+            every = [k for value in ks for k in (value if isinstance(value, list | tuple) else [value])]
+            if all(isinstance(k, int) for k in every):  # else validation says so
+                every = sorted(set(every))
+            settings = merge(settings, {"evaluation": {"k": every}})
         return settings | {"seed": sweep.seeds[0]}
 
     def _check_left_open(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.disk import whole_records
-from mermaide_ray.sweep.file import SETTING, typed
+from mermaide_ray.sweep.file import ON_RECORD, SETTING, typed
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.status import RunStatus, read_status, read_statuses, undamaged
 from mermaide_ray.sweep.store import Store
@@ -138,25 +138,13 @@ def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
 
 
 def _line(status: RunStatus, metric: str) -> pd.DataFrame:
-    shown = (
-        "method",
-        "seed",
-        "status",
-        "error",
-        "env_steps",
-        "wall_s",
-        "cpu_s",
-        "hostname",
-        "sources",
-        "trained_sources",
-    )
     metrics = {
         key: value
         for key, value in status.metrics.items()
         if key == metric or key.startswith(("score/", "validation/"))
     }
     was_begun = status.hostname is not None  # else there is nothing to tell, not nothing done
-    told = {key: getattr(status, key) if was_begun or key in shown[:3] else None for key in shown}
+    told = {key: getattr(status, key) if was_begun or key in ON_RECORD[:3] else None for key in ON_RECORD}
     line = pd.DataFrame([told | metrics])
     return _labelled(line, status.trial, status.values)
 
