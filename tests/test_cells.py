@@ -41,6 +41,13 @@ def test_a_matrix_is_seeds_by_tasks_whatever_the_order_of_the_rows() -> None:
     assert cells.families(matrix.columns) == ["exp3", "exp3", "ucb"]
 
 
+def test_agents_stand_in_the_same_order_whoever_wrote_the_rows() -> None:
+    frame = rows(("m", "", "test", 0, {0: [0.1, 0.2, 0.3]}))
+    as_met = frame.assign(family=pd.Categorical(frame["family"], categories=["ucb", "exp3"]))
+    one, other = (Cells(each).matrix(Cell("m", "", "test", 0)) for each in (frame, as_met))
+    pd.testing.assert_frame_equal(one, other)
+
+
 def test_a_seed_that_lacks_tasks_is_left_out_and_told() -> None:
     cells = Cells(rows(("m", "", "test", 1, {0: [0.1, 0.2], 1: [0.3]})))
     assert list(cells.matrix(Cell("m", "", "test", 1)).index) == [0]

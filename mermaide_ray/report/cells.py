@@ -51,6 +51,8 @@ class Cells:
 
     def __init__(self, rows: pd.DataFrame) -> None:
         labels = {name: rows[name].astype("category") for name in ("method", "setting", "condition", "family")}
+        # The bootstrap draws by position: in the order of the rows, an interval would depend on who wrote them.
+        labels["family"] = labels["family"].cat.reorder_categories(sorted(labels["family"].cat.categories))
         codes = {name: column.cat.codes.to_numpy().astype(np.int64) for name, column in labels.items()}
         categories = {name: [str(value) for value in column.cat.categories] for name, column in labels.items()}
         k, seeds, task = (rows[name].to_numpy(np.int64) for name in ("k", "seed", "task"))
