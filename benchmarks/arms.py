@@ -30,7 +30,6 @@ from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, save_figure, styles_of
-from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
 
@@ -70,7 +69,7 @@ def results(scored: Scored) -> dict[str, Curve]:
     study = scored.study
     for arms, by_k in sorted(scored.cells.items()):
         low, high = by_k[min(by_k)], by_k[max(by_k)]
-        score, loss = study.cells.interval([high], SCORE, QUARTILE), study.cells.interval([high], "wm_nll_after", 0)
+        score, loss = study.cells.interval([high]), study.cells.interval([high], "wm_nll_after")
         if score is not None:
             found["score"][arms] = score
         if loss is not None and not math.isnan(loss.value):

@@ -28,10 +28,9 @@ from mermaide_ray.experiment import Experiment, elsewhere, variant
 from mermaide_ray.kshot import KShot
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress, terminal
-from mermaide_ray.report.comparison import comparisons, render_comparisons
-from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.pictures import write_figures
-from mermaide_ray.report.table import render_terminal, summary
+from mermaide_ray.report.terminal import print_scores
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, load_principal, refuse_used, save_principal
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
@@ -127,7 +126,7 @@ def evaluate(
         results.write(out)
         write_figures(out)
     console = terminal()
-    render_terminal(summary(results.rows), console)
+    print_scores(Cells.of_run(results.rows), console)
     if out is None:
         console.print("nothing of this is kept: --out DIR keeps rows and figures", highlight=False)
 
@@ -238,13 +237,12 @@ def _report(run: RunDirectory, console: Console) -> None:
     from mermaide_ray.tensorboard import Board
 
     board = Board(run.path / "tensorboard")
-    table = summary(rows)
-    mine = table[(table["method"] == experiment.name) & (table["family"] == table["family"].iloc[0])]
-    scores = {f"score/{split}_k{k}": score for split, k, score in mine[["split", "k", SCORE]].itertuples(index=False)}
+    cells = Cells.of_run(rows)
+    levels = {cell: cells.interval([cell]) for cell in cells if cell.method == experiment.name}
+    scores = {f"score/{cell.condition}_k{cell.k}": level.value for cell, level in levels.items() if level}
     board.finish(experiment.to_dict(), scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
-    render_terminal(table, console)
-    render_comparisons(comparisons(rows, experiment.name), experiment.name, console)
+    print_scores(cells, console, experiment.name)
     console.print(f"rows, figures and TensorBoard events in {run.path}", soft_wrap=True, highlight=False)
 
 

@@ -193,6 +193,29 @@ def test_rivals_without_the_measure_are_named_and_not_compared(tmp_path: Path) -
     assert "has no world-model loss after adaptation to compare: rl2, " in found.sentence
 
 
+def test_a_rival_with_scores_on_other_agents_only_is_named_and_not_compared(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", answer={"compare": "method", "value": "mermaide"}, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    apart = ((rows["method"] == "rl2") & (rows["task"] >= 5)) | ((rows["method"] == "mermaide") & (rows["task"] < 5))
+    rows.assign(normalised_score=rows["normalised_score"].mask(apart)).to_parquet(folder / "rows.parquet")
+    found = answer(read_study([folder]))
+    assert "rl2" not in [contrast.other for contrast in found.contrasts]
+    assert "Not compared, since it has no normalised score to compare: rl2." in found.sentence
+
+
+def test_methods_are_paired_on_the_agents_that_both_met_and_the_others_are_told(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "conditions": ["test"]}
+    methods = {"mermaide": Effects(), "rl2": Effects(score=0.6, model_margin=None)}
+    folder = write_sweep(tmp_path / "sweep", methods, answer=claim, **FAR)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[(rows["method"] != "rl2") | (rows["task"] >= 5)].to_parquet(folder / "rows.parquet")
+    study = read_study([folder])
+    [contrast] = answer(study).contrasts
+    assert contrast.tasks == study.cells.basis(study.at_largest("rl2", "test"))[1]
+    assert contrast.probability is not None
+    assert "mermaide against rl2: compared without 5 task(s) that only one of them has." in study.cells.left_out
+
+
 def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(tmp_path: Path) -> None:
     for claim in (None, {"compare": "method", "value": "mermaide"}):
         folder = write_sweep(tmp_path / f"sweep{claim is None}", answer=claim, **FAR)

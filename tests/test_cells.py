@@ -41,6 +41,32 @@ def test_a_matrix_is_seeds_by_tasks_whatever_the_order_of_the_rows() -> None:
     assert cells.families(matrix.columns) == ["exp3", "exp3", "ucb"]
 
 
+def test_a_seed_that_lacks_tasks_is_left_out_and_told() -> None:
+    cells = Cells(rows(("m", "", "test", 1, {0: [0.1, 0.2], 1: [0.3]})))
+    assert list(cells.matrix(Cell("m", "", "test", 1)).index) == [0]
+    assert list(cells.left_out) == ["m, test, K = 1: training seeds 1 lack tasks that others have, and are left out."]
+
+
+def test_a_seed_that_lacks_tasks_makes_no_other_game() -> None:
+    frame = rows(("m", "", "test", 0, {0: [0.3], 1: [0.1, 0.2]}), ("rule", "", "test", 0, {0: [0.5, 0.6]}))
+    cells = Cells(frame.assign(never_return=10.0 + frame["task"]))
+    assert cells.same_tasks([Cell("m", "", "test", 0)], [Cell("rule", "", "test", 0)])
+
+
+def test_a_gain_is_over_the_tasks_and_seeds_that_both_sides_have() -> None:
+    cells = Cells(
+        rows(("m", "", "test", 0, {0: [0.1], 1: [0.2]}), ("m", "", "test", 1, {1: [0.5, 0.6], 2: [0.7, 0.8]}))
+    )
+    gain = cells.gain([Cell("m", "", "test", 1)], [Cell("m", "", "test", 0)])
+    assert (list(gain.index), gain.to_numpy().tolist()) == ([1], [[pytest.approx(0.3)]])
+
+
+def test_infinite_values_are_refused() -> None:
+    cells = Cells(rows(("m", "", "test", 0, {0: [0.1, np.inf]})))
+    with pytest.raises(InputError, match="`normalised_score` must be finite, or missing, in every row, got 1 infinite"):
+        cells.matrix(Cell("m", "", "test", 0))
+
+
 def test_agents_stand_in_the_same_order_whoever_wrote_the_rows() -> None:
     frame = rows(("m", "", "test", 0, {0: [0.1, 0.2, 0.3]}))
     as_met = frame.assign(family=pd.Categorical(frame["family"], categories=["ucb", "exp3"]))
@@ -48,10 +74,12 @@ def test_agents_stand_in_the_same_order_whoever_wrote_the_rows() -> None:
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_a_seed_that_lacks_tasks_is_left_out_and_told() -> None:
-    cells = Cells(rows(("m", "", "test", 1, {0: [0.1, 0.2], 1: [0.3]})))
-    assert list(cells.matrix(Cell("m", "", "test", 1)).index) == [0]
-    assert list(cells.left_out) == ["m, test, K = 1: training seeds 1 lack tasks that others have, and are left out."]
+def test_a_rival_is_met_at_the_largest_k_that_is_no_larger_where_it_is_scored() -> None:
+    scored = {"test": (0, 1, 5), "far": (0, 5)}
+    cells = Cells(rows(*(("m", "", condition, k, {0: [0.1]}) for condition, ks in scored.items() for k in ks)))
+    assert [cells.k_beside("m", k, ["test"]) for k in (0, 1, 2, 10)] == [0, 1, 1, 5]
+    assert [cells.k_beside("m", k, ["test", "far"]) for k in (0, 1, 2, 10)] == [0, 0, 0, 5]
+    assert cells.k_beside("m", 1, ["elsewhere"]) == 1
 
 
 def test_tasks_without_any_score_are_left_out() -> None:
@@ -86,7 +114,7 @@ def test_an_agent_met_twice_makes_no_interval_narrower() -> None:
     once, twice = (cells.pooled([Cell("m", "", name, 0) for name in names]) for names in (["test"], ["test", "far"]))
     one, two = (cells.interval_of(matrix, trim=0) for matrix in (once, twice))
     assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
-    assert cells.interval([Cell("m", "", "test", 0)], "normalised_score", 0) == one
+    assert cells.interval([Cell("m", "", "test", 0)]) == cells.interval_of(once)
     thresholds = np.array([0.3, 0.7])
     for end, expected in zip(cells.profile_of(twice, thresholds), cells.profile_of(once, thresholds), strict=True):
         assert end == pytest.approx(expected)

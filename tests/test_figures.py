@@ -11,7 +11,7 @@ import pytest
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from test_table import result_rows
+from test_terminal import result_rows
 
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.report.drawing import PALETTE

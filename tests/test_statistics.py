@@ -1,24 +1,19 @@
 """Statistics against hand-computed cases, published definitions (scipy, exhaustive counts) and simulated coverage."""
 
-import itertools
 import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
-from mermaide_ray.errors import InputError
 from mermaide_ray.report import statistics
 from mermaide_ray.report.statistics import (
     bootstrap_interval,
     interquartile_mean,
-    paired,
     paired_difference,
     performance_profile,
     probability_of_improvement,
-    score_matrix,
     unpaired_difference,
 )
 
@@ -28,14 +23,6 @@ def crossed(seed: int, seeds: int, tasks: int, seed_effect: float = 1.0, task_ef
     rng = np.random.default_rng([11, seed])
     own = rng.normal(size=(seeds, tasks))
     return own + seed_effect * rng.normal(size=(seeds, 1)) + task_effect * rng.normal(size=(1, tasks))
-
-
-def score_rows(seeds: int, tasks: int, shift: float = 0.0) -> pd.DataFrame:
-    index = itertools.product(range(seeds), range(tasks))
-    rows = pd.DataFrame(index, columns=["seed", "task"])
-    rows["split"], rows["family"] = "test", np.where(rows.task % 2, "ucb", "epsilon_greedy")
-    rows["score"] = 10 * rows.seed + rows.task + shift
-    return rows
 
 
 def test_interquartile_mean_of_eight_scores_is_the_mean_of_the_middle_four() -> None:
@@ -227,30 +214,7 @@ def test_a_single_seed_is_paired_by_task() -> None:
         paired_difference(x, x[:3], seed=0)
 
 
-def test_paired_brings_shuffled_rows_into_one_order() -> None:
-    one = score_matrix(score_rows(3, 4, shift=1).sample(frac=1, random_state=0), "score")
-    other = score_matrix(score_rows(3, 4).sample(frac=1, random_state=1), "score")
-    x, y = paired(one, other.iloc[::-1, ::-1])
-    assert (x - y == 1).all()
-    x, rule = paired(one, score_matrix(score_rows(1, 4), "score"))
-    assert (x.shape, rule.shape) == ((3, 4), (1, 4))
-    assert ((x - rule) == 1 + 10 * np.arange(3)[:, None]).all()
-
-
-def test_paired_refuses_other_tasks_and_other_seeds() -> None:
-    one = score_matrix(score_rows(3, 4), "score")
-    with pytest.raises(InputError, match="same tasks, got 4 and 5 tasks, 4 of them shared"):
-        paired(one, score_matrix(score_rows(3, 5), "score"))
-    with pytest.raises(InputError, match=r"same training seeds \(or one\), got \[0, 1, 2\] and \[0, 1\]"):
-        paired(one, score_matrix(score_rows(2, 4), "score"))
-
-
-def test_missing_repeated_and_nan_scores_are_refused() -> None:
-    rows = score_rows(3, 4)
-    with pytest.raises(InputError, match="finite for every training seed x task, got 1 not"):
-        score_matrix(rows.iloc[1:], "score")
-    with pytest.raises(InputError, match="one per training seed x task"):
-        score_matrix(pd.concat([rows, rows.iloc[:1]]), "score")
+def test_nan_scores_and_vectors_are_refused() -> None:
     with pytest.raises(ValueError, match="got 1 not"):
         bootstrap_interval([[1.0, np.nan]], seed=0)
     with pytest.raises(ValueError, match="matrix, training seeds x tasks, got shape"):
@@ -258,7 +222,7 @@ def test_missing_repeated_and_nan_scores_are_refused() -> None:
 
 
 def test_the_report_room_imports_neither_ray_nor_torch() -> None:
-    rooms = ", ".join(f"mermaide_ray.report.{name}" for name in ("statistics", "table", "pictures"))
+    rooms = ", ".join(f"mermaide_ray.report.{name}" for name in ("statistics", "terminal", "pictures"))
     code = f"import sys, {rooms}; sys.exit(str([m for m in ('ray', 'torch') if m in sys.modules]))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.stderr.strip() == "[]"

@@ -32,9 +32,10 @@ from mermaide_ray.lockstep import Hidden, Seen
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.provenance import provenance
+from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.run_charts import RETURN
-from mermaide_ray.report.table import render_terminal, summary
+from mermaide_ray.report.terminal import print_scores
 from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
 from mermaide_ray.trajectory import View, view_of
 
@@ -110,7 +111,7 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
             algorithm.stop()
     with whole_file(run.path / "rows.parquet") as file:
         results.rows.to_parquet(file, index=False)
-    render_terminal(summary(results.rows), console)
+    print_scores(Cells.of_run(results.rows), console)
 
 
 def _iterations(algorithm: Algorithm, experiment: Experiment, console: Console) -> Iterator[dict[str, float]]:

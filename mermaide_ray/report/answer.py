@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell
+from mermaide_ray.report.cells import Cell, trim_of
 from mermaide_ray.report.claim import ANYWHERE, CONDITION, METHOD, Side, Unjudged, conditions_of, measure_of, sides_of
+from mermaide_ray.report.comparison import compare
 from mermaide_ray.report.names import SCORE, is_trained, measure_name
-from mermaide_ray.report.statistics import (
-    QUARTILE,
-    SEED,
-    Interval,
-    paired,
-    paired_difference,
-    probability_of_improvement,
-    unpaired_difference,
-)
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study
 from mermaide_ray.sweep.file import Claim
 
@@ -36,7 +28,7 @@ class Contrast:
     Attributes:
         other: The other side's name.
         conditions: Where.
-        level, other_level: The measure of either.
+        level, other_level: The measure of either, over what is compared.
         difference: This minus the other, positive where this is the higher.
         probability: That this one is better on a random task; None where their tasks differ.
         seeds, tasks: What this side's figure rests on.
@@ -110,19 +102,19 @@ def _answer(study: Study, claim: Claim | None) -> Answer:
         others = [other for other in others if other not in apart]
         if apart:
             besides += f" Not compared, since it played no game in common: {', '.join(o.name for o in apart)}."
-    measured = [other for other in others if _measured(study, one, other, conditions, measure)]
-    if measured and len(measured) < len(others):
-        lacking = ", ".join(other.name for other in others if other not in measured)
+    found = [(other.name, _contrast(study, one, other, conditions, measure, sign)) for other in others]
+    contrasts = [contrast for _, contrast in found if contrast]
+    if contrasts and len(contrasts) < len(found):
+        lacking = ", ".join(name for name, contrast in found if not contrast)
         besides += f" Not compared, since it has no {measure_name(measure)} to compare: {lacking}."
-    contrasts = [_contrast(study, one, other, conditions, measure, sign) for other in measured]
     if not contrasts:
         return Answer(_alone(study, one, conditions, measure, k) + besides, None, one.name, measure, (), ())
     contrasts.sort(key=lambda contrast: sign * contrast.difference.value)
     single = [
-        _contrast(study, one, other, [condition], measure, sign)
+        contrast
         for condition in (conditions if len(conditions) > 1 else [])
-        for other in measured
-        if _measured(study, one, other, [condition], measure)
+        for other in others
+        if (contrast := _contrast(study, one, other, [condition], measure, sign))
     ]
     if neutral:
         told = _neutral(contrasts[0], one, measure, k) + besides
@@ -149,50 +141,21 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
     return (SUPPORTED, None) if unsure is None else (UNDECIDED, unsure)
 
 
-def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int) -> Contrast:
-    """Paired by training seed and task where both sides met the same agents with the same luck.
-
-    Where they did not, agents that both met are drawn for both at once; so are training seeds where the sides are
-    conditions, which the same principals met. All else is drawn for each side alone.
-    """
-    cells, shared = study.cells, _measured(study, one, other, conditions, measure)
+def _contrast(
+    study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str, sign: int
+) -> Contrast | None:
+    """Over the conditions in which both sides have the measure; None where they have nothing of it to compare."""
+    cells, sides = study.cells, (one, other)
+    shared = [name for name in conditions if all(cells.pooled(side.cells[name], measure).size for side in sides)]
+    if not shared:
+        return None
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
-    trim, are_conditions = QUARTILE if measure == SCORE else 0.0, list(conditions) == [ANYWHERE]
-    x, y = cells.pooled_alike(mine, theirs, measure)
-    if not (x.size and y.size):
-        raise InputError(
-            f"{one.name} and {other.name} must each have a training seed with `{measure}` in all of "
-            f"{', '.join(shared)}, got none (`answer.conditions`)"
-        )
-    probability, pairs = None, False
-    settings = _num_settings(study, mine, measure)
-    levels = cells.interval(mine, measure, trim), cells.interval(theirs, measure, trim)
-    if cells.same_tasks(mine, theirs):
-        if are_conditions:
-            y = cells.moved(y, mine[0].condition)
-        tasks = x.columns.intersection(y.columns)
-        seeds = x.index.intersection(y.index)
-        x, y = x[tasks], y[tasks]
-        # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs
-        # of their own (they have names) are of several settings: either side's rest may be of other ones.
-        pairs = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, str) for seed in seeds)
-        if pairs and min(len(x), len(y)) > 1:
-            x, y = x.loc[seeds], y.loc[seeds]
-        signed = (x, y) if sign > 0 else (y, x)
-        probability = probability_of_improvement(*signed, seed=SEED, agents=cells.agents(tasks))
-    agents = cells.agents(x.columns), cells.agents(y.columns)
-    if pairs:
-        difference = paired_difference(*paired(x, y), seed=SEED, agents=agents[0], trim=trim)
-    else:
-        principals = (x.index, y.index) if are_conditions else None
-        difference = unpaired_difference(x, y, seed=SEED, agents=agents, seeds=principals, trim=trim)
-    if runs := [name for name in x.index if isinstance(name, str)]:
-        # Training runs of their own, and of those only what the other side has: levels are of what is compared.
-        levels = cells.interval_of(x, trim), cells.interval_of(y, trim)
-        settings = len({name.rpartition(", seed ")[0] for name in runs})
-    level, other_level = levels
-    assert level is not None
-    assert other_level is not None
+    found = compare(cells, mine, theirs, measure, between=f"{one.name} against {other.name}", sign=sign)
+    if found is None:
+        return None
+    x, y, difference, probability, _ = found
+    # Training runs of their own are of several settings, and of those only what the other side has.
+    runs = {name.rpartition(", seed ")[0] for name in x.index if isinstance(name, str)}
     better = sign * difference.value > 0
     too_few = any(
         len(matrix) < FEWEST_SEEDS and is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
@@ -200,22 +163,16 @@ def _contrast(study: Study, one: Side, other: Side, conditions: Sequence[str], m
     return Contrast(
         other=other.name,
         conditions=tuple(shared),
-        level=level,
-        other_level=other_level,
+        level=cells.interval_of(x, trim_of(measure)),
+        other_level=cells.interval_of(y, trim_of(measure)),
         difference=difference,
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        num_settings=settings,
+        num_settings=len(runs) or _num_settings(study, mine, measure),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
-
-
-def _measured(study: Study, one: Side, other: Side, conditions: Sequence[str], measure: str) -> list[str]:
-    """The conditions in which both sides have the measure."""
-    sides = (one, other)
-    return [name for name in conditions if all(study.cells.pooled(side.cells[name], measure).size for side in sides)]
 
 
 def _in_common(study: Study, mine: list[Cell], theirs: list[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -306,7 +263,7 @@ def _neutral(closest: Contrast, one: Side, measure: str, k: int) -> str:
 
 
 def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: int) -> str:
-    interval = study.cells.interval(one.over(conditions), measure, QUARTILE if measure == SCORE else 0.0)
+    interval = study.cells.interval(one.over(conditions), measure)
     where = _where(conditions, k, _num_settings(study, one.over(conditions), measure))
     cells = one.over(conditions)
     if interval is None and any(study.cells.matrix(cell, measure).size for cell in cells):

@@ -24,6 +24,11 @@ Group = dict[str, pd.DataFrame]
 """Setting -> values [S, T] of the same tasks."""
 
 
+def trim_of(measure: str) -> float:
+    """Share cut off at each end: scores are told by interquartile means, all else by means, as the units suggest."""
+    return QUARTILE if measure == SCORE else 0.0
+
+
 class Cell(NamedTuple):
     """What the seeds x tasks of one matrix have in common."""
 
@@ -43,7 +48,7 @@ class Cells:
         rows: Columns method, setting, condition, split, k, seed, family, task, and measures.
 
     Attributes:
-        left_out: Sentences on training seeds whose rows could not be used, in the order met.
+        left_out: Sentences on training seeds and tasks whose rows could not be used, in the order met.
 
     Raises:
         InputError: Two rows have the same method, setting, condition, K, seed and task.
@@ -90,6 +95,7 @@ class Cells:
         self._per_condition = self._ids * len(self._families)
         first = rows.drop_duplicates("condition").set_index("condition")["split"]
         self._splits = {name: str(first[name]) for name in categories["condition"]}
+        self._bounds = [bound for bound in ("never_return", "oracle_return") if bound in rows]
         self.left_out: dict[str, None] = {}
         self._game_of: dict[Cell, bytes] = {}
         self._games: dict[tuple[str, str], bytes] = {}
@@ -102,8 +108,17 @@ class Cells:
             self._games.setdefault((cell.setting, cell.condition), game)
             self._played.setdefault((cell.method, cell.condition, cell.k, game), cell)
 
+    @classmethod
+    def of_run(cls, rows: pd.DataFrame) -> Cells:
+        """Of rows that have no settings. Older ones name no condition: it was the split."""
+        return cls(rows.assign(setting="", condition=rows.get("condition", rows["split"])))
+
     def __iter__(self) -> Iterator[Cell]:
         return iter(self._slices)
+
+    def named(self, column: str) -> list[str]:
+        """The methods, conditions or families, in the order of the rows."""
+        return [str(name) for name in self._rows[column].unique()]
 
     @property
     def measures(self) -> set[str]:
@@ -113,6 +128,16 @@ class Cells:
     def ks(self, method: str, condition: str | None = None) -> list[int]:
         """The K at which a method is scored, anywhere or in one condition."""
         return sorted(self._ks.get((method, condition), ()))
+
+    def shared_ks(self, method: str, conditions: Iterable[str]) -> list[int]:
+        """The K that all these conditions have in common, but for those in which the method isn't scored."""
+        scored = [set(ks) for condition in conditions if (ks := self.ks(method, condition))]
+        return sorted(set.intersection(*scored)) if scored else []
+
+    def k_beside(self, method: str, k: int, conditions: Sequence[str]) -> int:
+        """K at which a method stands against others at `k`: the largest that is no larger, or its smallest."""
+        ks = self.shared_ks(method, conditions) or self.ks(method)
+        return max((own for own in ks if own <= k), default=min(ks, default=k))
 
     def find(self, method: str, setting: str, condition: str, k: int) -> Cell | None:
         """The method's cell in this setting; of a rule or an oracle, else the one where it played the same game."""
@@ -248,21 +273,17 @@ class Cells:
         firsts: dict[tuple[str, str], Cell] = {}
         for cell in sorted(self._slices, key=lambda cell: not is_trained(cell.method)):
             first = firsts.setdefault((cell.setting, cell.condition), cell)
-            if "never_return" in self._rows and self._game_of[first] != self._game_of[cell]:
-                one, other = (self.matrix(side, "never_return").mean() for side in (first, cell))
-                gap = (one - other).abs().dropna()
-                met_others = gap.empty and one.notna().any() and other.notna().any()
-                if met_others or (gap > 10**-DIGITS).any():
-                    yield first, cell
+            if self._game_of[first] != self._game_of[cell] and not self._agree(first, cell, self._bounds[:1]):
+                yield first, cell
 
-    def interval(self, cells: Sequence[Cell], measure: str, trim: float) -> Interval | None:
-        """Trimmed mean with its 95% interval over the seeds and tasks of `pooled`; None without any value."""
-        key = (tuple(cells), measure, trim)
+    def interval(self, cells: Sequence[Cell], measure: str = SCORE) -> Interval | None:
+        """(Trimmed) mean with its 95% interval over the seeds and tasks of `pooled`; None without any value."""
+        key = (tuple(cells), measure)
         if key not in self._intervals:
             matrix = self.pooled(cells, measure)
             if not matrix.size:
                 return None
-            self._intervals[key] = self.interval_of(matrix, trim)
+            self._intervals[key] = self.interval_of(matrix, trim_of(measure))
         return self._intervals[key]
 
     def interval_of(self, matrix: pd.DataFrame, trim: float = QUARTILE) -> Interval:
@@ -278,24 +299,44 @@ class Cells:
     def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""
         values, others = self.pooled_alike(one, other, measure)
-        both = values.size and others.size
-        return (values - others.reindex_like(values)).dropna(axis="index") if both else pd.DataFrame()
+        return (values - others).dropna(how="all").dropna(axis="columns")
 
     def same_tasks(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
-        """Whether both sides met the same agents with the same luck, so that their scores may be paired."""
-        return self._games_of(one) == self._games_of(other)
+        """Whether both sides met the same agents with the same luck, so that their scores may be paired.
+
+        In one setting and condition either may lack some of the tasks.
+        """
+        mine, theirs = ({(cell.setting, cell.condition): cell for cell in side} for side in (one, other))
+        return self._games_of(one) == self._games_of(other) or (
+            mine.keys() == theirs.keys()
+            and all(self._agree(cell, theirs[place], self._bounds) for place, cell in mine.items())
+        )
 
     def may_stand_together(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
         """Whether two methods have a setting of a condition, or a game, in common."""
         places, others = ({(cell.setting, cell.condition) for cell in side} for side in (one, other))
         return bool(places & others or self._games_of(one) & self._games_of(other))
 
+    def _agree(self, one: Cell, other: Cell, bounds: Sequence[str]) -> bool:
+        """Whether two cells have tasks in common, and the same bounds on these."""
+        for bound in bounds:
+            mine, theirs = (self.matrix(side, bound).mean() for side in (one, other))
+            gap = (mine - theirs).abs().dropna()
+            met_others = gap.empty and mine.notna().any() and theirs.notna().any()
+            if met_others or (gap > 10**-DIGITS).any():
+                return False
+        return True
+
     def _games_of(self, cells: Sequence[Cell]) -> set[bytes]:
         return {self._game_of[cell] for cell in cells}
 
     def _column(self, measure: str) -> NDArray[np.float32]:
         if measure not in self._values:
-            self._values[measure] = self._rows[measure].to_numpy(np.float32)[self._order]
+            self._values[measure] = values = self._rows[measure].to_numpy(np.float32)[self._order]
+            if infinite := int(np.isinf(values).sum()):
+                raise InputError(
+                    f"`{measure}` must be finite, or missing, in every row, got {infinite} infinite values"
+                )
         return self._values[measure]
 
     def _identify(self, cell: Cell) -> bytes:
@@ -305,13 +346,13 @@ class Cells:
         rows), each condition counts as a game of its own.
         """
         chosen = self._slices[cell]
-        first = slice(chosen.start, chosen.start + int((self._seeds[chosen] == self._seeds[chosen.start]).sum()))
-        bounds = [bound for bound in ("never_return", "oracle_return") if bound in self._rows]
-        place = self._splits[cell.condition] if bounds else cell.condition
-        found = [place.encode(), (self._tasks[first] % self._per_condition).tobytes()]
-        for bound in bounds:
+        # Of all seeds together: one may lack tasks.
+        tasks, firsts = np.unique(self._tasks[chosen], return_index=True)
+        place = self._splits[cell.condition] if self._bounds else cell.condition
+        found = [place.encode(), (tasks % self._per_condition).tobytes()]
+        for bound in self._bounds:
             # Adding zero makes -0 a 0.
-            found.append(((self._column(bound)[first] + BESIDE).round(DIGITS) + 0).tobytes())
+            found.append(((self._column(bound)[chosen][firsts] + BESIDE).round(DIGITS) + 0).tobytes())
         return b"".join(found)
 
 

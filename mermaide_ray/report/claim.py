@@ -63,12 +63,12 @@ def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Sid
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
     named = study.conditions if against is None else against
-    places = [claim.claimed(study.conditions), *named] if compare == CONDITION else conditions
+    given = [claim.claimed(study.conditions), *named] if compare == CONDITION else conditions
+    places = list(dict.fromkeys(map(str, given)))
     # At the largest K that all these conditions have in common, if they have any.
-    scored = [set(ks) for place in dict.fromkeys(map(str, places)) if (ks := study.cells.ks(method, place))]
-    shared = set.intersection(*scored) if scored else set()
-    if compare == CONDITION and claim.k is None and scored and not shared:
-        raise Unjudged(f"{method} was scored at no K in common in {', '.join(dict.fromkeys(map(str, places)))}")
+    shared = study.cells.shared_ks(method, places)
+    if compare == CONDITION and claim.k is None and not shared and any(study.cells.ks(method, at) for at in places):
+        raise Unjudged(f"{method} was scored at no K in common in {', '.join(places)}")
     k = max(shared or study.cells.ks(method)) if claim.k is None else claim.k
     if compare != K and k not in study.cells.ks(method):
         raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
@@ -97,7 +97,7 @@ def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Sid
         settings = list(map(str, study.settings.index))
 
         def side(name: Any) -> Side:
-            own = study.k_for(str(name), k)
+            own = study.cells.k_beside(str(name), k, conditions)
             at = f" at K = {own}" * (own != k and is_trained(str(name)))
             return Side(label(str(name)) + at, {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
 

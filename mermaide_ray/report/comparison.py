@@ -1,81 +1,87 @@
-"""One method against each of the others: paired differences and the probability of improvement."""
+"""One side less another, over the agents and training seeds that both have: terminal, reports and verdicts ask here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from mermaide_ray.report.names import SCORE, SPLIT_TITLES, is_privileged
-from mermaide_ray.report.statistics import Interval, paired, paired_difference, probability_of_improvement, score_matrix
-from mermaide_ray.report.table import has_score
+from mermaide_ray.report.cells import Cell, Cells, trim_of
+from mermaide_ray.report.names import SCORE
+from mermaide_ray.report.statistics import (
+    SEED,
+    Interval,
+    paired_difference,
+    probability_of_improvement,
+    unpaired_difference,
+)
 
 
-def comparisons(rows: pd.DataFrame, method: str, *, seed: int = 0) -> pd.DataFrame:
-    """A method against every unprivileged other one, and against itself at its smallest K.
+class Comparison(NamedTuple):
+    """What was compared, and what came out.
+
+    Attributes:
+        x, y: The values of either side, [S, T].
+        difference: The one side less the other.
+        probability: That the one does better on a random task; None where they met other agents, or had other luck.
+        is_paired: Whether by training seed and task.
+    """
+
+    x: pd.DataFrame
+    y: pd.DataFrame
+    difference: Interval
+    probability: Interval | None
+    is_paired: bool
+
+
+def compare(
+    cells: Cells, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE, *, between: str, sign: int = 1
+) -> Comparison | None:
+    """Paired by training seed and task where both sides met the same agents with the same luck.
+
+    Where they did not, agents that both met are drawn for both at once; so are training seeds where the sides are
+    conditions, which the same principals met. All else is drawn for each side alone.
 
     Args:
-        rows: Rows of rows.parquet.
-        method: The method; compared at each of its K with the others at the same K, or at their only one.
-        seed: Seed of the bootstrap.
+        cells: Those of a study. Its `left_out` is told what only one side has.
+        one: A side.
+        other: The side that it is compared with.
+        measure: What is compared.
+        between: Both sides' names, for `left_out`.
+        sign: 1 where more of the measure is better, -1 where less is.
 
     Returns:
-        Columns split, k, other, other_k, and for difference (of normalised scores, interquartile mean over tasks and
-        training seeds, paired) and probability (that the method does better on a task): value, low, high.
+        None where the sides have no values that could be compared.
     """
-    scored = rows[has_score(rows)]
-    lines = []
-    for split, of_split in scored.groupby("split", sort=False):
-        matrices: dict[tuple[str, int], pd.DataFrame] = {
-            (str(name), int(str(k))): score_matrix(group, SCORE)
-            for (name, k), group in of_split.groupby(["method", "k"], sort=False)
-        }
-        for k in sorted(k for name, k in matrices if name == method):
-            for name, other_k in _rivals(list(matrices), method, k):
-                one, other = paired(matrices[method, k], matrices[name, other_k])
-                difference = paired_difference(one, other, seed=seed)
-                probability = probability_of_improvement(one, other, seed=seed)
-                line = {"split": split, "k": k, "other": name, "other_k": other_k}
-                lines.append(line | _columns("difference", difference) | _columns("probability", probability))
-    # Without a scored task there are no lines, but still a table to ask for its splits.
-    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["split", "k", "other", "other_k"])
-
-
-def render_comparisons(compared: pd.DataFrame, method: str, console: Console) -> None:
-    """Prints one table per split."""
-    for split, of_split in compared.groupby("split", sort=False):
-        title = f"{method} against, {SPLIT_TITLES.get(str(split), split)}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("other", "K / its K", "difference in score [95%]", "probability of improvement [95%]"):
-            table.add_column(heading, justify="left" if heading == "other" else "right", no_wrap=True)
-        for line in of_split.to_dict("records"):
-            difference = _interval(line, "difference", "{:+.3f}")
-            probability = _interval(line, "probability", "{:.2f}")
-            table.add_row(*map(Text, (str(line["other"]), f"{line['k']} / {line['other_k']}", difference, probability)))
-        console.print(table)
-        console.print()
-
-
-def _rivals(known: list[tuple[str, int]], method: str, k: int) -> Iterator[tuple[str, int]]:
-    """(method, K) of all that stand against `method` at `k`."""
-    smallest = min(other_k for name, other_k in known if name == method)
-    if k != smallest:
-        yield method, smallest
-    for name in dict.fromkeys(name for name, _ in known):
-        if name == method or is_privileged(name):
-            continue
-        ks = [other_k for other, other_k in known if other == name]
-        yield name, k if k in ks else min(ks)
-
-
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _interval(line: Mapping[Any, Any], name: str, form: str) -> str:
-    return Interval(line[name], line[f"{name}_low"], line[f"{name}_high"]).text(form)
+    x, y = cells.pooled_alike(one, other, measure)
+    if not (x.size and y.size):
+        return None
+    trim, is_paired, probability = trim_of(measure), False, None
+    are_conditions = one[0].condition != other[0].condition
+    if cells.same_tasks(one, other):
+        if are_conditions:
+            y = cells.moved(y, one[0].condition)
+        shapes = x.shape, y.shape
+        tasks, seeds = x.columns.intersection(y.columns), x.index.intersection(y.index)
+        if tasks.empty:
+            return None
+        x, y = x[tasks], y[tasks]
+        # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs
+        # of their own (they have names) are of several settings: either side's rest may be of other ones.
+        is_paired = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, str) for seed in seeds)
+        if is_paired and min(len(x), len(y)) > 1:
+            x, y = x.loc[seeds], y.loc[seeds]
+        dropped = np.subtract(shapes, (x.shape, y.shape)).sum(axis=0)
+        if lacking := [f"{n} {what}" for n, what in zip(dropped, ("training seed(s)", "task(s)"), strict=True) if n]:
+            cells.left_out[f"{between}: compared without {' and '.join(lacking)} that only one of them has."] = None
+        signed = (x, y) if sign > 0 else (y, x)
+        probability = probability_of_improvement(*signed, seed=SEED, agents=cells.agents(tasks))
+    agents = cells.agents(x.columns), cells.agents(y.columns)
+    if is_paired:
+        difference = paired_difference(x, y, seed=SEED, agents=agents[0], trim=trim)
+    else:
+        principals = (x.index, y.index) if are_conditions else None
+        difference = unpaired_difference(x, y, seed=SEED, agents=agents, seeds=principals, trim=trim)
+    return Comparison(x, y, difference, probability, is_paired)

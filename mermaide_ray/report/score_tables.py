@@ -9,9 +9,9 @@ from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.claim import ANYWHERE
 from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.names import FLOORS, SCORE, is_privileged, is_trained, label, measure_name
-from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
+from mermaide_ray.report.statistics import Interval, interquartile_mean
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.table import MEASURES
+from mermaide_ray.report.terminal import MEASURES
 
 # Longer tables are read by nobody; the rows hold everything.
 MOST_LINES = 40
@@ -124,7 +124,7 @@ def best_settings(study: Study) -> list[str]:
     for setting in map(str, study.settings.index):
         matrix = study.cells.pooled(study.at_largest(study.main, condition or study.conditions[0], [setting]))
         if matrix.size:
-            means[setting] = trimmed_mean(matrix.to_numpy(), QUARTILE)
+            means[setting] = interquartile_mean(matrix)
     return list(means) if condition is None else sorted(means, key=lambda setting: -means[setting])
 
 
@@ -165,7 +165,7 @@ def _of_condition(study: Study, condition: str) -> Table:
 
 
 def _figures(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
-    yield interval_text(study.cells.interval(cells, SCORE, QUARTILE))
+    yield interval_text(study.cells.interval(cells))
     for measure in MEANS:
         yield _mean_text(study, cells, measure)
     yield basis_text(study, cells)
@@ -191,7 +191,7 @@ def _of_setting(study: Study, key: str) -> Table:
         for method in methods:
             columns = [study.at_largest(method, condition, settings) for condition in study.conditions]
             if any(columns):
-                figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
+                figures = [interval_text(study.cells.interval(cells)) for cells in columns]
                 most, last = max(columns, key=len), study.at_largest(method, held_out, settings)
                 means = [_mean_text(study, last, measure) for measure in beside]
                 gains = [_gain_text(study, method, held_out, settings)] if adapts else []
@@ -232,7 +232,7 @@ def _best_settings(study: Study) -> Table:
     for setting in ranked[:most]:
         columns = [study.at_largest(study.main, condition, [setting]) for condition in study.conditions]
         values = [shown(study.settings.loc[setting, key]) for key in study.dimensions]
-        figures = [interval_text(study.cells.interval(cells, SCORE, QUARTILE)) for cells in columns]
+        figures = [interval_text(study.cells.interval(cells)) for cells in columns]
         rows.append((*values, *figures, basis_text(study, max(columns, key=len))))
     chosen = ranked_on(study)
     order = "not ranked: no validation agents were met" if chosen is None else f"in the order of the score on {chosen}"

@@ -19,8 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from mermaide_ray.errors import InputError
-
 Array = NDArray[np.float64]
 Estimate = Callable[[Array, Array], Array]
 
@@ -46,45 +44,6 @@ class Interval:
     def text(self, form: str = "{:.2f}") -> str:
         """`0.93 [0.91, 0.95]`."""
         return f"{form.format(self.value)} [{form.format(self.low)}, {form.format(self.high)}]"
-
-
-def score_matrix(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Scores [S, T] of one method at one K, seeds as index, (split, family, task) as columns.
-
-    Args:
-        rows: Rows of rows.parquet of one method and one K.
-        column: The metric.
-
-    Raises:
-        InputError: A seed lacks a task, a task was scored twice, or a score is not a finite number.
-    """
-    try:
-        matrix = rows.pivot(index="seed", columns=["split", "family", "task"], values=column).astype(np.float64)
-        # The bootstrap draws by position: in the order of the rows, an interval would depend on who wrote them.
-        matrix = matrix.sort_index(axis="index").sort_index(axis="columns")
-        _checked(matrix.to_numpy(), f"`{column}`")
-    except ValueError as error:
-        raise InputError(f"rows of one method and one K must be one per training seed x task, but {error}") from None
-    return matrix
-
-
-def paired(one: pd.DataFrame, other: pd.DataFrame) -> tuple[Array, Array]:
-    """Two score matrices brought into the same order of seeds and tasks: float [S, T] each, or [1, T] for one seed.
-
-    Raises:
-        InputError: The tasks differ, or both have several seeds and these differ: dropping some would change results.
-    """
-    if set(one.columns) != set(other.columns):
-        raise InputError(
-            f"paired methods must be scored on the same tasks, got {one.shape[1]} and {other.shape[1]} tasks, "
-            f"{len(set(one.columns) & set(other.columns))} of them shared"
-        )
-    if min(len(one), len(other)) > 1 and set(one.index) != set(other.index):
-        raise InputError(
-            f"paired methods must have the same training seeds (or one), got {list(one.index)} and {list(other.index)}"
-        )
-    several = len(one) > 1 and len(other) > 1
-    return one.to_numpy(), other.reindex(index=one.index if several else other.index, columns=one.columns).to_numpy()
 
 
 def trimmed_mean(scores: ArrayLike, trim: float) -> float:
@@ -196,7 +155,7 @@ def paired_difference(
     its score on the same task. The interquartile mean of differences is not the difference of interquartile means.
 
     Args:
-        one: float [S, T] or [1, T], scores X; `paired` brings both into one order.
+        one: float [S, T] or [1, T], scores X.
         other: float [S, T] or [1, T], scores Y.
         seed: Seed of the resampling.
         agents: [T], see `bootstrap_interval`.
@@ -375,11 +334,11 @@ def _interval(value: float, estimates: list[Array]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _checked(scores: ArrayLike, what: str = "scores") -> Array:
+def _checked(scores: ArrayLike) -> Array:
     matrix = np.asarray(scores, dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:
-        raise ValueError(f"{what} must be a matrix, training seeds x tasks, got shape {matrix.shape}")
+        raise ValueError(f"scores must be a matrix, training seeds x tasks, got shape {matrix.shape}")
     lacking = int((~np.isfinite(matrix)).sum())
     if lacking:
-        raise ValueError(f"{what} must be finite for every training seed x task, got {lacking} not")
+        raise ValueError(f"scores must be finite for every training seed x task, got {lacking} not")
     return matrix

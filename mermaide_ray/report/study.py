@@ -139,11 +139,6 @@ class Study:
         floor = min(floors, key=lambda name: float(floors[name].to_numpy().mean()))
         return floor, after - floors[floor]
 
-    def k_for(self, method: str, k: int) -> int:
-        """K at which a method stands against others at `k`: the largest that is no larger, or its smallest."""
-        ks = self.cells.ks(method)
-        return max((own for own in ks if own <= k), default=min(ks, default=k))
-
     def values_of(self, key: str) -> list[Any]:
         """The values of one dimension, numbers in order, labels as they come."""
         values = list(dict.fromkeys(self.settings[key].dropna()))

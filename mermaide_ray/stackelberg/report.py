@@ -9,16 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mermaide_ray.report.cells import Cells
+from mermaide_ray.report.comparison import compare
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
-from mermaide_ray.report.statistics import (
-    ENDS,
-    RESAMPLES,
-    Interval,
-    bootstrap_interval,
-    paired,
-    paired_difference,
-    score_matrix,
-)
+from mermaide_ray.report.statistics import ENDS, RESAMPLES, Interval
 
 NOISE = "setting.game.response_noise"
 REGRET = "normalised_regret"
@@ -27,12 +21,10 @@ TITLES = {"test": "held-out followers", "unstructured": "followers without struc
 Array = NDArray[np.float64]
 
 
-def curve(rows: pd.DataFrame, seed: int = 0) -> dict[int, Interval]:
+def curve(rows: pd.DataFrame) -> dict[int, Interval]:
     """Mean normalised regret after each number of episodes; rows of one method, noise and condition."""
-    return {
-        int(str(k)): bootstrap_interval(score_matrix(of_k, REGRET).to_numpy(), seed=seed, trim=0)
-        for k, of_k in rows.groupby("k")
-    }
+    cells = Cells.of_run(rows)
+    return {cell.k: regret for cell in cells if (regret := cells.interval([cell], REGRET))}
 
 
 def episodes_to_target(rows: pd.DataFrame, target: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -47,9 +39,9 @@ def episodes_to_target(rows: pd.DataFrame, target: float, *, seed: int = 0, resa
         seed: Seed of the resampling.
         resamples: Their number.
     """
-    groups = list(rows.groupby("k"))
-    ks = np.array([float(str(k)) for k, _ in groups])
-    scores = np.stack([score_matrix(of_k, REGRET).to_numpy() for _, of_k in groups])
+    cells = Cells.of_run(rows)
+    ks = np.array([float(cell.k) for cell in cells])
+    scores = np.stack([cells.pooled([cell], REGRET).to_numpy() for cell in cells])
     rng = np.random.default_rng(seed)
     _, seeds, tasks = scores.shape
     drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
@@ -119,10 +111,11 @@ def figure(rows: pd.DataFrame, target: float, note: str = "") -> Figure:
 
 def comparison(rows: pd.DataFrame, other: str, k: int) -> Interval:
     """Normalised regret of mermaide less that of another method, paired; rows of one noise and condition."""
-    matrices = [
-        score_matrix(rows[(rows["method"] == method) & (rows["k"] == k)], REGRET) for method in ("mermaide", other)
-    ]
-    return paired_difference(*paired(*matrices), seed=0, trim=0)
+    cells = Cells.of_run(rows)
+    one, two = ([cell for cell in cells if (cell.method, cell.k) == (method, k)] for method in ("mermaide", other))
+    found = compare(cells, one, two, REGRET, between=f"mermaide against {other}")
+    assert found is not None
+    return found.difference
 
 
 def verdict(rows: pd.DataFrame, target: float, ks: Sequence[int] = (1, 2, 4)) -> str:

@@ -99,10 +99,10 @@ def world_model_loss(study: Study) -> Iterator[Picture]:
             of_condition = losses.setdefault(condition, {})
             for floor, named in FLOORS.items():
                 name = f"floor: {named}"
-                if name not in of_condition and (interval := study.cells.interval(cells, floor, 0)) is not None:
+                if name not in of_condition and (interval := study.cells.interval(cells, floor)) is not None:
                     of_condition[name] = interval
             for when in ("before", "after"):
-                interval = study.cells.interval(cells, f"wm_nll_{when}", 0)
+                interval = study.cells.interval(cells, f"wm_nll_{when}")
                 if interval is not None:
                     of_condition[f"{label(method)}, {when}"] = interval
     if not losses:

@@ -10,7 +10,7 @@ from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label, measure_name
 from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
-from mermaide_ray.report.statistics import QUARTILE, Interval
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study, short, shown
 
 BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
@@ -22,7 +22,7 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     if len(study.conditions) <= MOST_PANELS:
         return
     trained = [method for method in study.methods if is_trained(method)][:MOST_METHODS]
-    scores = {label(method): _levels(study, method) for method in trained}
+    scores = {label(method): _means(study, method, SCORE) for method in trained}
     gains = {label(method): _gains(study, method) for method in trained}
     against: dict[str, dict[str, Interval]] = {}
     for contrast in answer.by_condition:
@@ -148,14 +148,6 @@ def world_model_conditions(study: Study) -> Iterator[Picture]:
     )
 
 
-def _levels(study: Study, method: str) -> dict[str, Interval]:
-    found = {
-        condition: study.cells.interval(study.at_largest(method, condition), SCORE, QUARTILE)
-        for condition in study.conditions
-    }
-    return {condition: interval for condition, interval in found.items() if interval is not None}
-
-
 def _gains(study: Study, method: str) -> dict[str, Interval]:
     """What the largest K adds to the score, by condition; nothing where a method scores alike at every K."""
     found = {}
@@ -169,10 +161,10 @@ def _gains(study: Study, method: str) -> dict[str, Interval]:
 def _means(
     study: Study, method: str, measure: str, settings: Sequence[str] | None = None, k: int | None = None
 ) -> dict[str, Interval]:
-    """Means by condition, over some settings (default: all), at one K (default: the largest)."""
+    """(Trimmed) means by condition, over some settings (default: all), at one K (default: the largest)."""
     found = {}
     for condition in study.conditions:
         ks = study.largest(method, condition) if k is None else [k]
         cells = [cell for k in ks for cell in study.cells_of(method, k, [condition], settings)]
-        found[condition] = study.cells.interval(cells, measure, 0)
+        found[condition] = study.cells.interval(cells, measure)
     return {condition: interval for condition, interval in found.items() if interval is not None}

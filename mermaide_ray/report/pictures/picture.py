@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.names import SCORE, label
-from mermaide_ray.report.statistics import QUARTILE, Interval, trimmed_mean
+from mermaide_ray.report.statistics import Interval, interquartile_mean
 from mermaide_ray.report.study import Study
 
 Value = TypeVar("Value")
@@ -94,5 +94,5 @@ def mean_of(study: Study, cells: Sequence[Cell]) -> Interval | None:
     matrix = study.cells.pooled(cells)
     if not matrix.size:
         return None
-    value = trimmed_mean(matrix.to_numpy(), QUARTILE)
+    value = interquartile_mean(matrix)
     return Interval(value, value, value)

@@ -16,7 +16,7 @@ from mermaide_ray.report.charts import (
     pareto_front,
 )
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
-from mermaide_ray.report.names import SCORE, is_privileged, label, measure_name
+from mermaide_ray.report.names import is_privileged, label, measure_name
 from mermaide_ray.report.pictures.picture import (
     ENDS,
     MOST_METHODS,
@@ -30,7 +30,7 @@ from mermaide_ray.report.pictures.picture import (
 )
 from mermaide_ray.report.run_charts import kshot_panels
 from mermaide_ray.report.score_tables import MOST_VALUES
-from mermaide_ray.report.statistics import QUARTILE, Interval
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study, short
 
 # Settings drawn as a cloud.
@@ -71,7 +71,7 @@ def kshot_curve(study: Study, fewest: int = 2) -> Iterator[Picture]:
     for condition in panels_of(study):
         for method in methods:
             for k in study.cells.ks(method, condition):
-                interval = study.cells.interval(study.cells_of(method, k, [condition]), SCORE, QUARTILE)
+                interval = study.cells.interval(study.cells_of(method, k, [condition]))
                 if interval is not None:
                     scores.setdefault(condition, {}).setdefault(method, {})[k] = interval
     ks = {k for found in scores.values() for points in found.values() for k in points}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mermaide_ray.report.names import SCORE, is_trained, label
+from mermaide_ray.report.names import is_trained, label
 from mermaide_ray.report.pictures.picture import (
     MOST_METHODS,
     MOST_PANELS,
@@ -22,7 +22,7 @@ from mermaide_ray.report.pictures.picture import (
 from mermaide_ray.report.score_tables import MOST_VALUES
 from mermaide_ray.report.setting_charts import setting_curves as draw_curves
 from mermaide_ray.report.setting_charts import shift_matrix
-from mermaide_ray.report.statistics import QUARTILE, Interval
+from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study, short, shown
 
 MOST_DIMENSIONS = 3
@@ -41,7 +41,7 @@ def setting_curves(study: Study) -> Iterator[Picture]:
                 for value in values:
                     settings = [str(setting) for setting, at in study.settings[key].items() if at == value]
                     cells = study.at_largest(method, condition, settings)
-                    point = mean_of(study, cells) if many else study.cells.interval(cells, SCORE, QUARTILE)
+                    point = mean_of(study, cells) if many else study.cells.interval(cells)
                     if point is not None:
                         curves.setdefault(condition, {}).setdefault(method, {})[value] = point
         if not curves:

@@ -1,16 +1,24 @@
-"""The final table: right numbers, an honest caption, within 100 columns."""
+"""What a run ends with in the terminal: right numbers, those of a report, an honest caption, within 100 columns."""
 
 import io
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from mermaide_ray.errors import InputError
+from mermaide_ray.report.answer import answer
+from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.names import is_privileged, label
+from mermaide_ray.report.score_tables import score_tables
 from mermaide_ray.report.statistics import interquartile_mean
-from mermaide_ray.report.table import MEASURES, render_terminal, summary
+from mermaide_ray.report.study import read_study
+from mermaide_ray.report.terminal import MEASURES, comparisons, print_scores, render_summary, summary
 
 FAMILIES = ("ucb", "epsilon_greedy")
 # Method -> (normalised score at K = 0, training seeds); the learned ones gain 0.05 by adapting.
@@ -56,17 +64,17 @@ def rows() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    return summary(rows, resamples=200)
+    return summary(Cells.of_run(rows))
 
 
 def line(table: pd.DataFrame, method: str, k: int, split: str = "test", family: str = "all") -> pd.Series:
-    keys = {"method": method, "k": k, "split": split, "family": family}
+    keys = {"method": method, "k": k, "condition": split, "family": family}
     return table.loc[np.logical_and.reduce([table[key] == value for key, value in keys.items()])].iloc[0]
 
 
 def printed(table: pd.DataFrame, width: int = 100) -> str:
     stream = io.StringIO()
-    render_terminal(table, Console(file=stream, width=width))
+    render_summary(table, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -76,9 +84,9 @@ def unwrapped(text: str) -> str:
 
 def test_every_split_family_method_and_k_has_a_line(table: pd.DataFrame) -> None:
     assert len(table) == 2 * 3 * (2 * 2 + 4)
-    assert list(table["split"].unique()) == ["validation", "test"]
+    assert list(table["condition"].unique()) == ["validation", "test"]
     assert list(table["family"].unique()) == ["all", "epsilon_greedy", "ucb"]
-    assert not table.duplicated(["split", "family", "method", "k"]).any()
+    assert not table.duplicated(["condition", "family", "method", "k"]).any()
 
 
 def test_scores_are_interquartile_means_and_the_rest_are_means(rows: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -95,8 +103,8 @@ def test_scores_are_interquartile_means_and_the_rest_are_means(rows: pd.DataFram
 
 
 def test_the_order_of_the_rows_changes_no_number(rows: pd.DataFrame, table: pd.DataFrame) -> None:
-    keys = ["split", "family", "method", "k"]
-    shuffled = summary(rows.sample(frac=1, random_state=0), resamples=200)
+    keys = ["condition", "family", "method", "k"]
+    shuffled = summary(Cells.of_run(rows.sample(frac=1, random_state=0)))
     pd.testing.assert_frame_equal(
         shuffled.sort_values(keys, ignore_index=True), table.sort_values(keys, ignore_index=True)
     )
@@ -144,29 +152,105 @@ def test_privileged_methods_are_labelled_and_come_last(table: pd.DataFrame) -> N
     [(1, "of other training runs it says nothing", "too narrow"), (3, "too narrow", "NaN")],
 )
 def test_the_caption_says_how_far_the_interval_goes(seeds: int, said: str, unsaid: str, rows: pd.DataFrame) -> None:
-    text = unwrapped(printed(summary(rows[rows["seed"] < seeds], resamples=10)))
+    text = unwrapped(printed(summary(Cells.of_run(rows[rows["seed"] < seeds]))))
     assert said in text
     assert unsaid not in text
 
 
 def test_the_caption_tells_that_the_cost_is_not_weighted(rows: pd.DataFrame) -> None:
-    assert "Cost: before environment.cost_weight." in unwrapped(printed(summary(rows, resamples=10)))
+    assert "Cost: before environment.cost_weight." in unwrapped(printed(summary(Cells.of_run(rows))))
 
 
 def test_tasks_that_the_oracle_cannot_improve_have_no_score_and_the_caption_counts_them(rows: pd.DataFrame) -> None:
     hopeless = rows.assign(normalised_score=rows["normalised_score"].where(rows["task"] != 3))
-    table = summary(hopeless, resamples=10)
+    table = summary(Cells.of_run(hopeless))
     found = line(table, "mermaide", 0)
     scores = rows[(rows["method"] == "mermaide") & (rows["k"] == 0) & (rows["split"] == "test") & (rows["task"] != 3)]
     assert (found["tasks"], found["scored_tasks"]) == (8, 7)
     assert found["normalised_score"] == pytest.approx(interquartile_mean(scores[["normalised_score"]]))
     assert "Up to 1 tasks have no normalised score" in unwrapped(printed(table))
-    none = summary(rows.assign(normalised_score=np.nan), resamples=10)
+    none = summary(Cells.of_run(rows.assign(normalised_score=np.nan)))
     assert none["normalised_score"].isna().all()
     assert printed(none)
 
 
-def test_a_score_missing_for_one_method_only_is_refused(rows: pd.DataFrame) -> None:
-    first = rows.index == rows.index[rows["method"] == "mermaide"][0]
-    with pytest.raises(InputError, match="finite for every training seed x task, got 1 not"):
-        summary(rows.assign(normalised_score=rows["normalised_score"].mask(first)), resamples=10)
+def lacking(rows: pd.DataFrame, method: str, **where: int) -> pd.DataFrame:
+    """Rows without those of a method at a task, of a seed or both."""
+    return rows[~np.logical_and.reduce([rows["method"] == method, *(rows[key] == at for key, at in where.items())])]
+
+
+def scoreless(rows: pd.DataFrame, method: str, **where: int) -> pd.DataFrame:
+    """The same rows, which still stand there, without their scores."""
+    kept = rows.index.isin(lacking(rows, method, **where).index)
+    return rows.assign(normalised_score=rows["normalised_score"].where(kept))
+
+
+RIVAL = "reinforce_without_world_model"
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "said"),
+    [
+        (lambda rows: rows, "normalised score"),
+        (
+            lambda rows: lacking(rows, "mermaide", seed=0, task=3),
+            "mermaide, test, K = 1: training seeds 0 lack tasks that others have, and are left out.",
+        ),
+        (
+            lambda rows: scoreless(rows, "mermaide", seed=0, task=3),
+            f"mermaide against {RIVAL}, test, K = 1: compared without 1 training seed(s) that only one of them has.",
+        ),
+        (
+            lambda rows: lacking(rows, RIVAL, seed=1),
+            f"mermaide against {RIVAL}, test, K = 1: compared without 1 training seed(s) that only one of them has.",
+        ),
+        (
+            lambda rows: lacking(rows, RIVAL, task=3),
+            f"mermaide against {RIVAL}, test, K = 1: compared without 1 task(s) that only one of them has.",
+        ),
+        (
+            lambda rows: scoreless(rows, RIVAL, task=3),
+            f"Without a score on some tasks on which others have one: {RIVAL}.",
+        ),
+        (
+            lambda rows: rows.assign(seed=rows["seed"] + (rows["method"] == RIVAL)),
+            f"Not paired, since they have other training seeds or played another game: {RIVAL}.",
+        ),
+        (
+            lambda rows: rows.assign(k=rows["k"] + 2 * ((rows["method"] == "mermaide") & (rows["k"] == 1))),
+            "3 / 1",
+        ),
+    ],
+)
+def test_terminal_and_report_say_the_same_of_incomplete_rows(
+    incomplete: Callable[[pd.DataFrame], pd.DataFrame], said: str, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows = incomplete(rows)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    cells, study, stream = Cells.of_run(rows), read_study([tmp_path]), io.StringIO()
+    print_scores(cells, Console(file=stream, width=100), "mermaide")
+    text = unwrapped(stream.getvalue())
+    assert said in text
+    report = next(table for table in score_tables(study) if table.name == "scores_test")
+    of_test = text[text.index("out of distribution") :]
+    assert all(f" {line[2]} " in of_test for line in report.rows)
+    compared = comparisons(cells, "mermaide")
+    of_test = compared[(compared["condition"] == "test") & (compared["k"] == compared["k"].max())].set_index("other")
+    contrasts = answer(study).contrasts
+    assert len(contrasts) == 3
+    for contrast in contrasts:
+        line = of_test.loc[contrast.other.partition(" at K")[0]]
+        assert tuple(line[["difference", "difference_low", "difference_high"]]) == astuple(contrast.difference)
+        assert contrast.probability is not None
+        assert line["probability"] == contrast.probability.value
+
+
+def test_conditions_of_one_split_are_told_apart(rows: pd.DataFrame) -> None:
+    conditions = [rows.assign(condition=rows["split"]), rows[rows["split"] == "test"].assign(condition="dear")]
+    table = summary(Cells.of_run(pd.concat(conditions)))
+    assert list(table["condition"].unique()) == ["validation", "test", "dear"]
+
+
+def test_the_terminal_loads_no_matplotlib() -> None:
+    code = "import sys, mermaide_ray.report.terminal; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
