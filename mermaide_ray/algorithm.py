@@ -36,6 +36,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.cluster.nodes import last_line, refusal
 from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.config_file import merge
 from mermaide_ray.dispatch import Dispatch
@@ -237,8 +238,13 @@ class Mermaide(Algorithm):
             super().setup(config)
         except IndexError:
             # RLlib (ray 2.60, EnvRunnerGroup.get_spaces) has asked a sampling actor that died while it was built.
-            why = Dispatch(self.env_runner_group).last_words()
-            raise RunFault(f"the sampling actors must start, but one did not: {why}") from None
+            why = Dispatch(self.env_runner_group).first_error()
+            if sentence := refusal(why):
+                raise InputError(
+                    f"sampling actors must take the settings on every node, but one does not: {sentence}"
+                ) from None
+            told = f"{last_line(why)}\n{why}"
+            raise RunFault(f"the sampling actors must start, but one did not: {told}") from None
         if self.env_runner_group.num_remote_env_runners():
             self._dispatch = Dispatch(self.env_runner_group)
         self.experiment = self.config.experiment

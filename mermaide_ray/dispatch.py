@@ -159,7 +159,7 @@ class Dispatch:
         if all_dead or time.monotonic() - since > REVIVAL_SECONDS:
             raise WorkersLost(
                 f"one of {count} sampling actors must bring what it sampled, but for {time.monotonic() - since:.0f} s "
-                f"none did: {self.last_words(errors)}"
+                f"none did: {self.first_error(errors)}"
             )
 
     def _check_hangs(self, since: float) -> None:
@@ -172,10 +172,10 @@ class Dispatch:
                 "before"
             )
 
-    def last_words(self, errors: Sequence[Exception] | None = None) -> str:
+    def first_error(self, errors: Sequence[Exception] | None = None) -> Exception:
         """Why the first actor that doesn't answer is gone, as far as Ray knows; with its traceback, if any."""
         errors = self._errors() if errors is None else errors
-        return str(errors[0]) if errors else "all of them answer again"
+        return errors[0] if errors else RuntimeError("all of them answer again")
 
     def _errors(self) -> list[Exception]:
         """What asking each actor for its health raises."""

@@ -25,7 +25,7 @@ import mermaide_ray.dispatch
 from mermaide_ray.algorithm import Mermaide, MermaideConfig
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
-from mermaide_ray.errors import RunFault, WorkersLost
+from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.storage import RunDirectory, load_principal
 
@@ -122,8 +122,25 @@ def test_runner_that_cannot_start_stops_the_run_with_its_own_traceback() -> None
             super().make_module()
 
     message = _fault_of(Stillborn)
-    assert "the sampling actors must start" in message
-    assert "ValueError: no such module on this machine" in message
+    end = "ValueError: no such module on this machine"
+    first, *rest = message.splitlines()
+    assert first == f"the sampling actors must start, but one did not: {end}"
+    assert rest[-1] == end
+
+
+def test_settings_that_a_runner_refuses_stop_the_run_in_its_words() -> None:
+    class Refusing(LockstepEnvRunner):
+        def make_module(self) -> None:
+            if self.worker_index:
+                raise InputError("agent family 'my_lab:MINE' must be importable from /here")
+            super().make_module()
+
+    with pytest.raises(InputError) as refused:
+        _train_twice(Refusing)
+    assert str(refused.value) == (
+        "sampling actors must take the settings on every node, but one does not: "
+        "agent family 'my_lab:MINE' must be importable from /here"
+    )
 
 
 def test_runner_that_always_crashes_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mermaide_ray.errors import InputError
+
 # On a loaded machine a process takes most of a minute to start.
 _ANSWER_SECONDS = 180.0
 
@@ -70,6 +72,12 @@ def on_every_node(question: Callable[..., Any], *arguments: Any) -> list[tuple[s
 def last_line(error: Exception) -> str:
     """What an exception says in the end, after Ray's frames around it."""
     return said(error)[-1]
+
+
+def refusal(error: Exception) -> str:
+    """The sentence of an `InputError` that another process has raised, without Ray's frames around it; else empty."""
+    _, found, sentence = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")
+    return sentence if found else ""
 
 
 def said(error: Exception) -> list[str]:
