@@ -161,7 +161,7 @@ def _conclude(plan: Plan, store: Store, console: Console, with_report: bool) -> 
     fault = None
     if failed:
         again = "the same command tries them again"
-        if plan.sweep.tune.scheduler == "pbt":
+        if plan.sweep.tune.scheduler == "pbt" and failed < len(outcome.trials):
             again = "of a population, the same command tries only members again whose process died"
         first = outcome.trials[outcome.trials["status"] == FAILED].iloc[0]
         fault = (

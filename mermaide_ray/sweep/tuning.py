@@ -28,7 +28,7 @@ from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.disk import written_by_others
 from mermaide_ray.errors import InputError, WorkersLost
 from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
+from mermaide_ray.sweep.file import FAILED, SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import HAIR, Plan, Trial, Values, member_name, trial_name
 from mermaide_ray.sweep.run import SweepRun, line_of
@@ -52,9 +52,9 @@ tune.register_trainable(NAME, Mermaide)
 class SweepTrial(tune.Trainable):
     """One setting with some training seeds, each step to the next milestone of all of them.
 
-    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), either `trial` (a planned one) or
-    `drawn` (what Tune draws: dotted key to number or label), and but for a population, of whose members Tune takes up
-    again only those that raised, `metric` (the plan's, which takes settings that may be refused here).
+    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), `metric` (the plan's, which takes
+    settings that may be refused here), and either `trial` (a planned one) or `drawn` (what Tune draws: dotted key to
+    number or label).
     """
 
     def setup(self, config: dict[str, Any], trusted: bool = False) -> None:
@@ -68,8 +68,6 @@ class SweepTrial(tune.Trainable):
         try:
             self._begin(config, trusted)
         except InputError as error:
-            if "metric" not in config:
-                raise
             # Not raised: Tune would start one process after the other, only to hear the same.
             self._refusal = error
 
@@ -279,7 +277,9 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     trial_class = tune.with_parameters(SweepTrial, trusted=True) if trusted else SweepTrial
     trainable = tune.with_resources(trial_class, tune.PlacementGroupFactory(plan.bundles))
     if tuning.scheduler == "pbt":
-        tuner = _restored(store, trainable, trusted)
+        # Tune ends members that have failed, and takes none up again: with nobody else it would do nothing.
+        if any(status.status != FAILED for status in known.values()):
+            tuner = _restored(store, trainable, trusted)
         if tuner is None:
             # Half a population is of no use without Tune's record of who copied from whom.
             if any(status.is_done for status in known.values()):
@@ -313,11 +313,9 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
 def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config: tune.RunConfig) -> tune.Tuner | None:
     """A tuner from the start, or None where nothing is left to do."""
     tuning = plan.sweep.tune
-    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())]}
+    space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())], "metric": plan.metric}
     search, scheduler, samples = None, _scheduler(plan), 1
     concurrent = plan.sweep.resources.concurrent
-    if tuning.scheduler != "pbt":
-        space["metric"] = plan.metric
     if tuning.scheduler == "pbt":
         space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
