@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +53,20 @@ def provenance() -> dict[str, Any]:
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }
+
+
+def gone_on(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of provenance, and beneath `continued` this process, if it goes on with other code or versions."""
+    now, before = provenance(), latest(record)
+    if all(before.get(key) == now[key] for key in ("sources", "versions")):
+        return dict(record)
+    return {**record, "continued": [*record.get("continued", []), now]}
+
+
+def latest(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a record of provenance, what was last begun or gone on with."""
+    found: Mapping[str, Any] = (record.get("continued") or [record])[-1]
+    return found
 
 
 def sources_digest() -> str:

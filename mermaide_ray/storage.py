@@ -33,7 +33,7 @@ from mermaide_ray.disk import (
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.machine import seconds_from
-from mermaide_ray.provenance import provenance, versions
+from mermaide_ray.provenance import gone_on, provenance, versions
 
 PRINCIPAL_FORMAT = 1
 CHECKPOINT_FORMAT = 1
@@ -100,8 +100,7 @@ class RunDirectory:
         """As `create`, in an empty folder that this process holds already (`one_process`)."""
         run = cls(path)
         shutil.rmtree(run.baselines, ignore_errors=True)  # begun by one that was killed
-        with whole_file(path / _PROVENANCE) as file:
-            file.write_text(json.dumps(origin or provenance(), indent=1), encoding="utf-8")
+        run._write_provenance(origin or provenance())
         for name, other in (beside or {}).items():
             cls.create(run.baselines / name, other, origin)
         # Last: a folder without it is none of a run, and may be begun anew.
@@ -182,6 +181,15 @@ class RunDirectory:
             raise InputError(f"a resumed run must keep its settings, but {told} has others")
         if before != experiment:
             self._write_config(experiment)
+
+    def note_other_code(self) -> None:
+        """Puts on record that the run goes on with other code, or other versions, than it was begun with."""
+        file = self.path / _PROVENANCE
+        self._write_provenance(gone_on(_read_json(file, "a run's folder") if file.is_file() else {}))
+
+    def _write_provenance(self, record: Mapping[str, Any]) -> None:
+        with whole_file(self.path / _PROVENANCE) as file:
+            file.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     def _write_config(self, experiment: Experiment) -> None:
         with whole_file(self.config) as file:

@@ -194,6 +194,7 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
 
     with ray_running(run.experiment().env_runners.actors, console), Session(run, checkpoint_seconds()) as session:
         total = session.total * session.experiment.env_steps_per_iteration
+    run.note_other_code()
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
             while not session.is_done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -282,6 +283,15 @@ def test_provenance_tells_whose_code_trained_what_was_adopted(tmp_path: Path) ->
 
 
 def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_tells_with_what_other_code_a_run_went_on(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "run", **FAST)
+    (folder / "sweep.yaml").unlink()
+    record = {"sources": "a", "continued": [{"started": "later", "sources": "b", "commit": "1234"}]}
+    (folder / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
+    told = {row[0]: row[1] for row in origin_table(read_study([folder]).sources).rows}
+    assert (told["sources"], told["continued with other code"]) == ("a", "later: sources b, 1234")
+
+
     options = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
     folders = [
         write_sweep(tmp_path / name, {name: Effects(model_margin=None)}, failed=[(name, 1)], **options)

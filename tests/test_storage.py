@@ -343,6 +343,20 @@ def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path)
 
 
+def test_going_on_with_other_code_is_put_on_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    file = run.path / "provenance.json"
+    begun = json.loads(file.read_text())
+    run.note_other_code()
+    assert json.loads(file.read_text()) == begun
+    monkeypatch.setattr("mermaide_ray.provenance.sources_digest", lambda: "other")
+    for _ in range(2):
+        run.note_other_code()
+    record = json.loads(file.read_text())
+    assert [one["sources"] for one in record.pop("continued")] == ["other"]
+    assert record == begun
+
+
 def test_progress_after_the_checkpoint_is_forgotten_and_half_a_line_ignored(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.read_progress() == []

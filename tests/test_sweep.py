@@ -243,7 +243,7 @@ def test_going_on_with_other_code_is_put_on_record(tmp_path: Path, monkeypatch: 
         _note_other_code(store)
     begun = origin_of(store)
     assert "continued" not in json.loads(store.read("provenance.json") or b"")
-    monkeypatch.setattr("mermaide_ray.sweep.job.provenance", lambda: begun | {"sources": "other", "commit": "b"})
+    monkeypatch.setattr("mermaide_ray.provenance.provenance", lambda: begun | {"sources": "other", "commit": "b"})
     for _ in range(2):
         _note_other_code(store)
     record = json.loads(store.read("provenance.json") or b"")

@@ -18,7 +18,7 @@ from mermaide_ray.disk import one_process
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.machine import cpus
 from mermaide_ray.progress import clock, count, tell, terminal
-from mermaide_ray.provenance import provenance
+from mermaide_ray.provenance import gone_on, provenance
 from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, SWEEP_FILE, UNFINISHED, Sweep, dump_sweep, read_sweep
@@ -260,13 +260,8 @@ def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
 
 def _note_other_code(store: Store) -> None:
     """Puts on record that the sweep goes on with other code, or other versions, than it was begun with."""
-    from mermaide_ray.sweep.run import origin_of
-
-    before, now = origin_of(store), provenance()
-    if any(before.get(key) != now[key] for key in ("sources", "versions")):
-        record = json.loads(store.read("provenance.json") or b"{}")
-        record["continued"] = [*record.get("continued", []), now]
-        store.write("provenance.json", json.dumps(record, indent=1).encode())
+    record = json.loads(store.read("provenance.json") or b"{}")
+    store.write("provenance.json", json.dumps(gone_on(record), indent=1).encode())
 
 
 def _check_rows(plan: Plan, rows: int | None, where: str) -> None:

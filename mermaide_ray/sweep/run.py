@@ -24,7 +24,7 @@ from mermaide_ray.cluster.nodes import last_line
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.evaluation import Evaluation, Results
-from mermaide_ray.provenance import sources_digest
+from mermaide_ray.provenance import latest, sources_digest
 from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
@@ -49,8 +49,13 @@ Told = dict[str, float]
 
 def origin_of(store: Store) -> dict[str, Any]:
     """Where the sweep was started, or gone on with: a worker knows no command, and its own arguments are Ray's."""
-    record: dict[str, Any] = json.loads(store.read("provenance.json") or b"{}")
-    origin: dict[str, Any] = (record.get("continued") or [record])[-1]
+    return dict(latest(json.loads(store.read("provenance.json") or b"{}")))
+
+
+def _trained_by(run: Path) -> dict[str, Any]:
+    """Where a run's principal was trained: in that run, or in the one from which it was adopted."""
+    record: dict[str, Any] = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    origin: dict[str, Any] = record.get("principal", record)
     return origin
 
 
