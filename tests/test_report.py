@@ -273,6 +273,7 @@ def test_provenance_tells_whose_code_trained_what_was_adopted(tmp_path: Path) ->
     told = {row[0]: row[1] for row in origin_table(read_study([folder]).sources).rows}
     assert told["sources"] == "c"
     assert told["sources that trained, elsewhere"] == "b (2 runs), a (2 runs)"
+    assert told["environment steps"] == "0"
     # A run that was not adopted, and one of before this was on record.
     trials.assign(sources=["c", "c", "c", None], trained_sources=["a", "a", "a", None]).to_parquet(
         folder / "trials.parquet"

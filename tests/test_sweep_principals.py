@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import tiny
 from rich.console import Console
 from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
@@ -44,13 +45,18 @@ def test_they_are_scored_where_this_sweep_asks_for(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conditions = {"test": {"split": "test"}, "further": {"split": "validation", "k": [0]}}
+    settings = tiny(env_runners={"num_env_runners": 9}).to_dict()  # for which there is no room: scoring needs none
+    del settings["name"], settings["seed"]
     out = tmp_path / "out"
-    assert sweep(write_sweep(tmp_path, conditions=conditions), "--out", out, "--principals", trained) == 0
+    config = write_sweep(tmp_path, settings=settings, conditions=conditions)
+    assert sweep(config, "--out", out, "--principals", trained) == 0
+    printed = capsys.readouterr().out
+    assert "2 done, 0 running, 0 failed of 2 trials  0 of 0 env steps" in printed
     rows = sorted_rows(out)
     assert set(rows["condition"]) == set(conditions)
     of_runs = rows[rows["trial"] != ""]
     for run in RUNS:
-        assert f"{run}: principal of {trained / 'runs' / run}" in capsys.readouterr().out or run != RUNS[0]
+        assert f"{run}: principal of {trained / 'runs' / run}" in printed
         theirs = pd.read_parquet(trained / "runs" / run / "rows.parquet")
         trial, seed = run.split(",seed=")
         mine = of_runs[(of_runs["trial"] == trial) & (of_runs["seed"] == int(seed)) & (of_runs["condition"] == "test")]

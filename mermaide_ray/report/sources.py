@@ -304,7 +304,7 @@ def curves_of(source: Source, keys: tuple[str, ...]) -> dict[str, list[pd.DataFr
 
 
 def compute_time(source: Source) -> dict[str, float]:
-    """Wall and CPU hours of all training runs of a sweep, and their env steps, as far as they are told.
+    """Wall and CPU hours of all training runs of a sweep, and the env steps that it trained, as far as they are told.
 
     CPU hours are those of the processes that trained, not of the actors beside them.
     """
@@ -314,6 +314,9 @@ def compute_time(source: Source) -> dict[str, float]:
     found = {}
     for column, name in named.items():
         if column in source.trials:
-            total = float(pd.to_numeric(source.trials[column], errors="coerce").sum())
+            told = pd.to_numeric(source.trials[column], errors="coerce")
+            if column == "env_steps" and "trained_sources" in source.trials:
+                told = told[source.trials["trained_sources"].isna()]
+            total = float(told.sum())
             found[name] = total if column == "env_steps" else total / 3600
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -23,7 +23,7 @@ from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, SWEEP_FILE, UNFINISHED, Sweep, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.sweep.status import is_over, read_statuses, reopen
+from mermaide_ray.sweep.status import bundles, is_over, read_statuses, reopen
 from mermaide_ray.sweep.store import Store
 
 if TYPE_CHECKING:
@@ -137,9 +137,11 @@ def _train(plan: Plan, store: Store, console: Console, trusted: bool) -> None:
     from mermaide_ray.sweep.panel import Panel
     from mermaide_ray.sweep.tuning import fit
 
+    known = read_statuses(store)
+    env_steps = plan.env_steps - sum(status.budget or 0 for status in known.values() if status.is_adopted)
     with (
-        ray_running(plan.bundles, console, storage=store.root),
-        Panel(console, plan.sweep.name, plan.num_trials, plan.env_steps, plan.metric) as panel,
+        ray_running(bundles(plan, known), console, storage=store.root),
+        Panel(console, plan.sweep.name, plan.num_trials, env_steps, plan.metric) as panel,
     ):
         fit(plan, store, panel, trusted)
 

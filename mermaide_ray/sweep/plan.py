@@ -249,6 +249,11 @@ class Plan:
         return [own, *EnvRunners.model_construct(**most).actors]
 
     @property
+    def scoring_bundles(self) -> list[dict[str, float]]:
+        """What a trial needs that trains nothing: one thread scores."""
+        return [{"CPU": min(1.0, self.sweep.resources.cpus)}]
+
+    @property
     def num_trials(self) -> int:
         """Processes that train one or several runs each."""
         return len(self.trials) if self.sweep.is_planned else self.sweep.tune.samples

@@ -89,7 +89,8 @@ class SweepRun:
         self.error: str | None = None
         """Why the run has failed, in a line."""
         self.env_steps = 0
-        """Environment steps at the milestone told last."""
+        """Environment steps at the milestone told last; none of those that another sweep has trained."""
+        self._trained_sources: str | None = None
         self._held = ExitStack()
         self._session: Session | None = None
         self._told_before: list[Told] = []
@@ -102,7 +103,10 @@ class SweepRun:
     def _recall(self) -> None:
         """Takes what is on record of a run that has ended."""
         status = read_status(self._store, self.name)
-        if status is None or not status.has_ended:
+        if status is None:
+            return
+        self._trained_sources = status.trained_sources
+        if not status.has_ended:
             return
         self._outcome, self.is_scored = status.metrics, status.is_done
         if self._plan.sweep.tune.scheduler == "asha":
@@ -118,7 +122,8 @@ class SweepRun:
     def advance(self) -> Told:
         """Goes on to the next milestone and returns its metrics; scores the run where that is its last."""
         told = self._advance()
-        self.env_steps = int(told["throughput/env_steps"])
+        if self._trained_sources is None:
+            self.env_steps = int(told["throughput/env_steps"])
         return told
 
     def _advance(self) -> Told:
@@ -150,7 +155,7 @@ class SweepRun:
         Args:
             source: That run's folder.
         """
-        theirs = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
+        theirs = _trained_by(source)
         local = self._hold()
         self._recall()
         if self._outcome is not None:  # by a process that was still dying
@@ -162,6 +167,7 @@ class SweepRun:
             shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
         self._store.keep_run(self._folder, local, told=(run.progress.name,))
         self._write_status(UNFINISHED, {}, None)  # begun: its steps are no measure of speed here
+        self._trained_sources = str(theirs.get("sources", "unknown"))
         self.close()
 
     def fail(self, error: BaseException) -> None:
@@ -238,6 +244,7 @@ class SweepRun:
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
         self._write_status(UNFINISHED, {}, None)
+        self._trained_sources = str(_trained_by(local).get("sources", "unknown")) if trained else None
         if trained:
             self._finish_adopted(run)
             return None
@@ -333,9 +340,8 @@ class SweepRun:
 
     def _conclude(self, run: RunDirectory, outcome: Told) -> None:
         """Makes the run's files the store's, then says so, and only then lets go of what it could have gone on from."""
-        theirs = json.loads((run.path / "provenance.json").read_text(encoding="utf-8")).get("principal", {})
         self._store.finish_run(self._folder, run.path, without=run.checkpoints)
-        self._write_status(DONE, outcome, None, trained_sources=theirs.get("sources"))
+        self._write_status(DONE, outcome, None)
         self._store.drop_kept(self._folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         self._store.delete(f"failures/{self.name}.txt")
@@ -377,6 +383,7 @@ class SweepRun:
             hostname=platform.node(),
             sources=_SOURCES,
             metrics=metrics,
+            trained_sources=self._trained_sources,
             **further,
         ).write(self._store, self.name)
 

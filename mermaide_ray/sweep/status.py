@@ -33,7 +33,8 @@ class RunStatus:
         wall_s, cpu_s: Seconds spent, over all attempts but for what a kill took with it.
         hostname: Where it was written.
         sources: Digest of the code that wrote it.
-        trained_sources: Digest of the code that trained its principal, where another sweep has; else that is `sources`.
+        trained_sources: Digest of the code that trained its principal (or "unknown"), where another sweep has; else it
+            is `sources`.
         metrics: By their flat names, at the end.
     """
 
@@ -63,6 +64,16 @@ class RunStatus:
     def has_ended(self) -> bool:
         """Whether it is not to be gone on with: it is scored, or was stopped."""
         return self.status in (DONE, STOPPED)
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether another sweep has trained its principal."""
+        return self.trained_sources is not None
+
+    @property
+    def trained_steps(self) -> int:
+        """Environment steps that count, and were done here."""
+        return 0 if self.is_adopted else self.env_steps
 
     def write(self, store: Store, run_name: str) -> None:
         """Puts it on record."""
@@ -114,6 +125,18 @@ def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
     """The planned trials that are worth a process: if any is, all of them where a scheduler must hear of each."""
     left = [trial for trial in plan.trials if not _have_ended(known, trial.setting.name, trial.seeds)]
     return plan.trials if left and plan.sweep.tune.scheduler != "none" else left
+
+
+def only_scores(trial: Trial, known: Statuses) -> bool:
+    """Whether all that is left of a trial is to score what other sweeps have trained."""
+    statuses = (known.get(trial.setting.run_name(seed)) for seed in trial.seeds)
+    return all(status is not None and (status.is_adopted or status.has_ended) for status in statuses)
+
+
+def bundles(plan: Plan, known: Statuses) -> list[dict[str, float]]:
+    """What any trial that is left needs at the same time."""
+    left = unfinished(plan, known) if plan.sweep.is_planned else []
+    return plan.scoring_bundles if left and all(only_scores(trial, known) for trial in left) else plan.bundles
 
 
 def _have_ended(known: Statuses, setting: str, seeds: Sequence[int]) -> bool:

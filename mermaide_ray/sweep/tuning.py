@@ -32,7 +32,7 @@ from mermaide_ray.sweep.file import FAILED, SWEEP_FILE, UNFINISHED, Dimension, l
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import HAIR, Plan, Trial, Values, member_name, trial_name
 from mermaide_ray.sweep.run import SweepRun, line_of
-from mermaide_ray.sweep.status import RunStatus, Statuses, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.status import RunStatus, Statuses, only_scores, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store, below
 
 NAME = "MERMAIDE"
@@ -275,7 +275,10 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     tuner = None
     # Not by its settings: those of a restored trial are as they were.
     trial_class = tune.with_parameters(SweepTrial, trusted=True) if trusted else SweepTrial
-    trainable = tune.with_resources(trial_class, tune.PlacementGroupFactory(plan.bundles))
+    training, scoring = map(tune.PlacementGroupFactory, (plan.bundles, plan.scoring_bundles))
+    trainable = tune.with_resources(
+        trial_class, lambda config: scoring if config.get("trial", {}).get("only_scores") else training
+    )
     if tuning.scheduler == "pbt":
         # Tune ends members that have failed, and takes none up again: with nobody else it would do nothing.
         if any(status.status != FAILED for status in known.values()):
@@ -334,7 +337,12 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
                 _tell_known(plan, _label(plan, trial.setting.name, trial.seeds), statuses)
         space["trial"] = tune.grid_search(
             [
-                {"values": trial.setting.values, "method": trial.setting.method, "seeds": list(trial.seeds)}
+                {
+                    "values": trial.setting.values,
+                    "method": trial.setting.method,
+                    "seeds": list(trial.seeds),
+                    "only_scores": only_scores(trial, known),
+                }
                 for trial in trials
             ]
         )
@@ -368,7 +376,7 @@ def _tell_known(plan: Plan, name: str, statuses: Sequence[RunStatus | None]) -> 
     ended = [status for status in statuses if status is not None]
     scores = [status.metrics.get(plan.metric, WORST) for status in ended]
     score = float(np.mean(scores)) if scores else WORST
-    steps = sum(status.env_steps for status in ended)
+    steps = sum(status.trained_steps for status in ended)
     _Watch.panel.known(name, steps, score if score > WORST else None)
 
 
@@ -379,7 +387,7 @@ def _spent(plan: Plan, known: Statuses) -> int:
     else:
         open_ones = {status.trial for status in known.values() if not status.has_ended}
         again = {name for name, status in known.items() if status.trial in open_ones}
-    return sum(it.env_steps for name, it in known.items() if it.has_ended and name not in again)
+    return sum(it.trained_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
 def _root(store: Store) -> str:
