@@ -115,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("config", type=Path, nargs="?", metavar="FILE", help="such as tune_configs/cost.yaml")
     sweep.add_argument("--scale", choices=("smoke", "laptop", "full"), help="size of the sweep; default: laptop")
     _add_overrides(sweep)
-    sweep.add_argument("--out", metavar="DIR", help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE")
+    sweep.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder or URI (s3://…) of the results; default: runs/NAME-SCALE (runs/NAME where FILE has no scales)",
+    )
     sweep.add_argument("--storage", metavar="DIR", help="folder or URI in which to make NAME-SCALE, in place of runs")
     sweep.add_argument("--resume", metavar="DIR", help="go on with the sweep in DIR (so does the same command again)")
     sweep.add_argument(
@@ -352,7 +356,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from mermaide_ray.sweep.file import DEFAULT_SCALE, SWEEP_FILE, load_sweep, read_sweep
+    from mermaide_ray.sweep.file import SWEEP_FILE, default_scale, load_sweep, read_sweep
     from mermaide_ray.sweep.store import Store, below
 
     if args.resume:
@@ -361,9 +365,12 @@ def _sweep(args: argparse.Namespace) -> None:
             without = "FILE" if given[0] == "config" else f"--{given[0]}"
             raise InputError(f"--resume must stand without {without}: the sweep keeps what its {SWEEP_FILE} says")
         where = below(args.resume, SWEEP_FILE)
-        sweep = read_sweep(Store(args.resume).read_text(SWEEP_FILE, "the folder of a sweep"), where)
+        sweep, root = read_sweep(Store(args.resume).read_text(SWEEP_FILE, "the folder of a sweep"), where), args.resume
     elif args.config is None:
         raise InputError("a sweep must be given as FILE, or with --resume DIR, got neither (see mermaide sweep --help)")
+        scale = args.scale or default_scale(args.config)
+        name = f"{sweep.name}-{scale}" if scale else sweep.name
+        root = args.out or below(args.storage or "runs", name)
     else:
         _check_kind(args.config, of_sweep=True)
         where, sweep = str(args.config), load_sweep(args.config, args.scale, _overrides(args))
@@ -374,8 +381,6 @@ def _sweep(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_run(sweep, where, args.principals)
         return
-    name = f"{sweep.name}-{args.scale or DEFAULT_SCALE}"
-    root = args.resume or args.out or below(args.storage or "runs", name)
     run_sweep(sweep, where, root, not args.no_report, args.principals, args.trust_checkpoint)
 
 

@@ -199,6 +199,26 @@ def test_a_damaged_sweep_is_refused_in_one_sentence(text: str) -> None:
         read_sweep(text, "runs/mine/sweep.yaml")
 
 
+@pytest.mark.parametrize(
+    ("scales", "arguments", "folder"),
+    [
+        ("{laptop: {seeds: 1}, smoke: {seeds: 1}}", [], "mine-laptop"),
+        ("{laptop: {seeds: 1}, smoke: {seeds: 1}}", ["--scale", "smoke"], "mine-smoke"),
+        ("{smoke: {seeds: 1}}", [], "mine"),
+        ("{}", [], "mine"),
+    ],
+)
+def test_results_go_to_a_folder_that_is_named_after_the_scale_if_there_is_one(
+    scales: str, arguments: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots: list[str] = []
+    monkeypatch.setattr("mermaide_ray.sweep.job.run_sweep", lambda sweep, where, root, *_: roots.append(root))
+    (tmp_path / "mine.yaml").write_text(f"{{question: q, scales: {scales}}}", encoding="utf-8")
+    assert main(["sweep", str(tmp_path / "mine.yaml"), *arguments]) == 0
+    assert main(["sweep", str(tmp_path / "mine.yaml"), *arguments, "--storage", "s3://lab/all?region=x"]) == 0
+    assert roots == [f"runs/{folder}", f"s3://lab/all/{folder}?region=x"]
+
+
 def test_scales_take_the_place_of_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("{question: q, scales: [smoke]}", encoding="utf-8")
     sweep = sweep_from(tmp_path, "{extends: base.yaml, scales: {smoke: {seeds: 2}}}", scale="smoke")

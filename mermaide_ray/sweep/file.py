@@ -403,15 +403,7 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
     Raises:
         InputError: With one sentence for the first thing that is wrong.
     """
-    given = _extended(path, ())
-    scales = given.pop("scales", None) or {}
-    if not isinstance(scales, dict) or not all(isinstance(part, dict) for part in scales.values()):
-        raise InputError(f"`scales` must map {', '.join(SCALES)} to partial sweeps, got {one_line(scales)} ({path})")
-    for name in scales:
-        if name not in SCALES:
-            raise InputError(
-                f"`scales` must be among {', '.join(SCALES)}, got {name!r}{near(str(name), list(SCALES))} ({path})"
-            )
+    given, scales = _with_scales(path)
     if scale is not None and scale not in scales:
         raise InputError(
             f"--scale must be one that the sweep has ({', '.join(scales) or 'none'}), got {scale!r} ({path})"
@@ -425,6 +417,25 @@ def load_sweep(path: Path, scale: Scale | None = None, overrides: Mapping[str, A
             given["settings"] = with_setting(settings, dotted, value)
     given.setdefault("name", path.stem)
     return validate_sweep(given, str(path))
+
+
+def default_scale(path: Path) -> Scale | None:
+    """The scale at which a sweep file runs if none is asked for; None where it has no such."""
+    return DEFAULT_SCALE if DEFAULT_SCALE in _with_scales(path)[1] else None
+
+
+def _with_scales(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A sweep file with what it extends, and its scales."""
+    given = _extended(path, ())
+    scales = given.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not all(isinstance(part, dict) for part in scales.values()):
+        raise InputError(f"`scales` must map {', '.join(SCALES)} to partial sweeps, got {one_line(scales)} ({path})")
+    for name in scales:
+        if name not in SCALES:
+            raise InputError(
+                f"`scales` must be among {', '.join(SCALES)}, got {name!r}{near(str(name), list(SCALES))} ({path})"
+            )
+    return given, scales
 
 
 def read_sweep(text: str, where: str) -> Sweep:
