@@ -164,6 +164,23 @@ def test_levels_are_of_the_training_runs_that_are_compared(tmp_path: Path) -> No
     assert contrast.level.value - contrast.other_level.value == pytest.approx(contrast.difference.value, abs=0.02)
 
 
+def test_training_runs_of_several_settings_are_not_called_training_seeds(tmp_path: Path) -> None:
+    key, methods = "training.meta_lr", {"mermaide": Effects(), "rl2": Effects(score=0.5, model_margin=None)}
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2"]}
+    folder = write_sweep(tmp_path / "sweep", methods, {key: [0.001, 0.01]}, answer=claim, **FAR)
+    assert "mean of 2 settings" in answer(read_study([folder])).sentence
+    rows = pd.read_parquet(folder / "rows.parquet")
+    seeds = sorted(rows.loc[rows["method"] == "rl2", "seed"].unique())
+    here = rows["seed"].isin(seeds[: len(seeds) // 2])
+    rows[~rows["method"].isin(methods) | (here == (rows[f"setting.{key}"] == 0.001))].to_parquet(
+        folder / "rows.parquet"
+    )
+    found = answer(read_study([folder]))
+    assert f"; {len(seeds)} training runs of 2 settings × " in found.sentence
+    assert "training seeds" not in found.sentence
+    assert "mean of" not in found.sentence
+
+
 def test_a_rival_is_met_at_the_largest_k_that_it_has_and_that_k_is_named(tmp_path: Path) -> None:
     claim = {"compare": "method", "value": "mermaide", "against": ["rl2"], "conditions": ["test"]}
     folder = write_sweep(tmp_path / "sweep", ks=(0, 1, 5), answer=claim, **FAR)

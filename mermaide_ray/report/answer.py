@@ -35,6 +35,7 @@ class Contrast:
         num_settings: Settings that both figures are means over.
         better: Whether the claimed side is better for sure (True), worse for sure (False), or neither (None).
         too_few: Whether nothing is for sure because a trained side has too few training seeds.
+        runs_of: Settings whose training runs stand one by one in place of seeds, which they do not share; 0 if none do.
     """
 
     other: str
@@ -48,6 +49,7 @@ class Contrast:
     num_settings: int
     better: bool | None
     too_few: bool = False
+    runs_of: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        num_settings=len(runs) or _num_settings(study, mine, measure),
+        num_settings=1 if runs else _num_settings(study, mine, measure),
+        runs_of=len(runs),
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -229,8 +232,10 @@ def _span(interval: Interval) -> str:
 
 
 def _basis(contrast: Contrast) -> str:
-    seeds = "1 training seed" if contrast.seeds == 1 else f"{contrast.seeds} training seeds"
-    return f"{seeds} × {contrast.tasks} tasks"
+    several = contrast.runs_of > 1
+    units = f"training {'run' if several else 'seed'}{'s' * (contrast.seeds != 1)}"
+    of = f" of {contrast.runs_of} settings" * several
+    return f"{contrast.seeds} {units}{of} × {contrast.tasks} tasks"
 
 
 def _sentence(
