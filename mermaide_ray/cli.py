@@ -30,14 +30,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 1 for a fault of the run, 2 for bad input, 130 if interrupted."""
-    # Without --out, the run has printed its folder.
-    resume, args = "mermaide train --resume DIR", argparse.Namespace(command=None)
+    args = argparse.Namespace(command=None)
     try:
         args = _parser().parse_args(argv)
         if getattr(args, "address", None):
             os.environ["RAY_ADDRESS"] = args.address  # read by `ray.init`, here and in the baselines' processes
-        if args.command == "train" and (folder := args.resume or args.out):
-            resume = f"mermaide train --resume {folder}"
         args.call(args)
         sys.stdout.flush()
     except (InputError, RunFault) as error:
@@ -48,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return RunFault.exit_code
     except OSError as error:
         return _failed(str(error), RunFault.exit_code)
-    except KeyboardInterrupt:
-        same = "; the same command goes on with it"
-        how = {"train": f"; the run goes on with: {resume}", "sweep": same, "stackelberg": same}
-        print(f"mermaide: interrupted{how.get(args.command, '')}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        goes_on = args.command in ("sweep", "stackelberg")
+        how = str(interruption) or ("the same command goes on with it" if goes_on else "")
+        print(f"mermaide: interrupted{how and f'; {how}'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -368,12 +365,12 @@ def _sweep(args: argparse.Namespace) -> None:
         sweep, root = read_sweep(Store(args.resume).read_text(SWEEP_FILE, "the folder of a sweep"), where), args.resume
     elif args.config is None:
         raise InputError("a sweep must be given as FILE, or with --resume DIR, got neither (see mermaide sweep --help)")
-        scale = args.scale or default_scale(args.config)
-        name = f"{sweep.name}-{scale}" if scale else sweep.name
-        root = args.out or below(args.storage or "runs", name)
     else:
         _check_kind(args.config, of_sweep=True)
         where, sweep = str(args.config), load_sweep(args.config, args.scale, _overrides(args))
+        scale = args.scale or default_scale(args.config)
+        name = f"{sweep.name}-{scale}" if scale else sweep.name
+        root = args.out or below(args.storage or "runs", name)
     if args.out and args.storage:
         raise InputError("--storage must stand without --out, which names the folder itself")
     from mermaide_ray.sweep.job import dry_run, run_sweep

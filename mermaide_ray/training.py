@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,15 @@ def train(
         run = RunDirectory.create(out, experiment, beside=others)
     console.print(f"results in {run.path}", soft_wrap=True, highlight=False)
     beside = sorted(run.baselines.iterdir()) if run.baselines.is_dir() else []
-    if _is_finished(run):
-        console.print("the run is already finished: nothing is trained or scored again", highlight=False)
-    else:
-        rivals = [RunDirectory.open(path, trusted) for path in beside]
-        with run.alone():
-            _train_side_by_side(run, [other for other in rivals if not _is_trained(other)], console)
-            _score([run, *rivals])
-    _report(run, console)
+    with _interruptible(run):
+        if _is_finished(run):
+            console.print("the run is already finished: nothing is trained or scored again", highlight=False)
+        else:
+            rivals = [RunDirectory.open(path, trusted) for path in beside]
+            with run.alone():
+                _train_side_by_side(run, [other for other in rivals if not _is_trained(other)], console)
+                _score([run, *rivals])
+        _report(run, console)
 
 
 def evaluate(
@@ -193,9 +194,9 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
     from mermaide_ray.cluster.join import ray_running
     from mermaide_ray.session import Session
 
+    run.note_other_code()
     with ray_running(run.experiment().env_runners.actors, console), Session(run, checkpoint_seconds()) as session:
         total = session.total * session.experiment.env_steps_per_iteration
-    run.note_other_code()
         progress = Progress(console, session.experiment.name, total, session.env_steps)
         try:
             while not session.is_done:
@@ -205,6 +206,17 @@ def meta_train(run: RunDirectory, console: Console, check: Callable[[], None] = 
             session.export()
         finally:
             progress.close()
+
+
+@contextmanager
+def _interruptible(run: RunDirectory) -> Iterator[None]:
+    """Whoever interrupts the run is told how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        begins = f"no checkpoint is there yet (one each {checkpoint_seconds():g} s), so the run begins again"
+        how = "the run goes on" if run.latest_checkpoint() else begins
+        raise KeyboardInterrupt(f"{how} with: mermaide train --resume {run.path}") from None
 
 
 def _is_finished(run: RunDirectory) -> bool:

@@ -236,10 +236,11 @@ def test_what_is_given_in_place_of_something_else_is_named(
         (RunFault("the loss is not a number"), 1, "mermaide: error: the loss is not a number"),
         (OSError(28, "No space left on device", "runs/x"), 1, "mermaide: error: [Errno 28] No space left on device: "),
         (
-            KeyboardInterrupt(),
+            KeyboardInterrupt("the run goes on with: mermaide train --resume runs/x"),
             130,
-            "mermaide: interrupted; the run goes on with: mermaide train --resume runs/x",
+            "mermaide: interrupted; the run goes on with: mermaide train --resume runs/x\n",
         ),
+        (KeyboardInterrupt(), 130, "mermaide: interrupted\n"),
     ],
 )
 def test_faults_end_with_their_exit_code_and_one_line(

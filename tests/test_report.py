@@ -283,7 +283,6 @@ def test_provenance_tells_whose_code_trained_what_was_adopted(tmp_path: Path) ->
     assert told["sources that trained, elsewhere"] == "a (3 runs), trained here (1 runs)"
 
 
-def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_provenance_tells_with_what_other_code_a_run_went_on(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "run", **FAST)
     (folder / "sweep.yaml").unlink()
@@ -293,6 +292,7 @@ def test_provenance_tells_with_what_other_code_a_run_went_on(tmp_path: Path) -> 
     assert (told["sources"], told["continued with other code"]) == ("a", "later: sources b, 1234")
 
 
+def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
     folders = [
         write_sweep(tmp_path / name, {name: Effects(model_margin=None)}, failed=[(name, 1)], **options)

@@ -346,6 +346,24 @@ def test_companion_ends_with_the_process_that_started_it(trained_run: TrainedRun
     assert run.read_progress() == []
 
 
+def test_who_interrupts_a_run_is_told_how_to_go_on_and_from_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: RunDirectory, *_: Any) -> None:
+        if run.experiment().seed:
+            run.save_checkpoint(3, lambda _: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mermaide_ray.training._train_side_by_side", interrupted)
+    for seed, how in (
+        (0, "no checkpoint is there yet (one each 60 s), so the run begins again"),
+        (1, "the run goes on"),
+    ):
+        run = tmp_path / f"run-{seed}"
+        assert main(["train", "--seed", str(seed), "--out", str(run)]) == 130
+        assert capsys.readouterr().err == f"mermaide: interrupted; {how} with: mermaide train --resume {run}\n"
+
+
 def test_resume_refuses_a_baseline_that_the_run_does_not_have(
     trained_run: TrainedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

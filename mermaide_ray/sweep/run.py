@@ -167,8 +167,8 @@ class SweepRun:
         with whole_folder(run.principal) as unfinished:  # last: with it there is nothing left to train
             shutil.copytree(source / run.principal.name, unfinished, dirs_exist_ok=True)
         self._store.keep_run(self._folder, local, told=(run.progress.name,))
-        self._write_status(UNFINISHED, {}, None)  # begun: its steps are no measure of speed here
         self._trained_sources = str(theirs.get("sources", "unknown"))
+        self._write_status(UNFINISHED, {}, None)  # begun: its steps are no measure of speed here
         self.close()
 
     def fail(self, error: BaseException) -> None:
@@ -244,8 +244,8 @@ class SweepRun:
             run.keep_settings(self._experiment, self._store.uri(self._folder))
         if (local / CLOCK).is_file():
             self._clock = json.loads((local / CLOCK).read_text(encoding="utf-8"))
-        self._write_status(UNFINISHED, {}, None)
         self._trained_sources = str(_trained_by(local).get("sources", "unknown")) if trained else None
+        self._write_status(UNFINISHED, {}, None)
         if trained:
             self._finish_adopted(run)
             return None
@@ -383,8 +383,8 @@ class SweepRun:
             cpu_s=self._clock["cpu_s"],
             hostname=platform.node(),
             sources=_SOURCES,
-            metrics=metrics,
             trained_sources=self._trained_sources,
+            metrics=metrics,
             **further,
         ).write(self._store, self.name)
 
