@@ -27,11 +27,12 @@ from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game, validate
-from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
+from mermaide_ray.kshot import KShot, Meeting
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import Architecture, Weights, shared
 from mermaide_ray.noise import Dice, Key
+from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.registry import near
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
@@ -69,7 +70,7 @@ class Contender:
         """The same principal as another experiment scores it.
 
         Args:
-            experiment: Its game, its agents, and whether it plans.
+            experiment: Its game, its agents, whether it plans, and how often it then rehearses.
             planning: Whether it plans, if it is not for the experiment to say.
 
         Raises:
@@ -82,7 +83,8 @@ class Contender:
         validate(merge(experiment.to_dict(), settings | {"evaluation": {"planning": planning}}), where)
         trained = experiment.model_copy(update={**own, "environment": self.kshot.environment})
         check_game(trained, environment, "environment", where)
-        return replace(self, kshot=KShot(environment, method.at(environment)), planning=planning)
+        kshot = KShot(environment, method.at(environment), experiment.evaluation.rehearsals)
+        return replace(self, kshot=kshot, planning=planning)
 
     def player(
         self,
@@ -104,12 +106,12 @@ class Contender:
         if played is None:
             return NetworkPrincipal(method, view_of(environment), shared(self.weights, 1))
         adaptation = self.kshot.adapt(played, self.weights, self.inner_rates)
-        policy = NetworkPrincipal(method, view_of(environment), adaptation.weights, adaptation.state)
-        if not self.planning:
-            return policy
-        with torch.no_grad():
-            choice = self.kshot.plan((task,), played, adaptation, key)
-        return choice.principal(environment, policy, episodes)
+        weights, choice = adaptation.weights, None
+        if self.planning:
+            with torch.no_grad():
+                weights, choice = self.kshot.plan((task,), played, adaptation, key)
+        policy = NetworkPrincipal(method, view_of(environment), weights, adaptation.state)
+        return policy if choice is None else choice.principal(environment, policy, episodes)
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,12 @@ class Evaluation(Section):
         "the support told, and play the best rule where it is clearly better (never in validation rounds during "
         "training); imagined are agents that learn which arm pays, whatever the world model is",
     )
+    rehearsals: Whole = Field(
+        30,
+        ge=0,
+        description="planning only: rounds in which the adapted policy is first trained on, with agents imagined from "
+        "what the support told; 0: not at all",
+    )
 
 
 class Experiment(Section):

@@ -1,10 +1,9 @@
 """Planning: before the query, what would do best with agents like this one?
 
-From the support a learner model knows roughly who the agent is (`models/learner_model.py`). So its game can be
-imagined: agents that may be this one, drawn from the posterior, meet the adapted policy and each of some simple rules,
-all with the same luck. The best rule is then played in the policy's place, if it is clearly better. Policies are
-trained on the training agents alone; with an agent unlike these a rule that was chosen for it may do better, and
-imagination tells.
+Agents that may be the one that was met are imagined (`imagination.py`). They meet the policy and each of some simple
+rules, all with the same luck. The best rule is then played in the policy's place, if it is clearly better. Policies are
+trained on the training agents; with an agent unlike these a rule that was chosen for it may do better, and imagination
+tells.
 
 Nothing in it is trained, and nothing hidden is looked at. Shapes: B tasks, S imagined agents of each, E episodes with
 each of these, N = B * S * E.
@@ -17,19 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mermaide_ray.agents import generic_learner
 from mermaide_ray.agents.base import sample_mean_init, sample_mean_learn
-from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.baselines.rule_grid import Rule, first_rules, gap_rules
-from mermaide_ray.environment import Changes, Environment
+from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.imagination import Imagination
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
-from mermaide_ray.models.learner_model import LearnerModel, lead
-from mermaide_ray.models.posterior import Luck
-from mermaide_ray.noise import Key, generator
-from mermaide_ray.trajectory import History
+from mermaide_ray.models.learner_model import lead
+from mermaide_ray.noise import Key
 
-_IMAGINED, _EPISODES = 16, 2
+_EPISODES = 2
 # The share of what the best rule gains over never intervening by which it must be ahead of the policy.
 _MARGIN = 0.1
 
@@ -115,65 +111,27 @@ class _Either:
         return self._rules.intervene(seen, hidden).where(self._by_rule, self._policy.intervene(seen, hidden))
 
 
-def plan(
-    environment: Environment,
-    learner: LearnerModel,
-    support: History,
-    latents: Tensor | None,
-    policy: Principal,
-    ids: tuple[int, ...],
-    key: Key,
-) -> Choice:
+def plan(environment: Environment, imagination: Imagination, policy: Principal, key: Key) -> Choice:
     """Chooses between the policy and the rules, for each task, on agents imagined from its support.
 
     Args:
         environment: The game.
-        learner: The model of its agents.
-        support: Support episodes with each task, [B, T, K].
-        latents: The most probable ones, float [B, L]; inferred here if not known.
+        imagination: Of its agents.
         policy: The adapted policy, as the player of S * E episodes of each task.
-        ids: Of the tasks, by which luck is dealt.
         key: (seed, split, purpose, iteration) of the luck.
     """
-    if latents is None:
-        latents = learner.infer(support.observations, support.labels)
-    game = _imagined_game(environment)
-    seed, split, purpose, iteration = key
-    # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.
-    rngs = [generator(seed, split, f"{purpose}/posterior", iteration, task) for task in ids]
-    luck = Luck.dealt(rngs, _IMAGINED, learner.size)
-    base, hyperparameters = learner.agents(learner.sample(support.observations, support.labels, latents, luck))
-    agents = _imagined_agents(base.flatten(0, 1), {name: it.flatten() for name, it in hyperparameters.items()}, ids)
+    game, agents, count = imagination.game, imagination.agents(key), len(imagination.ids)
     dice, incentives = deal_for(game, key, agents, _EPISODES), incentives_of(game)
 
     def returns(principal: Principal) -> Tensor:
         """Mean over the imagined episodes of each task, [B]."""
         played = play(game, agents, _EPISODES, dice, principal)
-        return incentives.rewards_of(played).sum(2).view(len(ids), -1).mean(1)
+        return incentives.rewards_of(played).sum(2).view(count, -1).mean(1)
 
-    supposed, each = latents[:, : learner.num_arms], _IMAGINED * _EPISODES
+    supposed, each = imagination.base, len(agents) * _EPISODES // count
     rules = [*first_rules(game), *gap_rules(game)]
-    by_rule = torch.stack([returns(SupposedRules(game, (rule,) * len(ids), supposed, each)) for rule in rules], dim=1)
+    by_rule = torch.stack([returns(SupposedRules(game, (rule,) * count, supposed, each)) for rule in rules], dim=1)
     best, which = by_rule.max(1)
     never = by_rule[:, 0]  # the first of `first_rules`
     ahead = best - returns(policy)
     return Choice(tuple(rules[i] for i in which.tolist()), supposed, ahead > _MARGIN * (best - never))
-
-
-def _imagined_game(environment: Environment) -> Environment:
-    """The game as a learner model has it: no noise of rewards, which it takes for that of choices; nothing changes."""
-    return environment.model_copy(update={"reward_noise": 0.0, "changes": Changes()})
-
-
-def _imagined_agents(base: Tensor, hyperparameters: dict[str, Tensor], ids: tuple[int, ...]) -> Tasks:
-    """Tasks of the agents, [B * S], task by task; the target is arm 0, so that labels are arms."""
-    return Tasks(
-        ids=tuple(task * _IMAGINED + sample for task in ids for sample in range(_IMAGINED)),
-        families=(generic_learner.FAMILY,),
-        family=torch.zeros(len(base), dtype=torch.int64),
-        params=hyperparameters,
-        base=base,
-        target=torch.zeros(len(base), dtype=torch.int64),
-        base_range=(0.0, 1.0),
-        moving=None,
-    )

@@ -357,8 +357,8 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were meant: before there were these two, nothing had a model of learners."""
-    return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False}}, settings)
+    """Settings as they were meant: before there were these, nothing had a model of learners, planned or rehearsed."""
+    return merge({"world_model": {"kind": "recurrent"}, "evaluation": {"planning": False, "rehearsals": 0}}, settings)
 
 
 def what_is(path: Path) -> str:

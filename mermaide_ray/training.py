@@ -165,7 +165,8 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
     weights, rates = split_parameters(method, parameters)
-    kshot, planning = KShot(experiment.environment, method), experiment.evaluation.planning
+    evaluation = experiment.evaluation
+    kshot, planning = KShot(experiment.environment, method, evaluation.rehearsals), evaluation.planning
     return Contender(name or experiment.name, experiment.seed, kshot, weights, rates, planning), experiment
 
 

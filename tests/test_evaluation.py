@@ -353,17 +353,22 @@ def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:
     pd.testing.assert_frame_equal(here, there)
 
 
-@pytest.mark.parametrize("planning", [False, True])
-def test_a_player_acts_as_its_principal_is_scored(planning: bool) -> None:
-    """Adapted to what it played with an agent, it plays what it is scored by, planning included."""
+@pytest.mark.parametrize(("planning", "rehearsals"), [(False, 0), (True, 0), (True, 3)])
+def test_a_player_acts_as_its_principal_is_scored(
+    planning: bool, rehearsals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapted to what it played with an agent, it plays what it is scored by, planning and rehearsal included."""
+    # By rules alone, or by the rehearsed policy alone: else the unplanned policy's own acts might be compared again.
+    monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9 if rehearsals else 0.0)
     experiment = _experiment() if not planning else tiny(world_model={"kind": "learner"})
     contender = replace(_contender(experiment), planning=planning)
+    contender = replace(contender, kshot=replace(contender.kshot, rehearsals=rehearsals))
     tasks, key = AgentDistribution(experiment).tasks("test", [5]), (0, "test", "x", 0)
     meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, key, planning)
     assert meeting.support is not None
-    if planning:  # else the policy's own acts would be compared again
+    if planning:
         assert meeting.choice is not None
-        assert meeting.choice.by_rule.all()
+        assert meeting.choice.by_rule.all() == (not rehearsals)
     for purpose, episodes, known, expected in (
         ("x/support", 2, None, meeting.support),
         ("x/query", 3, meeting.support, meeting.query),

@@ -21,10 +21,10 @@ from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import NetworkPrincipal
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import Trajectories, View
 
 INFORMED = [name for name, family in FAMILIES.items() if family.hear is not None]

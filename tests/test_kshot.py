@@ -14,13 +14,14 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import KShot, Meeting, NetworkPrincipal
+from mermaide_ray.kshot import KShot, Meeting
 from mermaide_ray.learners.maml import Adaptation, adapt, unroll, unroll_support
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.models.principal import LATENTS, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
+from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import Trajectories, View
 
 KEY: Key = (0, "train", "meta", 3)

@@ -17,13 +17,14 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, validate
+from mermaide_ray.imagination import Imagination
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.method import Method, learner_model_of
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.planning import Choice, SupposedRules, plan
-from mermaide_ray.trajectory import History, View
+from mermaide_ray.trajectory import View
 
 TASKS, EPISODES = 12, 4
 KEY = (0, "train", "test", 0)
@@ -48,18 +49,14 @@ def _base(tasks: Tasks) -> Tensor:
     return torch.stack([row.roll(-int(target)) for row, target in zip(tasks.base, tasks.target, strict=True)])
 
 
-def _support(experiment: Experiment, tasks: Tasks) -> tuple[LearnerModel, History, Tensor]:
+def _imagination(experiment: Experiment, tasks: Tasks) -> Imagination:
     dice = deal_for(experiment.environment, KEY, tasks, 2)
     played = play(experiment.environment, tasks, 2, dice, FixedRule(experiment.environment, 30))
-    history = View(experiment.environment).history(played)
-    learner = Method.of(experiment).architecture.learner
-    assert learner is not None
-    return learner, history, learner.infer(history.observations, history.labels)
+    return Imagination.of(experiment.environment, View(experiment.environment).history(played), tasks.ids)
 
 
 def _planned(experiment: Experiment, tasks: Tasks, policy: Principal) -> Choice:
-    learner, history, latents = _support(experiment, tasks)
-    return plan(experiment.environment, learner, history, latents, policy, tasks.ids, KEY)
+    return plan(experiment.environment, _imagination(experiment, tasks), policy, KEY)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +212,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_scores_with_planning_say_who_played(policy: str) -> None:
-    experiment = _game(POLICIES[policy])
+    experiment = _game(POLICIES[policy] | {"evaluation": {"rehearsals": 0}})
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights, rates = module.weights(), module.inner_rates()
     kshot = KShot(experiment.environment, module.method)
@@ -263,7 +260,7 @@ def test_what_is_supposed_of_an_agent_is_what_its_support_tells_whatever_the_pol
     support = play(experiment.environment, tasks, 1, dice, FixedRule(experiment.environment, 30))
     adaptation = kshot.adapt(support, module.weights(), module.inner_rates())
     with torch.no_grad():
-        choice = kshot.plan(tasks.ids, support, adaptation, KEY)
+        _, choice = kshot.plan(tasks.ids, support, adaptation, KEY)
     history = View(experiment.environment).history(support)
     latents = learner_model_of(experiment.environment).infer(history.observations, history.labels)
     assert torch.equal(choice.base, latents[:, : experiment.environment.num_arms])

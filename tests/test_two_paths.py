@@ -22,10 +22,10 @@ from mermaide_ray.baselines.stock_ppo import stock_ppo
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.kshot import NetworkPrincipal
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import View, view_of
 
 EPISODES = 2

@@ -10,8 +10,8 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.baselines.rules import first_n
 from mermaide_ray.experiment import Experiment, check_imaginable
+from mermaide_ray.imagination import Imagination
 from mermaide_ray.lockstep import Principal, deal_for, play
-from mermaide_ray.models.method import learner_model_of
 from mermaide_ray.planning import plan
 from mermaide_ray.trajectory import view_of
 
@@ -31,5 +31,5 @@ def untrained_planning(experiment: Experiment, split: Split, tasks: Tasks, episo
     dice = deal_for(environment, (seed, split, "evaluation/support", 0), tasks, 1)
     support = view_of(environment).history(play(environment, tasks, 1, dice, policy))
     key = (seed, split, "evaluation/planning", 0)
-    choice = plan(environment, learner_model_of(environment), support, None, policy, tasks.ids, key)
+    choice = plan(environment, Imagination.of(environment, support, tasks.ids), policy, key)
     return choice.principal(environment, policy, episodes)

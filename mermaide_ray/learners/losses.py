@@ -76,6 +76,12 @@ def leave_one_out_advantages(rewards: Tensor, gamma: float) -> Tensor:
     return to_go - others
 
 
+def standardised(advantages: Tensor) -> Tensor:
+    """Advantages [B, T, E] with mean 0 and standard deviation 1 within each task, whichever tasks are beside it."""
+    centred = advantages - advantages.mean((1, 2), keepdim=True)
+    return centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
+
+
 def discount_matrix(time: int, discount: float, like: Tensor) -> Tensor:
     """[T, T] with discount^(t - s) at (s, t) for t >= s, else 0."""
     steps = torch.arange(time, device=like.device)

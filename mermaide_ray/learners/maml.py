@@ -27,6 +27,7 @@ from mermaide_ray.learners.losses import (
     leave_one_out_advantages,
     policy_gradient_loss,
     prediction_nll,
+    standardised,
 )
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
@@ -191,8 +192,7 @@ def inner_loss(
             method.architecture.head, outputs.prediction, history.labels, history.seen
         )
     if method.meta.inner_policy_weight:
-        centred = advantages - advantages.mean((1, 2), keepdim=True)
-        scaled = centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)
+        scaled = standardised(advantages)
         log_p = log_probability(outputs.policy_logits, history.actions)
         if old_log_p is not None:
             scaled = scaled * (log_p.detach() - old_log_p).exp()

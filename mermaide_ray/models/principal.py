@@ -312,14 +312,31 @@ def head(name: Literal["policy", "value"], weights: Weights, x: Tensor) -> Tenso
     return linear(hidden, weights[f"{name}_output_weight"], weights[f"{name}_output_bias"])
 
 
-def replay(
+@dataclass(frozen=True)
+class Reading:
+    """What encoder, core and world model make of whole episodes: all that policy and value read.
+
+    Attributes:
+        prediction: See `Outputs`.
+        inputs: float [B, T, E, F], the inputs of policy and value.
+        arms: To equivariant networks.
+        state: See `Outputs`.
+    """
+
+    prediction: Tensor | None
+    inputs: Tensor
+    arms: Arms | None
+    state: Tensor
+
+
+def read(
     architecture: Architecture,
     weights: Weights,
     observations: Tensor,
     marks: Tensor | None = None,
     initial: Tensor | None = None,
-) -> Outputs:
-    """Runs the networks over whole episodes.
+) -> Reading:
+    """Runs all but policy and value over whole episodes.
 
     Args:
         architecture: Sizes and wiring.
@@ -336,15 +353,32 @@ def replay(
         marks = architecture.memory.over(observations)
     inputs, arms = perceive(architecture, weights, observations, marks)
     hidden = gru_scan(project(weights, inputs), initial, weights["core_recurrent"])
-    prediction, read = features(architecture, weights, hidden, arms, marks)
+    prediction, inputs = features(architecture, weights, hidden, arms, marks)
     if not architecture.policy_gradient:
-        read, arms = read.detach(), None if arms is None else arms.detach()
+        inputs, arms = inputs.detach(), None if arms is None else arms.detach()
+    return Reading(prediction, inputs, arms, hidden[:, -1])
+
+
+def act(architecture: Architecture, weights: Weights, reading: Reading) -> Outputs:
+    """What policy and value make of what was read."""
+    weights = conditioned(weights)
     return Outputs(
-        prediction=prediction,
-        policy_logits=policy(architecture, weights, read, arms),
-        values=head("value", weights, read).squeeze(-1) * architecture.value_scale,
-        state=hidden[:, -1],
+        prediction=reading.prediction,
+        policy_logits=policy(architecture, weights, reading.inputs, reading.arms),
+        values=head("value", weights, reading.inputs).squeeze(-1) * architecture.value_scale,
+        state=reading.state,
     )
+
+
+def replay(
+    architecture: Architecture,
+    weights: Weights,
+    observations: Tensor,
+    marks: Tensor | None = None,
+    initial: Tensor | None = None,
+) -> Outputs:
+    """Runs the networks over whole episodes; arguments as for `read`."""
+    return act(architecture, weights, read(architecture, weights, observations, marks, initial))
 
 
 def step(
