@@ -2,9 +2,9 @@
 
 The inner step learns from the few episodes that the support has. Agents imagined from these (`imagination.py`) can be
 met as often as wanted: in each round each of them plays one episode with the policy, and policy and value take some
-steps of the clipped objective (PPO, arXiv 1707.06347) on it, for each task by itself (which others are beside it changes
-but the last bits, as in the inner step). Encoder, core and world model stay: they say what the agent does, and that is
-not to be learned from what they imagine.
+steps of the clipped objective (PPO, arXiv 1707.06347) on it, for each task by itself (which others are beside it
+changes but the last bits, as in the inner step). Encoder, core and world model stay: they say what the agent does, and
+that is not to be learned from what they imagine.
 
 That a policy may learn from a model what it would have to pay for in the world is Dyna's idea (Sutton, 1991); to do so
 from a meta-learned initialisation is MB-MPO's (Clavera et al., arXiv 1809.05214).
