@@ -50,7 +50,8 @@ from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
 from mermaide_ray.learners.maml import Experience
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
-from mermaide_ray.rollout import LockstepEnvRunner, Sample, concatenated
+from mermaide_ray.rollout import LockstepEnvRunner
+from mermaide_ray.sample import Sample, concatenated
 from mermaide_ray.trajectory import Trajectories, view_of
 
 _NOT_RLLIBS = {

@@ -11,14 +11,16 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from mermaide_ray.errors import RunFault, WorkersLost
-from mermaide_ray.rollout import Sample
+from mermaide_ray.sample import Sample
+
+if TYPE_CHECKING:
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 # How long to wait for sampling actors that Ray is starting again, none being left, before giving up: on a loaded
 # machine the imports alone take most of a minute.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
@@ -19,46 +17,13 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL
-from mermaide_ray.errors import RunFault
 from mermaide_ray.kshot import KShot
 from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.sample import Sample
 
 if TYPE_CHECKING:
     from mermaide_ray.algorithm import MermaideConfig
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One runner's share of a meta-batch: what crosses the network.
-
-    Attributes:
-        tasks: Task ids, [B].
-        weights_version: The weights that it was sampled with.
-        columns: Of the episodes `support` (none for K = 0) and `query`, see `Trajectories.columns`; with a model of
-            learners `support_latents` [B, Z], what was inferred from the support.
-        failure: The traceback, if sampling raised an error; columns are then empty.
-    """
-
-    tasks: tuple[int, ...]
-    weights_version: int
-    columns: dict[str, NDArray[Any]]
-    failure: str | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the columns."""
-        return sum(column.nbytes for column in self.columns.values())
-
-    def checked(self) -> Sample:
-        """Itself.
-
-        Raises:
-            RunFault: Sampling failed.
-        """
-        if self.failure:
-            raise RunFault(f"a sampling runner failed on tasks {list(self.tasks)[:4]} …:\n{self.failure}")
-        return self
 
 
 class LockstepEnvRunner(EnvRunner, Checkpointable):
@@ -173,10 +138,3 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
 
     def stop(self) -> None:
         """Nothing to release."""
-
-
-def concatenated(samples: Sequence[Sample], tasks: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """The columns of all samples, tasks in the given order."""
-    position = {task: row for row, task in enumerate(task for sample in samples for task in sample.tasks)}
-    order = [position[task] for task in tasks]
-    return {key: np.concatenate([sample.columns[key] for sample in samples])[order] for key in samples[0].columns}

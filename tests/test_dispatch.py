@@ -17,7 +17,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from mermaide_ray import dispatch
 from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.errors import RunFault, WorkersLost
-from mermaide_ray.rollout import Sample, concatenated
+from mermaide_ray.sample import Sample, concatenated
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
