@@ -7,6 +7,7 @@ best response. Every method meets the same followers with the same luck; no trai
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from mermaide_ray.agent_settings import Split
 from mermaide_ray.noise import generator
 from mermaide_ray.stackelberg.beliefs import scratch
 from mermaide_ray.stackelberg.equilibrium import strong_stackelberg
-from mermaide_ray.stackelberg.games import GameDistribution, Games, best_response, commitment_value, deal, mixture
+from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
 from mermaide_ray.stackelberg.planner import Planner, lattice
 from mermaide_ray.stackelberg.settings import Game, Settings
@@ -122,12 +123,9 @@ def uninformed_values(game: Game, games: Games, split: Split, commitments: Tenso
         leader = games.leader[row]
         rng = generator(game.seed, split, "stackelberg/uninformed", 0, task)
         followers = distribution.followers_of(leader.double().numpy(), _PRIOR_DRAWS, rng)
-        expected = torch.zeros(len(commitments))
-        payoffs = mixture(commitments, leader)
-        for follower in torch.from_numpy(followers).float():
-            response = best_response(commitments, leader, follower)
-            expected += payoffs.gather(1, response.unsqueeze(1)).squeeze(1)
-        chosen = commitments[expected.argmax()]
+        # By follower and commitment, [F, G].
+        payoffs = commitment_value(commitments, leader[None, None], torch.from_numpy(followers).float().unsqueeze(1))
+        chosen = commitments[reduce(torch.add, payoffs).argmax()]
         values[row] = float(commitment_value(chosen, leader, games.follower[row]))
     return values
 
