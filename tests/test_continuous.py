@@ -351,11 +351,11 @@ def test_a_short_training_improves_return_and_prediction() -> None:
             "agents": {"families": {"gp_ucb": CONTINUOUS_FAMILIES["gp_ucb"]}},
             "meta_learning": {"meta_batch_size": 16, "query_episodes": 2},
             "world_model": {"hidden_size": 16, "policy_hidden": 16, "components": 3},
-            "training": {"env_steps": 60 * 16 * 3 * 30, "meta_lr": 1e-2},
+            "training": {"env_steps": 40 * 16 * 3 * 30, "meta_lr": 1e-2},
         },
     )
     algorithm = MermaideConfig.of(experiment).build_algo()
-    told = [flat_metrics(algorithm.train()) for _ in range(60)]
+    told = [flat_metrics(algorithm.train()) for _ in range(experiment.num_iterations)]
     algorithm.stop()
 
     def mean(key: str, part: slice) -> float:

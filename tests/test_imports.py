@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,12 @@ def imported(tree: ast.AST, module: str, typing_only: bool) -> Iterator[str]:
             yield from imported(node, module, typing_only)
 
 
+@cache
 def imports(module: str, typing_only: bool = False) -> set[str]:
     return set(imported(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, typing_only))
 
 
+@cache
 def edges(module: str) -> set[str]:
     """Modules of the package that importing or calling into `module` may load, the packages around them included."""
     found: set[str] = set()

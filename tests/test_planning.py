@@ -212,7 +212,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_scores_with_planning_say_who_played(policy: str) -> None:
-    experiment = _game(POLICIES[policy] | {"evaluation": {"rehearsals": 0}})
+    experiment = _game(POLICIES[policy] | {"evaluation": {"rehearsals": 0}}, horizon=50)
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights, rates = module.weights(), module.inner_rates()
     kshot = KShot(experiment.environment, module.method)
@@ -252,12 +252,12 @@ def test_planning_for_agents_that_know_the_policy_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_supposed_of_an_agent_is_what_its_support_tells_whatever_the_policy(policy: str) -> None:
-    experiment = _game(POLICIES[policy])
+    experiment = _game(POLICIES[policy], horizon=20, num_arms=4)
     tasks = _tasks(experiment)
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     kshot = KShot(experiment.environment, module.method)
     dice = deal_for(experiment.environment, KEY, tasks, 1)
-    support = play(experiment.environment, tasks, 1, dice, FixedRule(experiment.environment, 30))
+    support = play(experiment.environment, tasks, 1, dice, FixedRule(experiment.environment, 10))
     adaptation = kshot.adapt(support, module.weights(), module.inner_rates())
     with torch.no_grad():
         _, choice = kshot.plan(tasks.ids, support, adaptation, KEY)

@@ -129,7 +129,7 @@ def on_the_stock_path(experiment: Experiment, player: Player) -> tuple[Episodes,
             "iteration": iteration,
             "deal_principal_dice": True,
         },
-        envs_per_runner=5,
+        envs_per_runner=10,
     )
     specs = {PRINCIPAL: player.module(experiment), **agent_modules(experiment)}
     config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
