@@ -113,6 +113,12 @@ def no_figures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of `mermaide train` that this process trains draw nothing."""
+    monkeypatch.setattr("mermaide_ray.training.write_figures", lambda run: [])
+
+
 # A node that refuses five times in a row to be asked for its health is dead: found after 2.5 s, not Ray's 15. One that
 # is only slow to answer has as long as ever.
 FOUND_DEAD = {"health_check_period_ms": 500}

@@ -233,7 +233,10 @@ def test_methods_are_paired_on_the_agents_that_both_met_and_the_others_are_told(
     assert "mermaide against rl2: compared without 5 task(s) that only one of them has." in study.cells.left_out
 
 
-def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(tmp_path: Path) -> None:
+def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mermaide_ray.report.document.FORMATS", ("svg",))
     for claim in (None, {"compare": "method", "value": "mermaide"}):
         folder = write_sweep(tmp_path / f"sweep{claim is None}", answer=claim, **FAR)
         rows = pd.read_parquet(folder / "rows.parquet").assign(normalised_score=float("nan"))

@@ -29,7 +29,7 @@ from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.storage import RunDirectory, load_principal
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "undrawn")]
 
 TIMINGS = ("throughput/env_steps_per_s", "throughput/sample_s", "throughput/update_s")
 

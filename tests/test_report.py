@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,8 +18,10 @@ from sweep_folders import METHODS, Effects, write_sweep
 
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
+from mermaide_ray.report import document
 from mermaide_ray.report.document import LIST, Report, write_report
 from mermaide_ray.report.document_table import Table, escape_latex
+from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.provenance import failed_table, origin_table
 from mermaide_ray.report.study import read_study
 
@@ -234,7 +237,10 @@ def test_what_no_report_wrote_is_not_replaced(mine: str, tmp_path: Path) -> None
     assert [path for path in paper.rglob("*") if path.is_file()] == [paper / mine]
 
 
-def test_what_is_put_among_a_reports_files_is_kept_and_the_rest_is_written_again(tmp_path: Path) -> None:
+def test_what_is_put_among_a_reports_files_is_kept_and_the_rest_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "pictures", lambda *given: islice(pictures(*given), 1))
     folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects(model_margin=None)}, **FAST)
     report = write_report([folder])
     mine = report.folder / "figures" / "mine.png"
@@ -292,7 +298,10 @@ def test_provenance_tells_with_what_other_code_a_run_went_on(tmp_path: Path) -> 
     assert (told["sources"], told["continued with other code"]) == ("a", "later: sources b, 1234")
 
 
-def test_the_command_prints_answer_findings_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_answer_findings_and_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "FORMATS", ("svg",))
     options = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
     folders = [
         write_sweep(tmp_path / name, {name: Effects(model_margin=None)}, failed=[(name, 1)], **options)

@@ -148,6 +148,7 @@ def test_table_is_printed_with_both_splits_and_every_method(trained_run: Trained
     assert "Traceback" not in printed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_finished_run_is_neither_trained_nor_scored_again(
     trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_finished_run_is_neither_trained_nor_scored_again(
     ].replace(str(trained_run.path), "RUN")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_scores_are_told_and_made_again_where_they_are_deleted(
     trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
