@@ -16,6 +16,8 @@ from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.store import Store
 
 FEW = ["never", "oracle"]
+# Trials one after the other in one process, which takes longer to start than they take to run.
+IN_TURN = {"seeds_per_trial": 2, "concurrent": 1}
 
 
 def write_sweep(folder: Path, name: str = "tiny.yaml", **sections: Any) -> Path:

@@ -23,7 +23,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from ray import tune
 from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
-from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
+from sweeping import IN_TURN, held, plan_from, sorted_rows, sweep, told_by, write_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -91,6 +91,7 @@ def test_rows_hold_every_run_and_each_game_s_baselines_once(swept: Path) -> None
     assert set(rows["condition"]) == {"validation", "test"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept: Path, tmp_path: Path) -> None:
     config = swept / "runs" / "cost_weight=1,seed=1" / "config.yaml"
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
@@ -185,7 +186,7 @@ def test_a_sweep_may_go_on_with_more_seeds(swept: Path, tmp_path: Path) -> None:
     out = shutil.copytree(swept, tmp_path / "out")
     rows, name = sorted_rows(out), "cost_weight=1,seed=1"
     before = (out / "runs" / name / "rows.parquet").stat().st_mtime_ns
-    assert sweep(write_sweep(tmp_path, seeds=3), "--out", out) == 0
+    assert sweep(write_sweep(tmp_path, seeds=3, resources=IN_TURN), "--out", out) == 0
     grown = sorted_rows(out)
     assert set(grown["seed"]) == {0, 1, 2}
     pd.testing.assert_frame_equal(grown[grown["seed"] < 2].reset_index(drop=True), rows)
@@ -294,6 +295,7 @@ def test_a_sweep_that_is_killed_before_it_is_written_is_begun_anew(
 def test_failed_runs_are_told_beside_the_report_and_without_one(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mermaide_ray.report.document.pictures", lambda *_: ())
     claim = {"compare": "environment.cost_weight", "value": "1"}
     shutil.copytree(swept, tmp_path / "out")
     plan, store = held(write_sweep(tmp_path, answer=claim), tmp_path / "out")
@@ -460,7 +462,8 @@ NOT_THERE = "InputError: `agents.families`: agent family 'lab_of_this_process:MI
 def test_what_a_worker_refuses_is_told_in_its_words_and_not_tried_again(
     elsewhere_unknown: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(write_sweep(tmp_path, settings=elsewhere_unknown), "--out", tmp_path / "out") == 1
+    config = write_sweep(tmp_path, settings=elsewhere_unknown, resources=IN_TURN)
+    assert sweep(config, "--out", tmp_path / "out") == 1
     told = capsys.readouterr()
     assert told.out.count(f"failed: cost_weight=1: {NOT_THERE}") == 1
     assert f"4 of 4 runs failed, the first with: {NOT_THERE}" in told.err

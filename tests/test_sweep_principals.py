@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 from rich.console import Console
-from sweeping import held, plan_from, sorted_rows, sweep, told_by, write_sweep
+from sweeping import IN_TURN, held, plan_from, sorted_rows, sweep, told_by, write_sweep
 
 from mermaide_ray.errors import InputError
 from mermaide_ray.session import Session
@@ -48,7 +48,7 @@ def test_they_are_scored_where_this_sweep_asks_for(
     settings = tiny(env_runners={"num_env_runners": 9}).to_dict()  # for which there is no room: scoring needs none
     del settings["name"], settings["seed"]
     out = tmp_path / "out"
-    config = write_sweep(tmp_path, settings=settings, conditions=conditions)
+    config = write_sweep(tmp_path, settings=settings, conditions=conditions, resources=IN_TURN)
     assert sweep(config, "--out", out, "--principals", trained) == 0
     printed = capsys.readouterr().out
     assert "2 done, 0 running, 0 failed of 2 trials  0 of 0 env steps" in printed
