@@ -158,13 +158,13 @@ def test_run_whose_learner_s_machine_vanishes_ends_with_one_sentence_and_resumes
     monkeypatch.setenv("MERMAIDE_CHECKPOINT_SECONDS", "1")
     config, run, left = tmp_path / "tiny.yaml", tmp_path / "disturbed", list[int]()
     config.write_text(
-        explained_yaml(tiny(training={"env_steps": 36_000, "minibatches": 1}, env_runners={"num_learners": 2}))
+        explained_yaml(tiny(training={"env_steps": 19_200, "minibatches": 1}, env_runners={"num_learners": 2}))
     )
     for _ in range(3):
         cluster.add_node(num_cpus=1)
 
     def fault() -> None:
-        while len(RunDirectory(run).read_progress()) < 40 or RunDirectory(run).latest_checkpoint() is None:
+        while len(RunDirectory(run).read_progress()) < 20 or RunDirectory(run).latest_checkpoint() is None:
             time.sleep(0.05)
         left.extend(vanish(cluster, node_of(cluster, LEARNER)))
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "meta_learning.meta_batch_size": "8",
     "meta_learning.query_episodes": "2",
     "world_model.hidden_size": "8",
-    "training.env_steps": "57600",
+    "training.env_steps": "33600",
     "evaluation.k": "[0, 1]",  # `ray submit` tears it apart at the space
     "evaluation.tasks": "6",
     "evaluation.episodes": "2",
