@@ -174,24 +174,26 @@ def _plain_rate() -> float:
 def planning() -> None:
     """Meeting 64 agents, as scoring does it: 1 support and 16 query episodes of 100 pulls, H = 48."""
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
-    for name, preset, plans in (
-        ("recurrent world model", "mermaide", False),
-        ("learner model", "mermaide_learner", False),
-        ("learner model, planning", "mermaide_learner", True),
+    for name, preset, plans, rehearsals in (
+        ("recurrent world model", "mermaide", False, 0),
+        ("learner model", "mermaide_learner", False, 0),
+        ("learner model, planning by rules", "mermaide_learner", True, 0),
+        ("learner model, 30 rehearsals too", "mermaide_learner", True, 30),
     ):
         experiment = validate(load_preset(preset))
         method, tasks = Method.of(experiment), AgentDistribution(experiment).tasks("train", range(64))
         weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
         rates = {weight: torch.tensor(0.1) for weight in method.adaptable()}
         key = (0, "train", "bench", 0)
-        job = partial(KShot(experiment.environment, method).meet, tasks, weights, rates, 1, 16, key, plans)
+        kshot = KShot(experiment.environment, method, rehearsals)
+        job = partial(kshot.meet, tasks, weights, rates, 1, 16, key, plans)
         jobs[name] = (job, len(tasks) * 17 * experiment.environment.horizon)
     measured = measure(jobs, rounds=3)
     print("\nmeeting an agent at K = 1 (support, adaptation, query), CPU ms")
     first = measured["recurrent world model"]
     for name, (_, steps) in jobs.items():
         milliseconds, ratio = steps / 64 / measured[name] * 1e3, first / measured[name]
-        print(f"  {name:32s} {milliseconds:8.1f}   {ratio:5.2f} x the first")
+        print(f"  {name:34s} {milliseconds:8.1f}   {ratio:5.2f} x the first")
 
 
 def gpu() -> None:
