@@ -27,10 +27,11 @@ from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game, validate
+from mermaide_ray.imagination import NUM_IMAGINED
 from mermaide_ray.kshot import KShot, Meeting
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
-from mermaide_ray.models.principal import Architecture, Weights, shared
+from mermaide_ray.models.principal import Weights, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.registry import near
@@ -71,20 +72,26 @@ class Contender:
 
         Args:
             experiment: Its game, its agents, whether it plans, and how often it then rehearses.
-            planning: Whether it plans, if it is not for the experiment to say.
+            planning: Whether it plans, if it is not for the experiment to say; then it rehearses as it did.
 
         Raises:
             InputError: Its networks can't be used in that game, or its method not there or with those agents.
         """
         environment, method, where = experiment.environment, self.kshot.method, f"principal {self.name}"
+        rehearsals = experiment.evaluation.rehearsals if planning is None else self.kshot.rehearsals
         planning = experiment.evaluation.planning if planning is None else planning
         own = {"world_model": method.world_model, "meta_learning": method.meta, "training": method.training}
         settings = {name: section.model_dump(mode="json") for name, section in own.items()}
         validate(merge(experiment.to_dict(), settings | {"evaluation": {"planning": planning}}), where)
         trained = experiment.model_copy(update={**own, "environment": self.kshot.environment})
         check_game(trained, environment, "environment", where)
-        kshot = KShot(environment, method.at(environment), experiment.evaluation.rehearsals)
+        kshot = KShot(environment, method.at(environment), rehearsals)
         return replace(self, kshot=kshot, planning=planning)
+
+    def planning_as(self, experiment: Experiment) -> Contender:
+        """It, planning (or not) and rehearsing as an experiment says."""
+        evaluation = experiment.evaluation
+        return replace(self, kshot=replace(self.kshot, rehearsals=evaluation.rehearsals), planning=evaluation.planning)
 
     def player(
         self,
@@ -234,20 +241,19 @@ class Evaluation:
         if not ks or min(ks) < 0:
             raise InputError(f"numbers of support episodes must be one or more, each >= 0, got {list(ks)}")
         contender = contender.at(self.experiment, contender.planning)
-        at_once = max(
-            1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender.kshot.method.architecture, max(ks)))
-        )
+        at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender, max(ks))))
         chunks = [slice(start, start + at_once) for start in range(0, len(self.tasks), at_once)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
 
-    def _floats_of(self, architecture: Architecture, k: int) -> int:
+    def _floats_of(self, contender: Contender, k: int) -> int:
         """Roughly what one task takes while the networks are unrolled over its episodes."""
-        environment = self.experiment.environment
+        environment, architecture = self.experiment.environment, contender.kshot.method.architecture
         # Measured: gates and hidden layers of a pull; of equivariant networks, the encoder and its pools of an arm.
         per_arm = 3 * architecture.per_arm.encoder_size if architecture.per_arm else 4
         per_pull = 8 * architecture.hidden_size + environment.num_arms * per_arm
-        # What the support takes stays until its gradient is taken.
-        return max(self.episodes, 2 * k) * environment.horizon * per_pull
+        # What the support takes stays until its gradient is taken; rehearsed is one episode with each imagined agent.
+        rehearsed = NUM_IMAGINED if contender.planning and contender.kshot.rehearsals else 0
+        return max(self.episodes, 2 * k, rehearsed) * environment.horizon * per_pull
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
         """Normalised score (interquartile mean over tasks) after each number of support episodes, NaN if none."""

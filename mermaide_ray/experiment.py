@@ -183,15 +183,14 @@ class Evaluation(Section):
     validation_tasks: Whole = Field(48, ge=1, description="agents in a validation round during training")
     planning: Switch = Field(
         True,
-        description="between support and query, try the adapted policy and simple rules on agents imagined from what "
-        "the support told, and play the best rule where it is clearly better (never in validation rounds during "
-        "training); imagined are agents that learn which arm pays, whatever the world model is",
+        description="between support and query, rehearse the adapted policy with agents imagined from what the support "
+        "told, then try it and simple rules on others, and play the best rule where it is clearly better (never in "
+        "validation rounds during training); imagined are agents that learn which arm pays, whatever the world model",
     )
     rehearsals: Whole = Field(
         30,
         ge=0,
-        description="planning only: rounds in which the adapted policy is first trained on, with agents imagined from "
-        "what the support told; 0: not at all",
+        description="planning only: rounds in which the adapted policy is trained on with the imagined agents; 0: none",
     )
 
 
@@ -391,8 +390,9 @@ class Experiment(Section):
         return self.model_dump(mode="json")
 
     def what_is_done(self) -> dict[str, Any]:
-        """All settings but who does it: these may change between two halves of a run."""
-        return self.model_dump(exclude={"env_runners"})
+        """All settings that count, but who does it: these may change between two halves of a run."""
+        idle = set() if self.evaluation.planning else {"rehearsals"}
+        return self.model_dump(exclude={"env_runners": True, "evaluation": idle})
 
 
 def preset_names() -> list[str]:

@@ -22,7 +22,8 @@ from mermaide_ray.models.posterior import Luck
 from mermaide_ray.noise import Key, generator
 from mermaide_ray.trajectory import History
 
-_AGENTS = 16
+NUM_IMAGINED = 16
+"""S."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class Imagination:
         seed, split, purpose, iteration = key
         # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.
         rngs = [generator(seed, split, f"{purpose}/posterior", iteration, task) for task in self.ids]
-        luck = Luck.dealt(rngs, _AGENTS, self.learner.size)
+        luck = Luck.dealt(rngs, NUM_IMAGINED, self.learner.size)
         support = self.support
         sampled = self.learner.sample(support.observations, support.labels, self.latents, luck)
         base, hyperparameters = self.learner.agents(sampled)
-        count = len(self.ids) * _AGENTS
+        count = len(self.ids) * NUM_IMAGINED
         return Tasks(
-            ids=tuple(task * _AGENTS + sample for task in self.ids for sample in range(_AGENTS)),
+            ids=tuple(task * NUM_IMAGINED + sample for task in self.ids for sample in range(NUM_IMAGINED)),
             families=(generic_learner.FAMILY,),
             family=zeros(count, dtype=int64),
             params={name: value.flatten() for name, value in hyperparameters.items()},

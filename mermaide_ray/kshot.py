@@ -98,9 +98,11 @@ class KShot:
             support = self._play_support(tasks, support_episodes, support_dice, one)
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
-            weights, choice = adaptation.weights if self.method.adapts else one, None
+            weights, choice = adaptation.weights, None
             if planning:
                 weights, choice = self.plan(tasks.ids, support, adaptation, key)
+            if not (self.method.adapts or (planning and self.rehearsals)):
+                weights = one
             query = self._play(tasks, query_episodes, query_dice, weights, adaptation.state, choice)
         return Meeting(support, query, adaptation, choice)
 
@@ -118,7 +120,7 @@ class KShot:
             luck = (seed, split, f"{purpose}/rehearsal", iteration)
             weights = rehearse(imagination, self.method, adaptation, self.rehearsals, luck)
         policy = NetworkPrincipal(self.method, view_of(environment), weights, adaptation.state)
-        return weights, plan(environment, imagination, policy, (seed, split, f"{purpose}/planning", iteration))
+        return weights, plan(imagination, policy, (seed, split, f"{purpose}/planning", iteration))
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph, and none of its memory."""

@@ -111,12 +111,11 @@ class _Either:
         return self._rules.intervene(seen, hidden).where(self._by_rule, self._policy.intervene(seen, hidden))
 
 
-def plan(environment: Environment, imagination: Imagination, policy: Principal, key: Key) -> Choice:
+def plan(imagination: Imagination, policy: Principal, key: Key) -> Choice:
     """Chooses between the policy and the rules, for each task, on agents imagined from its support.
 
     Args:
-        environment: The game.
-        imagination: Of its agents.
+        imagination: Of the tasks.
         policy: The adapted policy, as the player of S * E episodes of each task.
         key: (seed, split, purpose, iteration) of the luck.
     """

@@ -2,12 +2,13 @@
 
 The inner step learns from the few episodes that the support has. Agents imagined from these (`imagination.py`) can be
 met as often as wanted: in each round each of them plays one episode with the policy, and policy and value take some
-steps of the clipped objective (PPO, arXiv 1707.06347) on it, for each task by itself (which others are beside it
-changes but the last bits, as in the inner step). Encoder, core and world model stay: they say what the agent does, and
-that is not to be learned from what they imagine.
+steps of the clipped objective (PPO, arXiv 1707.06347) on it, for each task by itself. Encoder, core and world model
+stay: they say what the agent does, and that is not to be learned from what they imagine.
 
 That a policy may learn from a model what it would have to pay for in the world is Dyna's idea (Sutton, 1991); to do so
 from a meta-learned initialisation is MB-MPO's (Clavera et al., arXiv 1809.05214).
+
+Rounding depends on which tasks are beside, as in the inner step, and so may an action here and there.
 
 Shapes: B tasks, S imagined agents of each, T pulls.
 """
@@ -19,8 +20,8 @@ import torch
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.imagination import Imagination
-from mermaide_ray.learners.losses import clipped_loss, generalised_advantages, standardised
-from mermaide_ray.learners.maml import Adaptation
+from mermaide_ray.learners.losses import clipped_loss, standardised
+from mermaide_ray.learners.maml import Adaptation, advantages_of
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
@@ -78,7 +79,7 @@ def _round(
         reading = read(architecture, weights, history.observations, history.marks, initial)
         before = act(architecture, weights, reading)
         old_log_p = log_probability(before.policy_logits, history.actions)
-        advantages, targets = generalised_advantages(rewards, before.values, training.gamma, training.gae_lambda)
+        advantages, targets = advantages_of(method, before, rewards)
         advantages = standardised(advantages)
     for _ in range(_EPOCHS):
         with torch.enable_grad():

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mermaide_ray.config_file import dump_yaml, merge, read_yaml
+from mermaide_ray.config_file import dump_yaml, flat, merge, read_yaml
 from mermaide_ray.disk import (
     LOCK,
     damaged,
@@ -177,8 +177,9 @@ class RunDirectory:
             InputError: More has changed.
         """
         before = self.experiment()
-        if before.what_is_done() != experiment.what_is_done():
-            raise InputError(f"a resumed run must keep its settings, but {told} has others")
+        then, now = (dict(flat(each.what_is_done(), whole=("families",))) for each in (before, experiment))
+        if changed := [key for key in now | then if now.get(key) != then.get(key)]:
+            raise InputError(f"a resumed run must keep its settings, but {told} has another {changed[0]}")
         if before != experiment:
             self._write_config(experiment)
 

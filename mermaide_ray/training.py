@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def evaluate(
     chosen = {f"evaluation.{key}": value for key, value in given.items() if value is not None}
     experiment = elsewhere(trained, {**(overrides or {}), **chosen})
     check_own_families(experiment)
-    contender = replace(contender, planning=experiment.evaluation.planning)
+    contender = contender.planning_as(experiment)
     _check_names([contender.name])
     if out is not None:
         refuse_used(out)

@@ -230,7 +230,7 @@ def test_methods_are_paired_on_the_agents_that_both_met_and_the_others_are_told(
     [contrast] = answer(study).contrasts
     assert contrast.tasks == study.cells.basis(study.at_largest("rl2", "test"))[1]
     assert contrast.probability is not None
-    assert "mermaide against rl2: compared without 5 task(s) that only one of them has." in study.cells.left_out
+    assert "mermaide against rl2, test: compared without 5 task(s) that only one of them has." in study.cells.left_out
 
 
 def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(

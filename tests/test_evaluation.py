@@ -380,6 +380,17 @@ def test_a_player_acts_as_its_principal_is_scored(
         assert torch.equal(played.arms, expected.arms)
 
 
+def test_a_principal_rehearses_as_it_did_wherever_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9)  # no rule takes the policy's place
+    experiment = tiny(world_model={"kind": "learner"}, evaluation={"planning": True, "rehearsals": 10})
+    own = replace(_contender(experiment), planning=True)
+    assert own.kshot.rehearsals == 0
+    evaluation, plain = Evaluation(experiment, "test", 4, 8), replace(own, planning=False)
+    scored = [evaluation.contender(each, [1]).rows["return"] for each in (plain, own, own.planning_as(experiment))]
+    assert scored[0].equals(scored[1])
+    assert not scored[0].equals(scored[2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

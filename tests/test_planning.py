@@ -56,7 +56,7 @@ def _imagination(experiment: Experiment, tasks: Tasks) -> Imagination:
 
 
 def _planned(experiment: Experiment, tasks: Tasks, policy: Principal) -> Choice:
-    return plan(experiment.environment, _imagination(experiment, tasks), policy, KEY)
+    return plan(_imagination(experiment, tasks), policy, KEY)
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,12 @@ def test_a_rehearsed_policy_earns_more_with_the_agents_themselves(policy: str) -
     assert after > before + 1
 
 
-def test_the_query_is_played_by_the_rehearsed_policy_where_there_is_planning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy", ["learner", "rl2", "reinforce"])
+def test_the_query_is_played_by_the_rehearsed_policy_where_there_is_planning(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9)  # no rule is ever good enough
-    met = _Met("learner")
+    met = _Met(policy)
 
     def interventions(rehearsals: int, planning: bool) -> torch.Tensor:
         kshot = KShot(met.game, met.method, rehearsals)

@@ -15,6 +15,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import load_experiment
 from mermaide_ray.report.answer import answer
 from mermaide_ray.report.score_tables import score_tables
+from mermaide_ray.report.sources import read_source
 from mermaide_ray.report.study import read_study
 
 QUICK: dict[str, Any] = {"curves": False, "profiles": False}
@@ -150,6 +151,25 @@ def test_runs_that_plan_are_no_seeds_of_those_that_do_not(tmp_path: Path) -> Non
         for seed, planning in enumerate((True, False))
     )
     assert read_study([planned, unplanned]).dimensions == ["evaluation.planning"]
+
+
+@pytest.mark.parametrize(("planning", "expected"), [(False, []), (True, ["evaluation.rehearsals"])])
+def test_what_is_from_before_rehearsals_is_as_without_them(tmp_path: Path, planning: bool, expected: list[str]) -> None:
+    before, since = (
+        write_run(tmp_path / str(seed), seed, evaluation={"k": [0, 1], "planning": planning, **rehearsals})
+        for seed, rehearsals in enumerate(({}, {"rehearsals": 30}))
+    )
+    assert read_study([before, since]).dimensions == expected
+
+
+def test_a_sweep_from_before_rehearsals_was_scored_without_them(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "old", **QUICK)
+    (folder / "runs" / "one").mkdir(parents=True)
+    config = folder / "runs" / "one" / "config.yaml"
+    for evaluation, expected in (({"planning": True}, 0), ({"planning": True, "rehearsals": 30}, 30)):
+        config.write_text(yaml.safe_dump({"evaluation": evaluation}))
+        [told] = {told["evaluation"]["rehearsals"] for told in read_source(folder).configs.values()}
+        assert told == expected
 
 
 def test_conditions_of_one_name_that_are_different_ones_are_told_apart(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Planning without training: what a principal that learned nothing makes of one episode with the agent.
 
-The control of what training adds to planning (`planning.py`): the episode is played by first n, and so is the query
+It has no policy to rehearse. The control of what training adds to planning (`planning.py`): the episode is played by first n, and so is the query
 where no rule is clearly better.
 """
 
@@ -31,5 +31,5 @@ def untrained_planning(experiment: Experiment, split: Split, tasks: Tasks, episo
     dice = deal_for(environment, (seed, split, "evaluation/support", 0), tasks, 1)
     support = view_of(environment).history(play(environment, tasks, 1, dice, policy))
     key = (seed, split, "evaluation/planning", 0)
-    choice = plan(environment, Imagination.of(environment, support, tasks.ids), policy, key)
+    choice = plan(Imagination.of(environment, support, tasks.ids), policy, key)
     return choice.principal(environment, policy, episodes)

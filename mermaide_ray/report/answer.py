@@ -152,7 +152,9 @@ def _contrast(
     if not shared:
         return None
     mine, theirs = _in_common(study, one.over(shared), other.over(shared))
-    found = compare(cells, mine, theirs, measure, between=f"{one.name} against {other.name}", sign=sign)
+    where = named_conditions([name for name in shared if name != ANYWHERE], " and ")
+    between = f"{one.name} against {other.name}" + f", {where}" * bool(where)
+    found = compare(cells, mine, theirs, measure, between=between, sign=sign)
     if found is None:
         return None
     x, y, difference, probability, _ = found

@@ -66,6 +66,7 @@ def compare(
         shapes = x.shape, y.shape
         tasks, seeds = x.columns.intersection(y.columns), x.index.intersection(y.index)
         if tasks.empty:
+            cells.left_out[f"{between}: not compared, since they have no task with a value in common."] = None
             return None
         x, y = x[tasks], y[tasks]
         # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs

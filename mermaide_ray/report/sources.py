@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from mermaide_ray.config_file import one_line
+from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, varied
 from mermaide_ray.metrics import ROW_METRICS
@@ -131,7 +131,7 @@ def _read_sweep(folder: Path) -> Source:
         trials = begun if len(begun) else trials
     notes += _gaps(settings, planned, rows, trials, folder.name)
     provenance = read_record(folder / "provenance.json")
-    configs = _configs(settings, str(folder / SWEEP_FILE), rows)
+    configs = _configs(_as_scored(settings, folder), str(folder / SWEEP_FILE), rows)
     return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, configs=configs, notes=tuple(notes))
 
 
@@ -144,6 +144,14 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
         return Experiment.model_validate(completed(dict(settings))).to_dict()
     except ValidationError:
         return dict(settings)
+
+
+def _as_scored(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A sweep's settings; of one from before there were rehearsals, without them."""
+    ran = (read_settings(config).get("evaluation") for config in sorted(folder.glob("runs/*/config.yaml"))[:1])
+    if any(isinstance(evaluation, Mapping) and "rehearsals" not in evaluation for evaluation in ran):
+        return merge({"settings": {"evaluation": {"rehearsals": 0}}}, settings)
+    return settings
 
 
 def _configs(sweep: Mapping[str, Any], where: str, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:

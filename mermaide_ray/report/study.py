@@ -204,6 +204,9 @@ def _main_method(sources: Sequence[Source], claim: Claim | None, methods: Sequen
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What may tell one run from another, by dotted key."""
     kept = {key: value for key, value in settings.items() if key not in NO_SETTINGS}
+    evaluation = kept.get("evaluation")
+    if isinstance(evaluation, Mapping) and evaluation.get("planning") is False:
+        kept["evaluation"] = {**evaluation, "rehearsals": 0}  # whatever is set: nothing is imagined
     # A mixture of families is one setting: its parts mean nothing alone.
     return {
         key: number(value) if isinstance(value, int | float) else one_line(value)

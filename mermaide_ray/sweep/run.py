@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +354,7 @@ class SweepRun:
         parts = []
         for condition, experiment, ks in self._plan.scored_in(self._setting):
             evaluation = Evaluation(experiment, self._plan.split(condition), condition=condition)
-            parts.append(evaluation.contender(replace(contender, planning=experiment.evaluation.planning), ks))
+            parts.append(evaluation.contender(contender.planning_as(experiment), ks))
             self._score_baselines(evaluation, self._plan.game_key(condition, experiment))
         return Results.together(parts)
 
