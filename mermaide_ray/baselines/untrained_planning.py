@@ -1,7 +1,7 @@
 """Planning without training: what a principal that learned nothing makes of one episode with the agent.
 
-It has no policy to rehearse. The control of what training adds to planning (`planning.py`): the episode is played by first n, and so is the query
-where no rule is clearly better.
+The control of what training adds to planning (`planning.py`): the episode is played by first n, and so is the query
+where no rule is clearly better. It has no policy to rehearse.
 """
 
 from __future__ import annotations
