@@ -98,12 +98,11 @@ class KShot:
             support = self._play_support(tasks, support_episodes, support_dice, one)
         adaptation = self.adapt(support, weights, inner_rates)
         with torch.no_grad():
-            weights, choice = adaptation.weights, None
+            adapted, choice = adaptation.weights if self.method.adapts else one, None
             if planning:
-                weights, choice = self.plan(tasks.ids, support, adaptation, key)
-            if not (self.method.adapts or (planning and self.rehearsals)):
-                weights = one
-            query = self._play(tasks, query_episodes, query_dice, weights, adaptation.state, choice)
+                rehearsed, choice = self.plan(tasks.ids, support, adaptation, key)
+                adapted = rehearsed if self.rehearsals else adapted
+            query = self._play(tasks, query_episodes, query_dice, adapted, adaptation.state, choice)
         return Meeting(support, query, adaptation, choice)
 
     def plan(

@@ -66,6 +66,7 @@ def _round(
     key: Key,
     optimizer: torch.optim.Optimizer,
 ) -> None:
+    """One episode with each imagined agent, and some steps on what policy and value made of it."""
     game, training, architecture = imagination.game, method.training, method.architecture
     with torch.no_grad():
         view = view_of(game)
