@@ -232,7 +232,8 @@ def test_who_does_the_work_may_change_in_between(tmp_path: Path) -> None:
     assert run._session is not None
     assert run._session.experiment.env_runners.restarts == 7
     run.close()
-    longer = plan_from(write_sweep(tmp_path, seeds=1, answer=None, settings=settings | {"training": {"gamma": 0.5}}))
+    settings["training"]["gamma"] = 0.5
+    longer = plan_from(write_sweep(tmp_path, seeds=1, answer=None, settings=settings))
     with pytest.raises(InputError, match=r"a resumed run must keep its settings, but .* has another training.gamma"):
         SweepRun(longer, longer.settings[0], 0, store).advance()
 
