@@ -320,13 +320,13 @@ class Reading:
         prediction: See `Outputs`.
         inputs: float [B, T, E, F], the inputs of policy and value.
         arms: To equivariant networks.
-        state: See `Outputs`.
+        hidden: float [B, T, E, H], the core's state after each step.
     """
 
     prediction: Tensor | None
     inputs: Tensor
     arms: Arms | None
-    state: Tensor
+    hidden: Tensor
 
 
 def read(
@@ -356,7 +356,7 @@ def read(
     prediction, inputs = features(architecture, weights, hidden, arms, marks)
     if not architecture.policy_gradient:
         inputs, arms = inputs.detach(), None if arms is None else arms.detach()
-    return Reading(prediction, inputs, arms, hidden[:, -1])
+    return Reading(prediction, inputs, arms, hidden)
 
 
 def act(architecture: Architecture, weights: Weights, reading: Reading) -> Outputs:
@@ -366,7 +366,7 @@ def act(architecture: Architecture, weights: Weights, reading: Reading) -> Outpu
         prediction=reading.prediction,
         policy_logits=policy(architecture, weights, reading.inputs, reading.arms),
         values=head("value", weights, reading.inputs).squeeze(-1) * architecture.value_scale,
-        state=reading.state,
+        state=reading.hidden[:, -1],
     )
 
 
