@@ -185,7 +185,8 @@ class Evaluation(Section):
         True,
         description="between support and query, rehearse the adapted policy with agents imagined from what the support "
         "told, then try it and simple rules on others, and play the best rule where it is clearly better (never in "
-        "validation rounds during training); imagined are agents that learn which arm pays, whatever the world model",
+        "validation rounds during training); imagined are agents that learn which arm pays, whatever the world "
+        "model is",
     )
     rehearsals: Whole = Field(
         30,
