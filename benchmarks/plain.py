@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mermaide_ray.learners.maml import Experience
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import Weights
+from mermaide_ray.trajectory import Experience
 
 
 def meta_loss(

@@ -44,15 +44,15 @@ from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
 from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid, validate
-from mermaide_ray.kshot import KShot, experience_of
+from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
-from mermaide_ray.learners.maml import Experience
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.sample import Sample, concatenated
-from mermaide_ray.trajectory import Trajectories, view_of
+from mermaide_ray.trajectory import Experience, Trajectories, view_of
 
 _NOT_RLLIBS = {
     "lr": "meta_lr",

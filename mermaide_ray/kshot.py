@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.environment import Environment
-from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.experience import experience_of
 from mermaide_ray.imagination import Imagination
-from mermaide_ray.learners.maml import Adaptation, Experience, adapt
+from mermaide_ray.learners.maml import Adaptation, adapt
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import LATENTS, Outputs, Weights, shared
@@ -20,7 +20,7 @@ from mermaide_ray.noise import Dice, Key
 from mermaide_ray.planning import Choice, plan
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.rehearsal import rehearse
-from mermaide_ray.trajectory import Trajectories, view_of
+from mermaide_ray.trajectory import Experience, Trajectories, view_of
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,6 @@ class Meeting:
     query: Trajectories
     adaptation: Adaptation | None
     choice: Choice | None = None
-
-
-def experience_of(environment: Environment, trajectories: Trajectories) -> Experience:
-    """Observations and rewards, rebuilt from arms and interventions."""
-    rewards = incentives_of(environment).rewards_of(trajectories).transpose(1, 2)
-    return Experience(view_of(environment).history(trajectories), rewards)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from __future__ import annotations
 import torch
 
 from mermaide_ray.agents.distribution import Tasks
-from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.experience import experience_of
 from mermaide_ray.imagination import Imagination
 from mermaide_ray.learners.losses import clipped_loss, standardised
-from mermaide_ray.learners.maml import Adaptation, advantages_of
+from mermaide_ray.learners.maml import Adaptation, advantages_of, reading_of
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import POLICY, VALUE, Weights, act, read
+from mermaide_ray.models.principal import POLICY, VALUE, Weights, act
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import Trajectories, view_of
@@ -69,23 +69,19 @@ def _round(
     """One episode with each imagined agent, and some steps on what policy and value made of it."""
     game, training, architecture = imagination.game, method.training, method.architecture
     with torch.no_grad():
-        view = view_of(game)
-        principal = NetworkPrincipal(method, view, weights, adaptation.state)
+        principal = NetworkPrincipal(method, view_of(game), weights, adaptation.state)
         played = play(game, agents, 1, deal_for(game, key, agents, 1), principal)
-        episodes = _by_task(played, len(imagination.ids))
-        history, rewards = view.history(episodes), incentives_of(game).rewards_of(episodes).transpose(1, 2)
-        initial = adaptation.state
-        if initial is not None:
-            initial = initial.expand(-1, rewards.shape[2], -1)
-        reading = read(architecture, weights, history.observations, history.marks, initial)
+        experience = experience_of(game, _by_task(played, len(imagination.ids)))
+        actions = experience.history.actions
+        reading = reading_of(method, weights, experience.history, adaptation.state)
         before = act(architecture, weights, reading)
-        old_log_p = log_probability(before.policy_logits, history.actions)
-        advantages, targets = advantages_of(method, before, rewards)
+        old_log_p = log_probability(before.policy_logits, actions)
+        advantages, targets = advantages_of(method, before, experience.rewards)
         advantages = standardised(advantages)
     for _ in range(_EPOCHS):
         with torch.enable_grad():
             now = act(architecture, weights, reading)
-            log_p = log_probability(now.policy_logits, history.actions)
+            log_p = log_probability(now.policy_logits, actions)
             error = ((now.values - targets) / architecture.value_scale).square().mean((1, 2))
             loss = clipped_loss(log_p, old_log_p, advantages, training.clip) + training.value_weight * error
             optimizer.zero_grad()

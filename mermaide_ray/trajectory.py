@@ -298,6 +298,31 @@ class History:
         return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
 
 
+@dataclass(frozen=True)
+class Experience:
+    """Episodes as the learner needs them.
+
+    Attributes:
+        history: What the principal saw and did, [B, T, E].
+        rewards: Principal's rewards, float [B, T, E].
+        latents: Of support episodes, what the learner model infers of each agent, float [B, L]; None without one.
+    """
+
+    history: History
+    rewards: Tensor
+    latents: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Experience:
+        """The same on another device."""
+        latents = None if self.latents is None else self.latents.to(device)
+        return Experience(self.history.to(device), self.rewards.to(device), latents)
+
+    def tasks(self, wanted: slice | Tensor) -> Experience:
+        """Of some of the tasks."""
+        latents = None if self.latents is None else self.latents[wanted]
+        return Experience(self.history.tasks(wanted), self.rewards[wanted], latents)
+
+
 def _time_first(values: Tensor) -> Tensor:
     """Small integers [B, E, T] as int64 [B, T, E]."""
     return values.transpose(1, 2).long().contiguous()

@@ -24,8 +24,8 @@ from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import Sweep
 from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.sections import Sweep
 from mermaide_ray.trajectory import Trajectories, View
 
 KEY: Key = (0, "train", "changes", 1)

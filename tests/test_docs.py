@@ -22,8 +22,9 @@ from mermaide_ray.experiment import validate
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.reference import markdown
 from mermaide_ray.storage import save_principal
-from mermaide_ray.sweep.file import Sweep, validate_sweep
+from mermaide_ray.sweep.file import validate_sweep
 from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.sections import Sweep
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*.md")])

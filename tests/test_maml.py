@@ -12,7 +12,6 @@ from conftest import tiny
 from torch import Tensor
 
 from mermaide_ray.learners.maml import (
-    Experience,
     MetaLoss,
     OldLogP,
     adapt,
@@ -27,7 +26,7 @@ from mermaide_ray.learners.maml import (
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Experience, Trajectories, View
 
 B, K, E = 3, 2, 2
 GAME = {"num_arms": 3, "horizon": 5}

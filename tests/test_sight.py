@@ -19,16 +19,16 @@ from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experiment import Experiment, load_experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.losses import prediction_nll
-from mermaide_ray.learners.maml import Experience, meta_loss, unroll
+from mermaide_ray.learners.maml import meta_loss, unroll
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import Sweep
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.sweep.sections import Sweep
+from mermaide_ray.trajectory import Experience, Trajectories, View
 
 KEY: Key = (0, "train", "sight", 1)
 TASKS, EPISODES = 14, 2

@@ -42,7 +42,7 @@ from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun, line_of, origin_of
 from mermaide_ray.sweep.status import read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
-from mermaide_ray.sweep.tuning import WORST, SweepTrial
+from mermaide_ray.sweep.trainable import WORST, SweepTrial
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "no_figures")]
 

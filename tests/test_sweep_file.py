@@ -12,8 +12,9 @@ import yaml
 
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError
-from mermaide_ray.sweep.file import Sweep, dump_sweep, load_sweep, read_sweep, schema
+from mermaide_ray.sweep.file import dump_sweep, load_sweep, read_sweep, schema
 from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.sections import Sweep
 
 
 def sweep_from(folder: Path, text: str, name: str = "mine.yaml", **arguments: Any) -> Sweep:

@@ -19,8 +19,9 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_experiment, variant
 from mermaide_ray.report.sources import number
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import typed, validate_sweep
+from mermaide_ray.sweep.file import validate_sweep
 from mermaide_ray.sweep.plan import Plan, budget_of
+from mermaide_ray.sweep.sections import typed
 
 
 def plan_of(**sections: Any) -> Plan:

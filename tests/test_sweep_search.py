@@ -19,7 +19,7 @@ from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.status import is_over, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
-from mermaide_ray.sweep.tuning import WORST
+from mermaide_ray.sweep.trainable import WORST
 from mermaide_ray.training import contender_from
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "no_figures")]

@@ -17,10 +17,10 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
 from mermaide_ray.errors import RunFault
-from mermaide_ray.learners.maml import Experience, OldLogP, meta_loss, sampling_log_p
+from mermaide_ray.learners.maml import OldLogP, meta_loss, sampling_log_p
 from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
-from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.trajectory import Experience, Trajectories
 
 PRINCIPAL = "principal"
 

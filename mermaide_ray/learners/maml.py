@@ -31,33 +31,8 @@ from mermaide_ray.learners.losses import (
 )
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import LATENTS, Outputs, Weights, replay, shared
-from mermaide_ray.trajectory import History
-
-
-@dataclass(frozen=True)
-class Experience:
-    """Episodes as the learner needs them.
-
-    Attributes:
-        history: What the principal saw and did, [B, T, E].
-        rewards: Principal's rewards, float [B, T, E].
-        latents: Of support episodes, what the learner model infers of each agent, float [B, L]; None without one.
-    """
-
-    history: History
-    rewards: Tensor
-    latents: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Experience:
-        """The same on another device."""
-        latents = None if self.latents is None else self.latents.to(device)
-        return Experience(self.history.to(device), self.rewards.to(device), latents)
-
-    def tasks(self, wanted: slice | Tensor) -> Experience:
-        """Of some of the tasks."""
-        latents = None if self.latents is None else self.latents[wanted]
-        return Experience(self.history.tasks(wanted), self.rewards[wanted], latents)
+from mermaide_ray.models.principal import LATENTS, Outputs, Reading, Weights, act, read, replay, shared
+from mermaide_ray.trajectory import Experience, History
 
 
 @dataclass(frozen=True)
@@ -80,8 +55,8 @@ class Adaptation:
     gradient_norm: Tensor
 
 
-def unroll(method: Method, weights: Weights, history: History, initial: Tensor | None = None) -> Outputs:
-    """The networks' outputs over episodes that were played side by side.
+def reading_of(method: Method, weights: Weights, history: History, initial: Tensor | None = None) -> Reading:
+    """All but policy and value, over episodes that were played side by side.
 
     Args:
         method: The method.
@@ -92,7 +67,12 @@ def unroll(method: Method, weights: Weights, history: History, initial: Tensor |
     observations = history.observations.to(weights["core_bias"].dtype)
     if initial is not None:
         initial = initial.expand(observations.shape[0], observations.shape[2], -1)
-    return replay(method.architecture, weights, observations, history.marks, initial)
+    return read(method.architecture, weights, observations, history.marks, initial)
+
+
+def unroll(method: Method, weights: Weights, history: History, initial: Tensor | None = None) -> Outputs:
+    """The networks' outputs over episodes that were played side by side; arguments as for `reading_of`."""
+    return act(method.architecture, weights, reading_of(method, weights, history, initial))
 
 
 def unroll_support(method: Method, weights: Weights, history: History) -> Outputs:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.environment import Environment
-from mermaide_ray.experiment import Experiment, MetaLearning, Training, WorldModel
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.method_settings import MetaLearning, Training, WorldModel
 from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.mixture import MixtureHead

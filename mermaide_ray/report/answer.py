@@ -11,7 +11,7 @@ from mermaide_ray.report.comparison import compare
 from mermaide_ray.report.names import SCORE, is_trained, measure_name
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study
-from mermaide_ray.sweep.file import Claim
+from mermaide_ray.sweep.sections import Claim
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 # More names than this are a count.

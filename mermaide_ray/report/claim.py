@@ -12,7 +12,7 @@ from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.names import is_privileged, is_trained, label
 from mermaide_ray.report.sources import MEASURES, number
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.sweep.file import Claim, label_of
+from mermaide_ray.sweep.sections import Claim, label_of
 
 METHOD, K, CONDITION = "method", "k", "condition"
 # Where conditions are what is compared, a side has cells of its own condition only.

@@ -15,7 +15,7 @@ import pandas as pd
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.names import FEW_SEEDS, FLOORS, is_trained
 from mermaide_ray.report.study import Study
-from mermaide_ray.sweep.file import FAILED
+from mermaide_ray.sweep.status import FAILED
 
 # Intervening at fewer than this share of the steps, or at all but this share, is no longer a policy.
 COLLAPSED = 0.01

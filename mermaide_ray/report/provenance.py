@@ -10,7 +10,7 @@ import pandas as pd
 from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.names import is_trained
 from mermaide_ray.report.sources import Source, compute_time
-from mermaide_ray.sweep.file import DONE, FAILED
+from mermaide_ray.sweep.status import DONE, FAILED
 
 MOST_FAILED = 20
 MOST_SEEDS = 10

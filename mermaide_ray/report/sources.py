@@ -22,8 +22,10 @@ from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.storage import completed, what_is
-from mermaide_ray.sweep.file import DONE, FAILED, ON_RECORD, SETTING, SWEEP_FILE, typed, validate_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, validate_sweep
 from mermaide_ray.sweep.plan import Plan
+from mermaide_ray.sweep.sections import typed
+from mermaide_ray.sweep.status import DONE, FAILED, ON_RECORD, SETTING
 
 # What tells the rows of one score apart.
 KEYS = ("method", "seed", "split", "task", "family", "k")

@@ -16,7 +16,9 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.report.cells import Cell, Cells
 from mermaide_ray.report.names import FLOORS, condition_title, is_privileged, is_trained
 from mermaide_ray.report.sources import LABELS, Source, number, read_source
-from mermaide_ray.sweep.file import SETTING, SWEEP_FILE, Claim, read_claim
+from mermaide_ray.sweep.file import SWEEP_FILE, read_claim
+from mermaide_ray.sweep.sections import Claim
+from mermaide_ray.sweep.status import SETTING
 
 DEFAULT_QUESTION = "How well do these principals steer agents that they never met?"
 FOLDER = "folder"

@@ -16,8 +16,8 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game, check_imaginable
 from mermaide_ray.metrics import SCALARS, validation_key
 from mermaide_ray.registry import near
-from mermaide_ray.sweep.file import label_of, typed
 from mermaide_ray.sweep.plan import HAIR, Plan, Setting
+from mermaide_ray.sweep.sections import label_of, typed
 
 # What file systems take, less the ending of the longest file of that name (`failures/<run>.txt`, while it is written).
 _LONGEST_NAME = 230

@@ -21,9 +21,10 @@ from mermaide_ray.progress import clock, count, tell, terminal
 from mermaide_ray.provenance import gone_on, provenance
 from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
-from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, SWEEP_FILE, UNFINISHED, Sweep, dump_sweep, read_sweep
+from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, read_sweep
 from mermaide_ray.sweep.plan import Plan
-from mermaide_ray.sweep.status import bundles, is_over, read_statuses, reopen
+from mermaide_ray.sweep.sections import Sweep
+from mermaide_ray.sweep.status import DONE, FAILED, STOPPED, UNFINISHED, bundles, is_over, read_statuses, reopen
 from mermaide_ray.sweep.store import Store
 
 if TYPE_CHECKING:

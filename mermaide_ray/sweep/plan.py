@@ -29,7 +29,7 @@ from mermaide_ray.experiment import (
 )
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import K_KEY, Dimension, Sweep, label_of
+from mermaide_ray.sweep.sections import K_KEY, Dimension, Sweep, label_of
 
 Values = dict[str, str]
 """Dotted key of a searched setting -> label of its value, as in names, tables and rows."""

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.disk import whole_records
-from mermaide_ray.sweep.file import ON_RECORD, SETTING, typed
 from mermaide_ray.sweep.plan import Plan, Values
-from mermaide_ray.sweep.status import RunStatus, read_status, read_statuses, undamaged
+from mermaide_ray.sweep.sections import typed
+from mermaide_ray.sweep.status import ON_RECORD, SETTING, RunStatus, read_status, read_statuses, undamaged
 from mermaide_ray.sweep.store import Store
 
 # Beyond this many rows, intervention profiles stay with the runs that they belong to: 30 M rows are 1 GB.

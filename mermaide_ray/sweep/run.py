@@ -30,10 +30,10 @@ from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.session import Session
 from mermaide_ray.storage import RunDirectory, checkpoint_seconds, clear
-from mermaide_ray.sweep.file import DONE, FAILED, STOPPED, UNFINISHED, typed
 from mermaide_ray.sweep.plan import Plan, Setting, budget_of
 from mermaide_ray.sweep.results import read_milestones, to_parquet
-from mermaide_ray.sweep.status import RunStatus, read_status
+from mermaide_ray.sweep.sections import typed
+from mermaide_ray.sweep.status import DONE, FAILED, STOPPED, UNFINISHED, RunStatus, read_status
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.tensorboard import Board
 from mermaide_ray.training import contender_from

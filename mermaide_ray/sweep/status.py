@@ -8,9 +8,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from mermaide_ray.disk import damaged
-from mermaide_ray.sweep.file import DONE, STOPPED, UNFINISHED
 from mermaide_ray.sweep.plan import Plan, Trial, Values, member_name, trial_name
 from mermaide_ray.sweep.store import Store
+
+# What becomes of a run: scored; ended early by a scheduler or the sweep's budget; on record with its error; none yet.
+DONE, STOPPED, FAILED, UNFINISHED = "done", "stopped", "failed", "unfinished"
+# What trials.parquet tells of each run from its record (`RunStatus`), beside settings and metrics; the first three also
+# of one that was never begun.
+ON_RECORD = (
+    "method",
+    "seed",
+    "status",
+    "error",
+    "env_steps",
+    "wall_s",
+    "cpu_s",
+    "hostname",
+    "sources",
+    "trained_sources",
+)
+# Prefix of the columns that hold what was searched.
+SETTING = "setting."
 
 _FILE = "status.json"
 

@@ -1,4 +1,4 @@
-"""A sweep under Ray Tune: what a trial is, and how trials are scheduled, searched, stopped. The only importer of Tune.
+"""A sweep under Ray Tune: which trials are left, and what becomes of them.
 
 Importing this module also makes the algorithm known to Tune by name:
 
@@ -10,141 +10,38 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.disk import written_by_others
-from mermaide_ray.errors import InputError, WorkersLost
-from mermaide_ray.noise import generator
-from mermaide_ray.sweep.file import FAILED, SWEEP_FILE, UNFINISHED, Dimension, label_of, read_sweep
+from mermaide_ray.errors import InputError
 from mermaide_ray.sweep.panel import Panel
-from mermaide_ray.sweep.plan import HAIR, Plan, Trial, Values, member_name, trial_name
-from mermaide_ray.sweep.run import SweepRun, line_of
-from mermaide_ray.sweep.status import RunStatus, Statuses, only_scores, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.plan import Plan, Trial, trial_name
+from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.search import domain_of, optuna_search, scheduler_of
+from mermaide_ray.sweep.status import (
+    FAILED,
+    UNFINISHED,
+    RunStatus,
+    Statuses,
+    only_scores,
+    read_status,
+    read_statuses,
+    unfinished,
+)
 from mermaide_ray.sweep.store import Store, below
+from mermaide_ray.sweep.trainable import OVER, REFUSED, WORST, SweepTrial, runs_of, trial_of
 
 NAME = "MERMAIDE"
 TUNE_FOLDER = "tune"
-# What a failed trial reports to search and scheduler: worse than any score, and finite, which both need.
-WORST = -1e6
-# Share of the budget spent: the clock of schedulers, the same for trials whose iterations differ in size.
-SPENT = "budget_spent"
-# Whether a trial has come to its own end: Tune sets `done` where it stops one before that, too.
-OVER = "over"
-# What a worker says of a trial that can't be begun there.
-REFUSED = "refused"
 
 tune.register_trainable(NAME, Mermaide)
-
-
-class SweepTrial(tune.Trainable):
-    """One setting with some training seeds, each step to the next milestone of all of them.
-
-    `config`: `root` (the sweep's folder), `path` (where the driver finds modules), `metric` (the plan's, which takes
-    settings that may be refused here), and either `trial` (a planned one) or `drawn` (what Tune draws: dotted key to
-    number or label).
-    """
-
-    def setup(self, config: dict[str, Any], trusted: bool = False) -> None:
-        """See base; `trusted`: whether checkpoints that others may have written are loaded."""
-        torch.set_num_threads(1)
-        for name in ("ray", "ray.rllib", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        sys.path += [place for place in config["path"] if place not in sys.path]
-        self._runs: list[SweepRun] = []
-        self._refusal: InputError | None = None
-        try:
-            self._begin(config, trusted)
-        except InputError as error:
-            # Not raised: Tune would start one process after the other, only to hear the same.
-            self._refusal = error
-
-    def _begin(self, config: Mapping[str, Any], trusted: bool) -> None:
-        self._store = Store(config["root"])
-        self._plan = plan_of(self._store)
-        self._breeds = self._plan.sweep.tune.scheduler == "pbt"
-        self._trial = trial_of(self._plan, config, self.trial_id)
-        self._runs = [
-            SweepRun(self._plan, self._trial.setting, seed, self._store, self._breeds, trusted)
-            for seed in self._trial.seeds
-        ]
-
-    def step(self) -> dict[str, Any]:
-        """Every run on to its next milestone. One that fails is on record, and the others go on without it."""
-        if self._refusal is not None:
-            return {
-                self.config["metric"]: WORST,
-                "failed": line_of(self._refusal),
-                REFUSED: str(self._refusal),
-                "env_steps": 0,
-                SPENT: 0.0,
-                "done": True,
-                OVER: True,
-            }
-        told = []
-        for run in self._runs:
-            if run.error is not None:
-                continue
-            try:
-                told.append(run.advance())
-                self._rest(run)
-            except WorkersLost:
-                raise  # as a trial whose own process died: started again from its checkpoint, elsewhere perhaps
-            except Exception as error:
-                # Not raised: Tune would take it for a crash, and start the trial again only to see it fail again.
-                run.fail(error)
-        metric, env_steps = self._plan.metric, sum(run.env_steps for run in self._runs)
-        failures = [run.error for run in self._runs if run.error is not None]
-        shared = [key for key in told[0] if all(key in part for part in told)] if told else []
-        over = all(run.is_over or run.error is not None for run in self._runs)
-        return {
-            **{key: float(np.mean([part[key] for part in told])) for key in shared},
-            metric: WORST if failures else float(np.mean([part.get(metric, WORST) for part in told])),
-            "failed": failures[0] if failures else None,
-            "env_steps": env_steps,
-            SPENT: min(1.0, env_steps / self._trial.env_steps + HAIR),
-            "done": over,
-            OVER: over,
-        }
-
-    def _rest(self, run: SweepRun) -> None:
-        """Ends the actors of a run whose turn is over, where others wait for theirs: there is room for one run's."""
-        if len(self._runs) > 1 and self._trial.setting.experiment.env_runners.actors:
-            run.close()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For population based training: what another member may go on from."""
-        for run in self._runs:
-            run.save_to(Path(checkpoint_dir) / str(run.seed))
-            self._rest(run)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Goes on from another member's weights with settings of its own."""
-        for run in self._runs:
-            run.load_from(Path(checkpoint) / str(run.seed))
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Serves another trial: starting a process takes longer than many a trial."""
-        self.cleanup()
-        self.setup(new_config)
-        return True
-
-    def cleanup(self) -> None:
-        """See base."""
-        for run in self._runs:
-            run.close()
 
 
 class _Budget(tune.Stopper):
@@ -180,11 +77,11 @@ class _Watch(tune.Callback):
     """Names of the runs that earlier attempts have begun."""
 
     def _name(self, trial: Any) -> str:
-        return _label(self.plan, *_runs_of(self.plan, trial.config, trial.trial_id))
+        return _label(self.plan, *runs_of(self.plan, trial.config, trial.trial_id))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See base."""
-        setting, seeds = _runs_of(self.plan, trial.config, trial.trial_id)
+        setting, seeds = runs_of(self.plan, trial.config, trial.trial_id)
         is_new = not any(trial_name(setting, (seed,)) in self.begun for seed in seeds)
         self.panel.started(_label(self.plan, setting, seeds), is_new)
 
@@ -317,14 +214,14 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
     """A tuner from the start, or None where nothing is left to do."""
     tuning = plan.sweep.tune
     space: dict[str, Any] = {"root": _root(store), "path": [str(Path.cwd())], "metric": plan.metric}
-    search, scheduler, samples = None, _scheduler(plan), 1
+    search, scheduler, samples = None, scheduler_of(plan), 1
     concurrent = plan.sweep.resources.concurrent
     if tuning.scheduler == "pbt":
-        space["drawn"] = {key: _domain(dimension) for key, dimension in plan.dimensions.items()}
+        space["drawn"] = {key: domain_of(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
         samples = tuning.samples
     elif not plan.sweep.is_planned:
-        search, samples = _optuna(plan, known)
+        search, samples = optuna_search(plan, known)
         if not samples:
             return None
         _tell_ended(plan, known)
@@ -408,124 +305,8 @@ def _restored(store: Store, trainable: Any, trusted: bool = False) -> tune.Tuner
     return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
 
 
-def _scheduler(plan: Plan) -> TrialScheduler | None:
-    tuning = plan.sweep.tune
-    if tuning.scheduler == "asha":
-        # Metric and mode are TuneConfig's.
-        return ASHAScheduler(
-            time_attr=SPENT, max_t=1.0, grace_period=tuning.asha.grace, reduction_factor=tuning.asha.reduction_factor
-        )
-    if tuning.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr=SPENT,
-            perturbation_interval=tuning.pbt.interval - HAIR,
-            quantile_fraction=tuning.pbt.quantile,
-            # Alternatives as a list, through which it moves: what is drawn from a `choice` it would multiply.
-            hyperparam_mutations={
-                "drawn": {key: list(d.alternatives or ()) or _domain(d) for key, d in plan.dimensions.items()}
-            },
-            custom_explore_fn=partial(_within_bounds, plan.dimensions),
-            log_config=False,
-        )
-    return None
-
-
-def _within_bounds(dimensions: Mapping[str, Dimension], config: dict[str, Any]) -> dict[str, Any]:
-    """Perturbed settings, brought back to where they are defined: Tune multiplies by 0.8 or 1.2 whatever comes out."""
-    for key, dimension in dimensions.items():
-        if dimension.bounds is not None:
-            low, high = dimension.bounds
-            config["drawn"][key] = min(max(config["drawn"][key], low), high)
-    return config
-
-
-def _optuna(plan: Plan, known: Statuses) -> tuple[OptunaSearch, int]:
-    """The searcher, told of all trials that have ended and to go on first with those that have not; samples left."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tuning, metric = plan.sweep.tune, plan.metric
-    scores: dict[str, list[float]] = {}
-    values: dict[str, dict[str, str]] = {}
-    for status in known.values():
-        values[status.trial] = status.values
-        if status.has_ended:
-            scores.setdefault(status.trial, []).append(status.metrics.get(metric, WORST))
-    scored = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
-    points = {
-        trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}
-        for trial, found in values.items()
-    }
-    # Seeded by how many there are: a sampler that starts over would draw the same again.
-    dice = generator(tuning.seed, "train", "sweep/optuna", 0, len(values))
-    search = OptunaSearch(
-        {"drawn": {key: _domain(dimension) for key, dimension in plan.dimensions.items()}},
-        metric=metric,
-        mode="max",
-        points_to_evaluate=[point for trial, point in points.items() if trial not in scored],
-        seed=int(dice.integers(2**31)),
-    )
-    for trial in scored:
-        search.add_evaluated_point(points[trial], float(np.mean(scores[trial])))
-    return search, max(0, tuning.samples - len(scored))
-
-
-def _point(plan: Plan, key: str, label: str) -> Any:
-    """A drawn value as `_domain` has it, from its label."""
-    return label if plan.dimensions[key].alternatives is not None else plan.drawn_value(key, label)
-
-
-def _domain(dimension: Dimension) -> Any:
-    """A drawn dimension as Tune's. Alternatives go by their labels."""
-    if dimension.alternatives is not None:
-        return tune.choice(list(dimension.alternatives))
-    if dimension.randint is not None:
-        return tune.randint(dimension.randint[0], dimension.randint[1] + 1)
-    if dimension.loguniform is not None:
-        return tune.loguniform(*dimension.loguniform)
-    assert dimension.uniform is not None
-    return tune.uniform(*dimension.uniform)
-
-
-def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
-    """The trial that a configuration of Tune's means."""
-    values, method, seeds = _choice_of(plan, config)
-    setting = plan.setting(values, method)
-    if plan.sweep.tune.scheduler == "pbt":
-        setting = replace(setting, name=_member(trial_id))
-    return Trial(setting, seeds)
-
-
-def _runs_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> tuple[str, tuple[int, ...]]:
-    """The name of a trial's setting, and its seeds."""
-    values, method, seeds = _choice_of(plan, config)
-    breeds = plan.sweep.tune.scheduler == "pbt"
-    return _member(trial_id) if breeds else plan.name(values, method), seeds
-
-
 def _label(plan: Plan, setting: str, seeds: tuple[int, ...]) -> str:
     """What the panel calls a trial: its name, without the seeds where all share it."""
     if len(seeds) == len(plan.sweep.seeds):
         return setting or plan.sweep.name
     return trial_name(setting, seeds)
-
-
-def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | None, tuple[int, ...]]:
-    if "trial" in config:
-        planned = config["trial"]
-        return planned["values"], planned["method"], tuple(planned["seeds"])
-    return {key: label_of(value) for key, value in config["drawn"].items()}, None, plan.sweep.seeds
-
-
-def _member(trial_id: str) -> str:
-    """The name of a population's member. Tune numbers trials: a1b2c_00003.
-
-    Not by its configuration: a member that copies another takes over all of it.
-    """
-    return member_name(int(trial_id.rpartition("_")[2]))
-
-
-def plan_of(store: Store) -> Plan:
-    """The plan of the sweep in a store."""
-    where = store.uri(SWEEP_FILE)
-    return Plan(read_sweep(store.read_text(SWEEP_FILE, "a sweep's folder"), where), where)

@@ -20,7 +20,7 @@ from mermaide_ray.report.run_charts import learning_curves as draw_learning
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
 from mermaide_ray.report.sources import Source, curves_of, values_of_run
 from mermaide_ray.report.study import Study, shown
-from mermaide_ray.sweep.file import SETTING
+from mermaide_ray.sweep.status import SETTING
 
 _CURVE_OF_ARMS = "How often the likeliest arm was pulled, against the probability that the world model gave it"
 _CURVE_OF_POINTS = (
