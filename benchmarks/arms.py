@@ -25,9 +25,11 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from benchmarks.speed import measure, of_mermaide
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.experience import experience_of
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
+from mermaide_ray.noise import Key
 from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, save_figure, styles_of
 from mermaide_ray.report.statistics import QUARTILE, Interval, bootstrap_interval
@@ -149,9 +151,9 @@ def _meta_iteration(experiment: Any) -> Callable[[], None]:
     tasks = tasks.select(torch.argsort(tasks.family, stable=True))
 
     def run() -> None:
-        meeting = kshot.meet(tasks, weights, rates, 1, 4, (0, "train", "bench", 0))
+        meeting = kshot.meet(tasks, weights, rates, 1, 4, Key(0, "train", "bench", 0))
         assert meeting.support is not None
-        support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
+        support, query = (experience_of(kshot.environment, part) for part in (meeting.support, meeting.query))
         meta_loss(method, weights, rates, support, query, 0.01).loss.backward()  # type: ignore[no-untyped-call]
 
     return run

@@ -28,11 +28,13 @@ import torch
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import LATENTS
+from mermaide_ray.noise import Key
 
 ROUNDS = 5
 
@@ -160,9 +162,9 @@ def _plain_rate() -> float:
     weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
     weights = {name: value.requires_grad_() for name, value in weights.items()}
     rates = {name: torch.tensor(0.1) for name in method.adaptable()}
-    meeting = kshot.meet(distribution.tasks("train", range(8)), weights, rates, 1, 4, (0, "train", "bench", 0))
+    meeting = kshot.meet(distribution.tasks("train", range(8)), weights, rates, 1, 4, Key(0, "train", "bench", 0))
     assert meeting.support is not None
-    support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
+    support, query = experience_of(kshot.environment, meeting.support), experience_of(kshot.environment, meeting.query)
     fast = meta_loss(method, weights, rates, support, query, 0.01).loss
     torch.testing.assert_close(
         fast, plain.meta_loss(method, weights, rates, support, query, 0.01), rtol=1e-4, atol=1e-5
@@ -174,19 +176,19 @@ def _plain_rate() -> float:
 def planning() -> None:
     """Meeting 64 agents, as scoring does it: 1 support and 16 query episodes of 100 pulls, H = 48."""
     jobs: dict[str, tuple[Callable[[], Any], int]] = {}
-    for name, preset, plans, rehearsals in (
-        ("recurrent world model", "mermaide", False, 0),
-        ("learner model", "mermaide_learner", False, 0),
-        ("learner model, planning by rules", "mermaide_learner", True, 0),
-        ("learner model, 30 rehearsals too", "mermaide_learner", True, 30),
+    for name, preset, rehearsals in (
+        ("recurrent world model", "mermaide", None),
+        ("learner model", "mermaide_learner", None),
+        ("learner model, planning by rules", "mermaide_learner", 0),
+        ("learner model, 30 rehearsals too", "mermaide_learner", 30),
     ):
         experiment = validate(load_preset(preset))
         method, tasks = Method.of(experiment), AgentDistribution(experiment).tasks("train", range(64))
         weights = method.architecture.initial_weights(torch.Generator().manual_seed(0))
         rates = {weight: torch.tensor(0.1) for weight in method.adaptable()}
-        key = (0, "train", "bench", 0)
+        key = Key(0, "train", "bench", 0)
         kshot = KShot(experiment.environment, method, rehearsals)
-        job = partial(kshot.meet, tasks, weights, rates, 1, 16, key, plans)
+        job = partial(kshot.meet, tasks, weights, rates, 1, 16, key)
         jobs[name] = (job, len(tasks) * 17 * experiment.environment.horizon)
     measured = measure(jobs, rounds=3)
     print("\nmeeting an agent at K = 1 (support, adaptation, query), CPU ms")
@@ -226,13 +228,14 @@ def _meta_gradient_seconds(experiment: Experiment, device: str) -> float:
     # Few agents are met, and stand for many: the gradient's time doesn't depend on what they did.
     met, tasks = 24, experiment.meta_learning.meta_batch_size
     meeting = kshot.meet(
-        AgentDistribution(experiment).tasks("train", range(met)), weights, rates, 1, 4, (0, "train", "bench", 0)
+        AgentDistribution(experiment).tasks("train", range(met)), weights, rates, 1, 4, Key(0, "train", "bench", 0)
     )
     assert meeting.support is not None
     assert meeting.adaptation is not None
     inferred = None if method.architecture.learner is None else meeting.adaptation.weights[LATENTS]
+    repeated = torch.arange(tasks, device=device) % met
     support, query = (
-        replace(kshot.experience(part), latents=latents).to(device).tasks(torch.arange(tasks, device=device) % met)
+        replace(experience_of(kshot.environment, part), latents=latents).to(device).tasks(repeated)
         for part, latents in ((meeting.support, inferred), (meeting.query, None))
     )
     weights = {name: value.to(device).requires_grad_() for name, value in weights.items()}

@@ -26,14 +26,14 @@ from mermaide_ray.config_file import merge
 from mermaide_ray.disk import whole_file
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, check_game, validate
 from mermaide_ray.imagination import NUM_IMAGINED
-from mermaide_ray.kshot import KShot, Meeting
+from mermaide_ray.kshot import QUERY, KShot, Meeting, Prepared, evaluation_key
 from mermaide_ray.learners.maml import unroll
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import Weights, shared
 from mermaide_ray.noise import Dice, Key
-from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.registry import near
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.trajectory import Trajectories, view_of
@@ -45,6 +45,8 @@ LEAST_SPAN = 1.0
 _MOST_PLAYED = 32
 # Tasks evaluated at once, and floats that their query episodes may take in the networks (1 GiB): they bound memory.
 _MOST_TASKS, _MOST_FLOATS = 64, 2**28
+# Of the draws by which a principal plans that is played with step by step.
+_ALONE = Key(0, "test", "player", 0)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,9 @@ class Contender:
     Attributes:
         name: Its name in the rows.
         seed: Training seed.
-        kshot: The game and its method.
+        kshot: The game, its method, and whether it plans.
         weights: Unadapted weights, without task axis.
         inner_rates: Inner learning rate by weight name.
-        planning: Whether it plans between support and query (`evaluation.planning`).
     """
 
     name: str
@@ -65,40 +66,39 @@ class Contender:
     kshot: KShot
     weights: Weights
     inner_rates: dict[str, Tensor]
-    planning: bool = False
 
-    def at(self, experiment: Experiment, planning: bool | None = None) -> Contender:
-        """The same principal as another experiment scores it.
+    def at(self, experiment: Experiment) -> Contender:
+        """The same principal as another experiment scores it: in its game, planning and rehearsing (or not) as it says.
 
-        Args:
-            experiment: Its game, its agents, whether it plans, and how often it then rehearses.
-            planning: Whether it plans, if it is not for the experiment to say; then it rehearses as it did.
+        Raises:
+            InputError: See `in_game_of`.
+        """
+        kshot = replace(self.kshot, rehearsals=experiment.evaluation.planned_rehearsals)
+        return replace(self, kshot=kshot).in_game_of(experiment)
+
+    def in_game_of(self, experiment: Experiment) -> Contender:
+        """The same principal in another experiment's game, planning as it does.
 
         Raises:
             InputError: Its networks can't be used in that game, or its method not there or with those agents.
         """
         environment, method, where = experiment.environment, self.kshot.method, f"principal {self.name}"
-        rehearsals = experiment.evaluation.rehearsals if planning is None else self.kshot.rehearsals
-        planning = experiment.evaluation.planning if planning is None else planning
         own = {"world_model": method.world_model, "meta_learning": method.meta, "training": method.training}
         settings = {name: section.model_dump(mode="json") for name, section in own.items()}
-        validate(merge(experiment.to_dict(), settings | {"evaluation": {"planning": planning}}), where)
+        settings["evaluation"] = {"planning": self.kshot.rehearsals is not None}
+        # Who trains is of no account: nothing is trained.
+        validate(merge({**experiment.to_dict(), "env_runners": {}}, settings), where)
         trained = experiment.model_copy(update={**own, "environment": self.kshot.environment})
         check_game(trained, environment, "environment", where)
-        kshot = KShot(environment, method.at(environment), rehearsals)
-        return replace(self, kshot=kshot, planning=planning)
-
-    def planning_as(self, experiment: Experiment) -> Contender:
-        """It, planning (or not) and rehearsing as an experiment says."""
-        evaluation = experiment.evaluation
-        return replace(self, kshot=replace(self.kshot, rehearsals=evaluation.rehearsals), planning=evaluation.planning)
+        kshot = replace(self.kshot, environment=environment, method=method.at(environment))
+        return replace(self, kshot=kshot)
 
     def player(
         self,
         played: Trajectories | None = None,
         episodes: int = 1,
         task: int = 0,
-        key: Key = (0, "test", "player", 0),
+        key: Key = _ALONE,
     ) -> Principal:
         """It as a player of the lockstep game, step by step.
 
@@ -107,18 +107,14 @@ class Contender:
                 knows no agent.
             episodes: Episodes that are to be played side by side.
             task: Number of the agent, by which agents are imagined: each with draws of its own.
-            key: (seed, split, purpose, iteration) of these draws.
+            key: Of these draws.
         """
-        environment, method = self.kshot.environment, self.kshot.method
-        if played is None:
-            return NetworkPrincipal(method, view_of(environment), shared(self.weights, 1))
-        adaptation = self.kshot.adapt(played, self.weights, self.inner_rates)
-        weights, choice = adaptation.weights, None
-        if self.planning:
-            with torch.no_grad():
-                weights, choice = self.kshot.plan((task,), played, adaptation, key)
-        policy = NetworkPrincipal(method, view_of(environment), weights, adaptation.state)
-        return policy if choice is None else choice.principal(environment, policy, episodes)
+        weights = shared(self.weights, 1)
+        prepared = Prepared(weights)
+        if played is not None:
+            adaptation = self.kshot.adapt(played, self.weights, self.inner_rates)
+            prepared = self.kshot.prepare((task,), played, weights, adaptation, key)
+        return self.kshot.player(prepared, 1, episodes)
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ class Evaluation:
         self.episodes = episodes or experiment.evaluation.episodes
         tasks = AgentDistribution(experiment).held_out(split, num_tasks or experiment.evaluation.tasks)
         self.tasks = tasks.select(torch.argsort(tasks.family, stable=True))
-        self.key: Key = (experiment.agents.seed, split, "evaluation", 0)
+        self.key = evaluation_key(experiment, split)
         self._incentives, self._space = incentives_of(experiment.environment), experiment.environment.space
 
     @cached_property
@@ -233,14 +229,14 @@ class Evaluation:
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes.
 
-        Plans if `contender.planning`, whatever this experiment says: see `Contender.at`.
+        Plans if the principal does, whatever this experiment says: see `Contender.at`.
 
         Raises:
             InputError: It can't be used in this game or with these agents, or a number of episodes is negative.
         """
         if not ks or min(ks) < 0:
             raise InputError(f"numbers of support episodes must be one or more, each >= 0, got {list(ks)}")
-        contender = contender.at(self.experiment, contender.planning)
+        contender = contender.in_game_of(self.experiment)
         at_once = max(1, min(_MOST_TASKS, _MOST_FLOATS // self._floats_of(contender, max(ks))))
         chunks = [slice(start, start + at_once) for start in range(0, len(self.tasks), at_once)]
         return Results.together([self._meet(contender, k, chunk) for k in ks for chunk in chunks])
@@ -252,7 +248,7 @@ class Evaluation:
         per_arm = 3 * architecture.per_arm.encoder_size if architecture.per_arm else 4
         per_pull = 8 * architecture.hidden_size + environment.num_arms * per_arm
         # What the support takes stays until its gradient is taken; rehearsed is one episode with each imagined agent.
-        rehearsed = NUM_IMAGINED if contender.planning and contender.kshot.rehearsals else 0
+        rehearsed = NUM_IMAGINED if contender.kshot.rehearsals else 0
         return max(self.episodes, 2 * k, rehearsed) * environment.horizon * per_pull
 
     def scores(self, contender: Contender, ks: Sequence[int]) -> dict[int, float]:
@@ -264,16 +260,14 @@ class Evaluation:
     def _meet(self, contender: Contender, k: int, chunk: slice) -> Results:
         """Scores a trained principal on some of the tasks, after k support episodes."""
         tasks = self._some(chunk)
-        meeting = contender.kshot.meet(
-            tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key, contender.planning
-        )
+        meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, k, self.episodes, self.key)
         origin = self._origin(contender.name, contender.seed)
         results = self._results(origin, k, chunk, meeting.query)
         scores, calibration = self._predictions(contender, meeting, tasks)
         if meeting.support is not None:
             scores["support_return"] = self._returns(meeting.support).numpy()
-        if meeting.choice is not None:
-            scores["planned"] = meeting.choice.by_rule.double().numpy()
+        if (choice := meeting.prepared.choice) is not None:
+            scores["planned"] = choice.by_rule.double().numpy()
         return replace(results, rows=results.rows.assign(**scores), calibration=calibration.assign(**origin, k=k))
 
     def _predictions(self, contender: Contender, meeting: Meeting, tasks: Tasks) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -281,7 +275,7 @@ class Evaluation:
         method = contender.kshot.method
         if not method.architecture.world_model:
             return {}, pd.DataFrame()
-        history = contender.kshot.experience(meeting.query).history
+        history = experience_of(contender.kshot.environment, meeting.query).history
         labels = view_of(contender.kshot.environment).labels(meeting.query)
         with torch.no_grad():
             before = after = unroll(method, shared(contender.weights, len(tasks)), history).prediction
@@ -317,9 +311,7 @@ class Evaluation:
 
     def _dice(self, tasks: Tasks) -> Dice:
         """The dice of the query episodes of some tasks."""
-        seed, split, purpose, iteration = self.key
-        key = (seed, split, f"{purpose}/query", iteration)
-        return deal_for(self.experiment.environment, key, tasks, self.episodes)
+        return deal_for(self.experiment.environment, self.key.within(QUERY), tasks, self.episodes)
 
     def _base_means(self, tasks: Tasks) -> Tensor:
         """Base means in the query episodes, float [B, E, T, A], or [B, 1, 1, A] where they do not change."""

@@ -98,6 +98,11 @@ class Evaluation(Section):
         description="planning only: rounds in which the adapted policy is trained on with the imagined agents; 0: none",
     )
 
+    @property
+    def planned_rehearsals(self) -> int | None:
+        """Rounds of rehearsal where there is planning, None where there is none."""
+        return self.rehearsals if self.planning else None
+
 
 class Experiment(Section):
     """Everything that one training run depends on.

@@ -65,11 +65,10 @@ class Imagination:
         """S agents that each task may be, [B * S], task by task; the target is arm 0, so that labels are arms.
 
         Args:
-            key: (seed, split, purpose, iteration) of the draws.
+            key: Of the draws.
         """
-        seed, split, purpose, iteration = key
         # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.
-        rngs = [generator(seed, split, f"{purpose}/posterior", iteration, task) for task in self.ids]
+        rngs = [generator(*key.within("posterior"), task) for task in self.ids]
         luck = Luck.dealt(rngs, NUM_IMAGINED, self.learner.size)
         support = self.support
         sampled = self.learner.sample(support.observations, support.labels, self.latents, luck)

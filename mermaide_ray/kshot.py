@@ -8,19 +8,44 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.environment import Environment
 from mermaide_ray.experience import experience_of
+from mermaide_ray.experiment import Experiment
 from mermaide_ray.imagination import Imagination
 from mermaide_ray.learners.maml import Adaptation, adapt
-from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.principal import LATENTS, Outputs, Weights, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.planning import Choice, plan
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.rehearsal import rehearse
-from mermaide_ray.trajectory import Experience, Trajectories, view_of
+from mermaide_ray.trajectory import Trajectories, view_of
+
+# Whose draws are whose, within the key of a meeting.
+SUPPORT, REHEARSAL, PLANNING, QUERY = "support", "rehearsal", "planning", "query"
+
+
+def evaluation_key(experiment: Experiment, split: Split) -> Key:
+    """Of the draws with which held-out agents are met: the same for every method and training seed."""
+    return Key(experiment.agents.seed, split, "evaluation", 0)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a principal goes into the query with.
+
+    Attributes:
+        weights: Of its networks, [1, …] for all tasks alike or [B, …].
+        state: Core state at the start, [B, 1, H]; None: afresh.
+        choice: Between policy and rules, if there was planning.
+    """
+
+    weights: Weights
+    state: Tensor | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -31,13 +56,13 @@ class Meeting:
         support: Trajectories [B, K, T], or None for K = 0.
         query: Trajectories [B, E, T].
         adaptation: The inner loop's outcome, or None for K = 0.
-        choice: Between policy and rules for the query, if there was planning.
+        prepared: What the query was played with.
     """
 
     support: Trajectories | None
     query: Trajectories
     adaptation: Adaptation | None
-    choice: Choice | None = None
+    prepared: Prepared
 
 
 @dataclass(frozen=True)
@@ -47,16 +72,13 @@ class KShot:
     Attributes:
         environment: The game.
         method: The method.
-        rehearsals: Rounds of rehearsal where there is planning.
+        rehearsals: Planning between support and query, with so many rounds of rehearsal before rules are tried; None:
+            there is none (`Evaluation.planned_rehearsals`).
     """
 
     environment: Environment
     method: Method
-    rehearsals: int = 0
-
-    def experience(self, trajectories: Trajectories) -> Experience:
-        """See `experience_of`."""
-        return experience_of(self.environment, trajectories)
+    rehearsals: int | None = None
 
     def meet(
         self,
@@ -66,9 +88,8 @@ class KShot:
         support_episodes: int,
         query_episodes: int,
         key: Key,
-        planning: bool = False,
     ) -> Meeting:
-        """Plays the support episodes, adapts, plays the query episodes with what came of it.
+        """Plays the support episodes, adapts (and plans), plays the query episodes with what came of it.
 
         Args:
             tasks: B tasks; fastest with those of a family side by side.
@@ -76,48 +97,62 @@ class KShot:
             inner_rates: Inner learning rate by weight name.
             support_episodes: K; 0 plays the query with the unadapted weights.
             query_episodes: E.
-            key: (seed, split, purpose, iteration); support and query have dice of their own.
-            planning: Whether to plan between support and query.
+            key: Of all draws; support and query have their own within.
         """
-        seed, split, purpose, iteration = key
-        query_dice = deal_for(self.environment, (seed, split, f"{purpose}/query", iteration), tasks, query_episodes)
         one = {name: value.detach().unsqueeze(0) for name, value in weights.items()}
-        if not support_episodes:
+        support = adaptation = None
+        prepared = Prepared(one)
+        if support_episodes:
+            dice = deal_for(self.environment, key.within(SUPPORT), tasks, support_episodes)
             with torch.no_grad():
-                return Meeting(None, self._play(tasks, query_episodes, query_dice, one), None)
-        support_dice = deal_for(
-            self.environment, (seed, split, f"{purpose}/support", iteration), tasks, support_episodes
-        )
+                support = self._play_support(tasks, support_episodes, dice, one)
+            adaptation = self.adapt(support, weights, inner_rates)
+            prepared = self.prepare(tasks.ids, support, one, adaptation, key)
         with torch.no_grad():
-            support = self._play_support(tasks, support_episodes, support_dice, one)
-        adaptation = self.adapt(support, weights, inner_rates)
-        with torch.no_grad():
-            adapted, choice = adaptation.weights if self.method.adapts else one, None
-            if planning:
-                rehearsed, choice = self.plan(tasks.ids, support, adaptation, key)
-                adapted = rehearsed if self.rehearsals else adapted
-            query = self._play(tasks, query_episodes, query_dice, adapted, adaptation.state, choice)
-        return Meeting(support, query, adaptation, choice)
+            dice = deal_for(self.environment, key.within(QUERY), tasks, query_episodes)
+            principal = self.player(prepared, len(tasks), query_episodes)
+            query = play(self.environment, tasks, query_episodes, dice, principal)
+        return Meeting(support, query, adaptation, prepared)
 
-    def plan(
-        self, ids: tuple[int, ...], support: Trajectories, adaptation: Adaptation, key: Key
-    ) -> tuple[Weights, Choice]:
-        """What to play in the query with tasks of these ids, by what the support told: a rehearsed policy, or a rule.
+    def prepare(
+        self, ids: tuple[int, ...], support: Trajectories, weights: Weights, adaptation: Adaptation, key: Key
+    ) -> Prepared:
+        """What to play in the query with tasks of these ids, by what the support told: a policy, or a rule.
 
-        Whatever the method: agents are imagined by the parametric model of learners, though no network need know it.
+        Whatever the method, it may plan: agents are imagined by the parametric model of learners, though no network
+        need know it.
+
+        Args:
+            ids: Of the tasks, by which agents are imagined.
+            support: Episodes [B, K, T].
+            weights: Unadapted, [1, …].
+            adaptation: To the support.
+            key: As for `meet`.
         """
-        environment, (seed, split, purpose, iteration) = self.environment, key
-        history, weights = self.experience(support).history, adaptation.weights
-        imagination = Imagination.of(environment, history, ids, weights.get(LATENTS))
-        if self.rehearsals:
-            luck = (seed, split, f"{purpose}/rehearsal", iteration)
-            weights = rehearse(imagination, self.method, adaptation, self.rehearsals, luck)
-        policy = NetworkPrincipal(self.method, view_of(environment), weights, adaptation.state)
-        return weights, plan(imagination, policy, (seed, split, f"{purpose}/planning", iteration))
+        environment, adapted, state = self.environment, adaptation.weights, adaptation.state
+        if self.rehearsals is None:
+            return Prepared(adapted if self.method.adapts else weights, state)
+        with torch.no_grad():
+            history = experience_of(environment, support).history
+            imagination = Imagination.of(environment, history, ids, adapted.get(LATENTS))
+            if self.rehearsals:
+                adapted = rehearse(imagination, self.method, adaptation, self.rehearsals, key.within(REHEARSAL))
+            policy = NetworkPrincipal(self.method, view_of(environment), adapted, state)
+            choice = plan(imagination, policy, key.within(PLANNING))
+        return Prepared(adapted if self.rehearsals or self.method.adapts else weights, state, choice)
+
+    def player(self, prepared: Prepared, tasks: int, episodes: int) -> Principal:
+        """Who plays `episodes` query episodes with each of so many tasks, step by step."""
+        state = prepared.state
+        if state is not None and prepared.weights["core_bias"].shape[0] == 1:
+            # One set of weights means one "task" of N episodes.
+            state = state.expand(-1, episodes, -1).reshape(1, tasks * episodes, -1)
+        policy = NetworkPrincipal(self.method, view_of(self.environment), prepared.weights, state)
+        return policy if prepared.choice is None else prepared.choice.principal(self.environment, policy, episodes)
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph, and none of its memory."""
-        experience, learner = self.experience(support), self.method.architecture.learner
+        experience, learner = experience_of(self.environment, support), self.method.architecture.learner
         if learner is not None:
             history = experience.history
             experience = replace(experience, latents=learner.infer(history.observations, history.labels))
@@ -138,26 +173,10 @@ class KShot:
             state=None if adaptation.state is None else adaptation.state.detach(),
         )
 
-    def _play(
-        self,
-        tasks: Tasks,
-        episodes: int,
-        dice: Dice,
-        weights: Weights,
-        state: Tensor | None = None,
-        choice: Choice | None = None,
-    ) -> Trajectories:
-        if state is not None and weights["core_bias"].shape[0] == 1:
-            # One set of weights means one "task" of N episodes.
-            state = state.expand(-1, episodes, -1).reshape(1, len(tasks) * episodes, -1)
-        policy = NetworkPrincipal(self.method, view_of(self.environment), weights, state)
-        principal = policy if choice is None else choice.principal(self.environment, policy, episodes)
-        return play(self.environment, tasks, episodes, dice, principal)
-
     def _play_support(self, tasks: Tasks, episodes: int, dice: Dice, weights: Weights) -> Trajectories:
         """Side by side; one after the other where the recurrent state is carried over."""
         if not self.method.meta.carry_state:
-            return self._play(tasks, episodes, dice, weights)
+            return play(self.environment, tasks, episodes, dice, self.player(Prepared(weights), len(tasks), episodes))
         state, played = None, []
         for episode in range(episodes):
             rows = torch.arange(episode, len(tasks) * episodes, episodes)

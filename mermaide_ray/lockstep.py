@@ -216,7 +216,7 @@ def deal_for(environment: Environment, key: Key, tasks: Tasks, episodes: int, fi
         tasks.ids,
         episodes,
         horizon=environment.horizon,
-        num_arms=environment.num_candidates,
+        num_candidates=environment.num_candidates,
         normals=tasks.needs_normals(),
         first_episode=first_episode,
         more=environment.more_dice,

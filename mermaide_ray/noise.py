@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 
     from mermaide_ray.environment import MoreDice
 
-Key = tuple[int, str, str, int]
-"""(seed, split, purpose, iteration): all of a generator's key but the task."""
+
+class Key(NamedTuple):
+    """Whose draws they are: all of a generator's key but the task."""
+
+    seed: int
+    split: str
+    purpose: str
+    iteration: int
+
+    def within(self, part: str) -> Key:
+        """The key of a part of this purpose, which has draws of its own."""
+        return self._replace(purpose=f"{self.purpose}/{part}")
 
 
 def generator(seed: int, split: str, purpose: str, iteration: int, task: int) -> np.random.Generator:
@@ -36,9 +46,10 @@ class Dice:
     """All luck of a batch of episodes. N = B * E, tasks major; time first, since episodes are played step by step.
 
     Attributes:
-        priority: float [N, A], a random permutation of 1..A per episode, to break ties between untried arms.
+        priority: float [N, G], a random permutation of 1..G per episode, to break ties between untried candidates
+            (arms, or points of a lattice).
         uniform: float [T, N, 2] on [0, 1), for the agents.
-        normal: float [T, N, A] standard normal for agents that need them, else [T, N, 0].
+        normal: float [T, N, G] standard normal for agents that need them, else [T, N, 0].
         reward_noise: float [T, N] standard normal.
         principal: float [T, N] on [0, 1), for the principal's own sampling.
         more: float [N, …] by name, what only some settings of the game need (`Environment.more_dice`).
@@ -68,7 +79,7 @@ def deal(
     tasks: Sequence[int],
     episodes: int,
     horizon: int,
-    num_arms: int,
+    num_candidates: int,
     normals: Sequence[bool],
     first_episode: int = 0,
     more: Mapping[str, MoreDice] | None = None,
@@ -76,32 +87,31 @@ def deal(
     """Deals the dice of `episodes` episodes of each task.
 
     Args:
-        key: (seed, split, purpose, iteration).
+        key: Whose; each kind of draw has a stream of its own within.
         tasks: Task ids, [B].
         episodes: E, episodes per task.
         horizon: T, pulls per episode.
-        num_arms: A.
+        num_candidates: G, what an agent chooses among (`Environment.num_candidates`).
         normals: Per task, whether its agent needs normal draws.
         first_episode: Index of the first episode wanted: earlier ones are drawn and dropped.
         more: Law and shape per episode of further arrays, by name; each has a stream of its own.
     """
     import torch
 
-    seed, split, purpose, iteration = key
     count = first_episode + episodes
     wanted = slice(first_episode, count)
     shape = (len(tasks), episodes)
-    priority = np.empty((*shape, num_arms), dtype=np.float32)
+    priority = np.empty((*shape, num_candidates), dtype=np.float32)
     uniform = np.empty((*shape, horizon, 2), dtype=np.float32)
-    normal = np.zeros((*shape, horizon, num_arms if any(normals) else 0), dtype=np.float32)
+    normal = np.zeros((*shape, horizon, num_candidates if any(normals) else 0), dtype=np.float32)
     reward_noise = np.empty((*shape, horizon), dtype=np.float32)
     principal = np.empty((*shape, horizon), dtype=np.float32)
     further = {name: np.empty((*shape, *size), dtype=np.float32) for name, (_, size) in (more or {}).items()}
-    ranks = np.broadcast_to(np.arange(1, num_arms + 1, dtype=np.float32), (count, num_arms))
+    ranks = np.broadcast_to(np.arange(1, num_candidates + 1, dtype=np.float32), (count, num_candidates))
     for row, task in enumerate(tasks):
 
         def stream(what: str, task: int = task) -> np.random.Generator:
-            return generator(seed, split, f"{purpose}/{what}", iteration, task)
+            return generator(*key.within(what), task)
 
         agent = stream("agent")
         uniform[row] = agent.random((count, horizon, 2), dtype=np.float32)[wanted]
@@ -109,7 +119,7 @@ def deal(
         reward_noise[row] = stream("reward").standard_normal((count, horizon), dtype=np.float32)[wanted]
         principal[row] = stream("principal").random((count, horizon), dtype=np.float32)[wanted]
         if normals[row]:
-            normal[row] = stream("normal").standard_normal((count, horizon, num_arms), dtype=np.float32)[wanted]
+            normal[row] = stream("normal").standard_normal((count, horizon, num_candidates), dtype=np.float32)[wanted]
         for name, (law, size) in (more or {}).items():
             draw = stream(name).random if law == "uniform" else stream(name).standard_normal
             further[name][row] = draw((count, *size), dtype=np.float32)[wanted]
@@ -119,7 +129,7 @@ def deal(
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(flat, 1, 0)))
 
     return Dice(
-        priority=torch.from_numpy(priority.reshape(-1, num_arms)),
+        priority=torch.from_numpy(priority.reshape(-1, num_candidates)),
         uniform=time_first(uniform),
         normal=time_first(normal),
         reward_noise=time_first(reward_noise),

@@ -117,7 +117,7 @@ def plan(imagination: Imagination, policy: Principal, key: Key) -> Choice:
     Args:
         imagination: Of the tasks.
         policy: The adapted policy, as the player of S * E episodes of each task.
-        key: (seed, split, purpose, iteration) of the luck.
+        key: Of the draws.
     """
     game, agents, count = imagination.game, imagination.agents(key), len(imagination.ids)
     dice, incentives = deal_for(game, key, agents, _EPISODES), incentives_of(game)

@@ -42,7 +42,7 @@ def rehearse(imagination: Imagination, method: Method, adaptation: Adaptation, r
         method: Whose policy it is; discount, clip range and weight of the value are those of its training.
         adaptation: To the support of these tasks.
         rounds: One episode with each imagined agent, and the steps on it.
-        key: (seed, split, purpose, iteration) of all draws.
+        key: Of all draws.
     """
     agents, weights = imagination.agents(key), adaptation.weights
     own = {
@@ -50,10 +50,8 @@ def rehearse(imagination: Imagination, method: Method, adaptation: Adaptation, r
         for name in (*POLICY, *VALUE)
     }
     optimizer = torch.optim.Adam(own.values(), lr=_LEARNING_RATE)
-    seed, split, purpose, iteration = key
     for number in range(rounds):
-        luck = (seed, split, f"{purpose}/{number}", iteration)
-        _round(imagination, method, adaptation, weights | own, agents, luck, optimizer)
+        _round(imagination, method, adaptation, weights | own, agents, key.within(str(number)), optimizer)
     return weights | {name: value.detach() for name, value in own.items()}
 
 

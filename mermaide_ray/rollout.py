@@ -20,6 +20,7 @@ from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.kshot import KShot
 from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.sample import Sample
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
             {name: value.detach() for name, value in self.module.inner_rates().items()},
             meta.adaptation_episodes,
             meta.query_episodes,
-            (seed, "train", "meta", iteration),
+            Key(seed, "train", "meta", iteration),
         )
         back = torch.argsort(order)
         columns = meeting.query.columns("query")

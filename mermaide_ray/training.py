@@ -117,7 +117,7 @@ def evaluate(
     chosen = {f"evaluation.{key}": value for key, value in given.items() if value is not None}
     experiment = elsewhere(trained, {**(overrides or {}), **chosen})
     check_own_families(experiment)
-    contender = contender.planning_as(experiment)
+    contender = contender.at(experiment)
     _check_names([contender.name])
     if out is not None:
         refuse_used(out)
@@ -164,9 +164,8 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
     weights, rates = split_parameters(method, parameters)
-    evaluation = experiment.evaluation
-    kshot, planning = KShot(experiment.environment, method, evaluation.rehearsals), evaluation.planning
-    return Contender(name or experiment.name, experiment.seed, kshot, weights, rates, planning), experiment
+    kshot = KShot(experiment.environment, method, experiment.evaluation.planned_rehearsals)
+    return Contender(name or experiment.name, experiment.seed, kshot, weights, rates), experiment
 
 
 def score(

@@ -14,6 +14,7 @@ from mermaide_ray.baselines.rules import FixedRule
 from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
+from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import Trajectories
 
 EXPLORATION = {"ucb": ("ucb_coefficient", 0.2), "epsilon_greedy": ("epsilon", 0.1)}
@@ -40,7 +41,7 @@ def spiteful(family: str, spite: float, **environment: Any) -> Experiment:
 
 def met(experiment: Experiment, until: int, probability: float = 1.0) -> Trajectories:
     tasks = AgentDistribution(experiment).tasks("train", range(40))
-    dice = deal_for(experiment.environment, (0, "train", "adversarial", 0), tasks, 2)
+    dice = deal_for(experiment.environment, Key(0, "train", "adversarial", 0), tasks, 2)
     return play(experiment.environment, tasks, 2, dice, FixedRule(experiment.environment, until, probability))
 
 
@@ -87,7 +88,7 @@ def test_what_it_perceives_is_the_trade_of_both_rewards() -> None:
             perceived[arm].append(0.75 * (base[arm].item() + paid) - 0.25 * principal)
             return action
 
-    dice = deal_for(experiment.environment, (0, "train", "adversarial", 0), tasks, 1)
+    dice = deal_for(experiment.environment, Key(0, "train", "adversarial", 0), tasks, 1)
     play(experiment.environment, tasks, 1, dice, Witness(experiment.environment, 50, 0.5))
     assert len(perceived[target]) > 5
     assert sum(map(bool, perceived.values())) > 2

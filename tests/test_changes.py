@@ -28,7 +28,7 @@ from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.sections import Sweep
 from mermaide_ray.trajectory import Trajectories, View
 
-KEY: Key = (0, "train", "changes", 1)
+KEY = Key(0, "train", "changes", 1)
 TASKS, EPISODES, HORIZON, ARMS = 14, 3, 15, 4
 
 

@@ -28,6 +28,7 @@ from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation, Results
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
@@ -35,13 +36,14 @@ from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.points import Space
 from mermaide_ray.report.pictures import calibration as draw_calibration
 from mermaide_ray.report.run_charts import calibration_error, of_points
 from mermaide_ray.report.study import read_study
 from mermaide_ray.trajectory import PointView, Trajectories, view_of
 
-KEY = (0, "train", "test", 0)
+KEY = Key(0, "train", "test", 0)
 
 dimensions = pytest.mark.parametrize("dimensions", [1, 2])
 
@@ -235,8 +237,8 @@ def test_the_meta_gradient_reaches_every_weight_and_is_finite(dimensions: int) -
         kshot.method,
         module.weights(),
         module.inner_rates(),
-        kshot.experience(meeting.support),
-        kshot.experience(meeting.query),
+        experience_of(kshot.environment, meeting.support),
+        experience_of(kshot.environment, meeting.query),
         0.01,
     )
     told.loss.backward()  # type: ignore[no-untyped-call]

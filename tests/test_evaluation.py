@@ -28,6 +28,7 @@ from mermaide_ray.evaluation import (
     Evaluation,
     Results,
 )
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import deal_for, play
@@ -35,6 +36,7 @@ from mermaide_ray.metrics import ROW_METRICS
 from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.principal import Weights
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.report.statistics import interquartile_mean
 
 KEYS = ["method", "seed", "split", "task", "family", "k"]
@@ -46,11 +48,17 @@ def _experiment(**sections: Any) -> Experiment:
     return tiny(**{"environment": {"num_arms": ARMS, "horizon": 25, "cost_weight": 0.1}, **sections})
 
 
-def _contender(experiment: Experiment, name: str = "mine", seed: int = 0, changes: Weights | None = None) -> Contender:
+def _contender(
+    experiment: Experiment,
+    name: str = "mine",
+    seed: int = 0,
+    changes: Weights | None = None,
+    rehearsals: int | None = None,
+) -> Contender:
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights = {key: value.detach() for key, value in module.weights().items()} | (changes or {})
     rates = {key: value.detach() for key, value in module.inner_rates().items()}
-    return Contender(name, seed, KShot(experiment.environment, module.method), weights, rates)
+    return Contender(name, seed, KShot(experiment.environment, module.method, rehearsals), weights, rates)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +253,7 @@ def test_world_model_measures_of_a_constant_prediction_by_hand(held_out: Evaluat
     meeting = contender.kshot.meet(
         held_out.tasks, contender.weights, contender.inner_rates, 0, held_out.episodes, held_out.key
     )
-    labels = contender.kshot.experience(meeting.query).history.labels.flatten(1)
+    labels = experience_of(contender.kshot.environment, meeting.query).history.labels.flatten(1)
     share = torch.stack([(labels == arm).float().mean(1) for arm in range(ARMS)], dim=1)
     rows = results.rows
     np.testing.assert_allclose(rows["wm_nll_after"], -(share * p.log()).sum(1), rtol=1e-5)
@@ -337,12 +345,19 @@ def test_a_principal_is_refused_where_its_model_of_learners_does_not_hold(
 ) -> None:
     """Its networks would fit: as many arms, symbols and interventions."""
     trained = tiny(world_model={"kind": "learner"})
-    contender = replace(_contender(trained), planning=True)
+    contender = _contender(trained, rehearsals=0)
     elsewhere = of_mermaide(overlaid(tiny().to_dict(), settings))
     with pytest.raises(InputError, match=re.escape(expected)):
-        contender.at(elsewhere, planning=True)
+        contender.in_game_of(elsewhere)
     with pytest.raises(InputError, match=re.escape(expected)):
         Evaluation(elsewhere, "train", 2, 2).contender(contender, [1])
+
+
+def test_who_trains_is_of_no_account_where_a_principal_is_scored() -> None:
+    # A meta-batch of eight could not be shared out to five learners.
+    elsewhere = _experiment(env_runners={"num_learners": 5}, meta_learning={"meta_batch_size": 20})
+    contender = _contender(_experiment(meta_learning={"meta_batch_size": 8}))
+    assert contender.at(elsewhere).kshot.environment == elsewhere.environment
 
 
 def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:
@@ -353,27 +368,24 @@ def test_a_principal_is_scored_in_the_game_of_the_evaluation() -> None:
     pd.testing.assert_frame_equal(here, there)
 
 
-@pytest.mark.parametrize(("planning", "rehearsals"), [(False, 0), (True, 0), (True, 3)])
-def test_a_player_acts_as_its_principal_is_scored(
-    planning: bool, rehearsals: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("rehearsals", [None, 0, 3])
+def test_a_player_acts_as_its_principal_is_scored(rehearsals: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapted to what it played with an agent, it plays what it is scored by, planning and rehearsal included."""
     # By rules alone, or by the rehearsed policy alone: else the unplanned policy's own acts might be compared again.
     monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9 if rehearsals else 0.0)
-    experiment = _experiment() if not planning else tiny(world_model={"kind": "learner"})
-    contender = replace(_contender(experiment), planning=planning)
-    contender = replace(contender, kshot=replace(contender.kshot, rehearsals=rehearsals))
-    tasks, key = AgentDistribution(experiment).tasks("test", [5]), (0, "test", "x", 0)
-    meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, key, planning)
+    experiment = _experiment() if rehearsals is None else tiny(world_model={"kind": "learner"})
+    contender = _contender(experiment, rehearsals=rehearsals)
+    tasks, key = AgentDistribution(experiment).tasks("test", [5]), Key(0, "test", "x", 0)
+    meeting = contender.kshot.meet(tasks, contender.weights, contender.inner_rates, 2, 3, key)
     assert meeting.support is not None
-    if planning:
-        assert meeting.choice is not None
-        assert meeting.choice.by_rule.all() == (not rehearsals)
+    if rehearsals is not None:
+        assert meeting.prepared.choice is not None
+        assert meeting.prepared.choice.by_rule.all() == (not rehearsals)
     for purpose, episodes, known, expected in (
         ("x/support", 2, None, meeting.support),
         ("x/query", 3, meeting.support, meeting.query),
     ):
-        dice = deal_for(experiment.environment, (0, "test", purpose, 0), tasks, episodes)
+        dice = deal_for(experiment.environment, Key(0, "test", purpose, 0), tasks, episodes)
         player = contender.player(known, episodes, task=5, key=key)
         played = play(experiment.environment, tasks, episodes, dice, player)
         assert torch.equal(played.interventions, expected.interventions)
@@ -383,10 +395,9 @@ def test_a_player_acts_as_its_principal_is_scored(
 def test_a_principal_rehearses_as_it_did_wherever_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9)  # no rule takes the policy's place
     experiment = tiny(world_model={"kind": "learner"}, evaluation={"planning": True, "rehearsals": 10})
-    own = replace(_contender(experiment), planning=True)
-    assert own.kshot.rehearsals == 0
-    evaluation, plain = Evaluation(experiment, "test", 4, 8), replace(own, planning=False)
-    scored = [evaluation.contender(each, [1]).rows["return"] for each in (plain, own, own.planning_as(experiment))]
+    plain, own = (_contender(experiment, rehearsals=rehearsals) for rehearsals in (None, 0))
+    evaluation = Evaluation(experiment, "test", 4, 8)
+    scored = [evaluation.contender(each, [1]).rows["return"] for each in (plain, own, own.at(experiment))]
     assert scored[0].equals(scored[1])
     assert not scored[0].equals(scored[2])
 

@@ -21,7 +21,7 @@ from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.noise import Key
 
 GRIDS = ("grid_q_learning", "grid_dyna_q")
-KEY: Key = (0, "validation", "grid", 0)
+KEY = Key(0, "validation", "grid", 0)
 PARAMS = {"epsilon": 0.1, "learning_rate": 0.6, "discount": 0.9, "optimism": 0.4}
 
 

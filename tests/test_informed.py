@@ -24,6 +24,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -48,7 +49,7 @@ def agents_of(experiment: Experiment, num: int = 20) -> Tasks:
 
 def met(experiment: Experiment, principal: Principal, tasks: Tasks | None = None, episodes: int = 2) -> Trajectories:
     tasks = tasks or agents_of(experiment)
-    dice = deal_for(experiment.environment, (0, "train", "informed", 0), tasks, episodes)
+    dice = deal_for(experiment.environment, Key(0, "train", "informed", 0), tasks, episodes)
     return play(experiment.environment, tasks, episodes, dice, principal)
 
 
@@ -202,7 +203,7 @@ def test_every_baseline_tells_how_likely_it_is_to_do_what_it_does(name: str) -> 
         def probabilities(self) -> Tensor:
             return principal.probabilities()  # type: ignore[attr-defined]
 
-    dice = deal_for(experiment.environment, (0, "test", "informed", 0), tasks, 2)
+    dice = deal_for(experiment.environment, Key(0, "test", "informed", 0), tasks, 2)
     play(experiment.environment, tasks, 2, dice, Witness())
     assert checked == [True] * 6
 
@@ -253,7 +254,7 @@ def test_the_oracle_bounds_the_other_rules_on_informed_agents() -> None:
         },
     )
     tasks = AgentDistribution(experiment).tasks("train", range(20))
-    dice = deal_for(experiment.environment, (0, "train", "informed", 0), tasks, 8)
+    dice = deal_for(experiment.environment, Key(0, "train", "informed", 0), tasks, 8)
     incentives = Incentives(experiment.environment)
 
     def score(name: str) -> float:

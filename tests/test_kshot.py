@@ -13,6 +13,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot, Meeting
 from mermaide_ray.learners.maml import Adaptation, adapt, unroll, unroll_support
@@ -24,7 +25,7 @@ from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.trajectory import Trajectories, View
 
-KEY: Key = (0, "train", "meta", 3)
+KEY = Key(0, "train", "meta", 3)
 TASKS, EPISODES = 7, 3
 
 
@@ -139,7 +140,7 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     columns = (support.arms, support.interventions, support.target, support.shown, support.moving)
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
-    experience = kshot.experience(shipped)
+    experience = experience_of(kshot.environment, shipped)
     if (learner := module.method.architecture.learner) is not None:
         history = experience.history
         experience = replace(experience, latents=learner.infer(history.observations, history.labels))
@@ -163,13 +164,12 @@ def test_learners_probabilities_are_those_that_the_episodes_were_played_with(var
     module, environment, k = _module(experiment), experiment.environment, experiment.meta_learning.adaptation_episodes
     kshot, tasks = KShot(environment, module.method), _tasks(experiment)
     meeting = _meet(experiment, k)
-    seed, split, purpose, iteration = KEY
 
     def replayed(played: Trajectories, which: str, weights: dict[str, Tensor], state: Tensor | None = None) -> Tensor:
         episodes = played.arms.shape[1]
-        dice = deal_for(environment, (seed, split, f"{purpose}/{which}", iteration), tasks, episodes)
+        dice = deal_for(environment, KEY.within(which), tasks, episodes)
         with torch.no_grad():
-            history = kshot.experience(played).history
+            history = experience_of(kshot.environment, played).history
             if which == "support":
                 logits = unroll_support(module.method, weights, history).policy_logits
             else:

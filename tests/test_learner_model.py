@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.errors import InputError
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
@@ -21,6 +22,7 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.posterior import LogDensity, Luck
 from mermaide_ray.models.principal import LATENTS, WORLD_MODEL_HEAD, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import History, Trajectories, View
 
 TASKS = 60
@@ -55,7 +57,7 @@ def _game(**environment: Any) -> Experiment:
 
 def _met(experiment: Experiment, episodes: int = 1) -> tuple[LearnerModel, Tasks, History]:
     tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
-    dice = deal_for(experiment.environment, (0, "train", "test", 0), tasks, episodes)
+    dice = deal_for(experiment.environment, Key(0, "train", "test", 0), tasks, episodes)
     played = play(experiment.environment, tasks, episodes, dice, Early())
     model = Method.of(experiment).architecture.learner
     assert model is not None
@@ -245,10 +247,10 @@ def test_support_changes_what_is_assumed_of_the_agent_and_nothing_trains_it(inne
     tasks = AgentDistribution(experiment).tasks("train", range(5))
     with torch.no_grad():
         module.parameters_by_name["policy_output_weight"].mul_(100)  # so that actions depend on what it reads
-    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "meta", 0))
+    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, Key(0, "train", "meta", 0))
     assert meeting.adaptation is not None
     assert meeting.support is not None
-    history = kshot.experience(meeting.support).history
+    history = experience_of(kshot.environment, meeting.support).history
     learner = module.method.architecture.learner
     assert learner is not None
     inferred = learner.infer(history.observations, history.labels)
@@ -256,7 +258,7 @@ def test_support_changes_what_is_assumed_of_the_agent_and_nothing_trains_it(inne
     assert (inferred - learner.prior()).abs().amax(1).min() > 0.1
     assert not module.parameters_by_name[LATENTS].requires_grad
     # The query is played with them.
-    shrugging = kshot.meet(tasks, module.weights(), module.inner_rates(), 0, 2, (0, "train", "meta", 0))
+    shrugging = kshot.meet(tasks, module.weights(), module.inner_rates(), 0, 2, Key(0, "train", "meta", 0))
     assert not torch.equal(meeting.query.interventions, shrugging.query.interventions)
 
 

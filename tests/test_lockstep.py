@@ -15,7 +15,7 @@ from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key, deal
 from mermaide_ray.trajectory import Trajectories, View
 
-KEY: Key = (0, "train", "lockstep", 2)
+KEY = Key(0, "train", "lockstep", 2)
 TASKS, EPISODES = 50, 3
 KINDS = ("signed", "bonus", "arm", "graded")
 

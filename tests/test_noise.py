@@ -12,7 +12,7 @@ from torch import Tensor
 from mermaide_ray.environment import MoreDice
 from mermaide_ray.noise import Dice, Key, deal, generator
 
-KEY: Key = (3, "train", "query", 7)
+KEY = Key(3, "train", "query", 7)
 ARMS, HORIZON = 5, 6
 # Where the episodes lie in each of the arrays of `Dice`.
 EPISODE_AXIS = {"priority": 0, "uniform": 1, "normal": 1, "reward_noise": 1, "principal": 1}
@@ -59,7 +59,9 @@ def test_agents_that_need_no_normals_change_nothing_for_those_that_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [(4, *KEY[1:]), (3, "test", *KEY[2:]), (3, "train", "support", 7), (*KEY[:3], 8)], ids=str
+    "other",
+    [KEY._replace(seed=4), KEY._replace(split="test"), KEY._replace(purpose="support"), KEY._replace(iteration=8)],
+    ids=str,
 )
 def test_every_part_of_the_key_gives_other_dice(other: Key) -> None:
     mine, theirs = rows(dice_of([0], 1), [0]), rows(dice_of([0], 1, other), [0])

@@ -18,7 +18,7 @@ from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.noise import Key
 
-KEY: Key = (0, "test", "evaluation/query", 0)
+KEY = Key(0, "test", "evaluation/query", 0)
 ONE_OF_EACH = [
     Rule(0),
     Rule(9),
@@ -146,7 +146,7 @@ def test_the_best_rule_is_best_on_the_selection_episodes_of_both_rounds() -> Non
     rules = [Rule(n) for n in range(4, 4 + oracles._FINALISTS)]
     chosen = best_rules(experiment, "test", tasks, rules)
     episodes = oracles._FIRST_ROUND + oracles._SECOND_ROUND
-    key = (0, "test", "baselines/selection", 0)
+    key = Key(0, "test", "baselines/selection", 0)
     means = returns_of(experiment.environment, tasks, [rules] * 40, key, episodes).mean(2)
     for place, rule in enumerate(chosen):
         assert means[place, rules.index(rule)] == pytest.approx(means[place].max().item(), abs=1e-4)
@@ -194,7 +194,7 @@ def test_privileged_baselines_take_the_best_rule_on_validation() -> None:
     experiment = validate({"environment": {"horizon": 30}, "evaluation": {"tasks": 20, "episodes": 4}}, where="tests")
     environment, tasks = experiment.environment, tasks_of(experiment, 5)
     validation = AgentDistribution(experiment).tasks("validation", range(20))
-    key = (0, "validation", "baselines/choice", 0)
+    key = Key(0, "validation", "baselines/choice", 0)
     both = foresight_rules(environment, "target") + foresight_rules(environment, "other")
     for name, rules in (("privileged_gap", gap_rules(environment)), ("privileged_foresight", both)):
         on_validation = returns_of(environment, validation, [rules] * 20, key, 16).mean((0, 2))

@@ -18,6 +18,7 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.algorithm import MermaideConfig, concatenated
 from mermaide_ray.cli import main
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import adapt, unroll_support
@@ -26,6 +27,7 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.per_arm import FAST, SLOW, PerArm
 from mermaide_ray.models.principal import Outputs, Weights, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.storage import save_principal
 from mermaide_ray.trajectory import Trajectories, View
 
@@ -154,7 +156,7 @@ def test_a_trained_principal_meets_agents_with_other_numbers_of_arms() -> None:
         assert method.architecture == Method.of(experiment).architecture
         tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
         kshot = KShot(experiment.environment, method)
-        meeting = kshot.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, (0, "train", "meta", 0))
+        meeting = kshot.meet(tasks, trained.weights(), trained.inner_rates(), 1, EPISODES, Key(0, "train", "meta", 0))
         assert meeting.adaptation is not None
         assert meeting.adaptation.outputs.prediction is not None
         assert meeting.adaptation.outputs.prediction.shape[-1] == num_arms
@@ -251,7 +253,7 @@ def test_one_agents_adaptation_does_not_notice_how_its_arms_are_called() -> None
     rates = {name: torch.tensor(0.1, dtype=torch.float64) for name in method.adaptable()}
     leaves = {name: value.requires_grad_() for name, value in weights.items()}
     one, other = (
-        adapt(method, shared(leaves, TASKS), rates, kshot.experience(each), create_graph=False).weights
+        adapt(method, shared(leaves, TASKS), rates, experience_of(kshot.environment, each), create_graph=False).weights
         for each in (played, _renamed(played, torch.tensor([3, 0, 4, 1, 2]), chooses=False))
     )
     for name in method.adaptable():

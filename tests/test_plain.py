@@ -8,9 +8,11 @@ from conftest import of_mermaide
 
 from benchmarks import plain
 from mermaide_ray.agents.distribution import AgentDistribution
+from mermaide_ray.experience import experience_of
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.models.method import Method
+from mermaide_ray.noise import Key
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
@@ -36,9 +38,9 @@ def test_meta_gradient_equals_the_plain_one(order: str, estimator: str, inner_st
     kshot = KShot(experiment.environment, method)
     initial = method.architecture.initial_weights(torch.Generator().manual_seed(1))
     rates = {name: torch.tensor(0.5) for name in method.adaptable()}
-    meeting = kshot.meet(distribution.tasks("train", range(3)), initial, rates, 2, 3, (0, "train", "test", 0))
+    meeting = kshot.meet(distribution.tasks("train", range(3)), initial, rates, 2, 3, Key(0, "train", "test", 0))
     assert meeting.support is not None
-    support, query = kshot.experience(meeting.support), kshot.experience(meeting.query)
+    support, query = experience_of(kshot.environment, meeting.support), experience_of(kshot.environment, meeting.query)
     weights = {name: value.double().requires_grad_() for name, value in initial.items()}
     fast = meta_loss(method, weights, rates, support, query, entropy_weight=0.01).loss
     slow = plain.meta_loss(method, weights, rates, support, query, entropy_weight=0.01)

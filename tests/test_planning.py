@@ -22,12 +22,14 @@ from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.method import Method, learner_model_of
+from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.planning import Choice, SupposedRules, plan
 from mermaide_ray.trajectory import View
 
 TASKS, EPISODES = 12, 4
-KEY = (0, "train", "test", 0)
+KEY = Key(0, "train", "test", 0)
 # UCB agents that must be paid nearly all the time, and epsilon-greedy ones that need it but at first.
 FAMILIES = {
     "ucb": {"train": {"ucb_coefficient": [1.6, 2.0]}},
@@ -154,7 +156,7 @@ def test_a_policy_is_replaced_where_a_rule_is_clearly_better_and_only_there() ->
     assert 0 < is_ucb.sum() < TASKS
     assert found.by_rule[is_ucb].all()
     assert found.by_rule[~is_ucb].float().mean() < 0.5
-    dice, incentives = deal_for(game, (0, "train", "query", 0), tasks, 16), incentives_of(game)
+    dice, incentives = deal_for(game, Key(0, "train", "query", 0), tasks, 16), incentives_of(game)
 
     def returns(principal: Principal) -> Tensor:
         return incentives.rewards_of(play(game, tasks, 16, dice, principal)).sum(2).mean(1)
@@ -215,12 +217,12 @@ def test_scores_with_planning_say_who_played(policy: str) -> None:
     experiment = _game(POLICIES[policy] | {"evaluation": {"rehearsals": 0}}, horizon=50)
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     weights, rates = module.weights(), module.inner_rates()
-    kshot = KShot(experiment.environment, module.method)
+    contenders = [
+        Contender("mine", 0, KShot(experiment.environment, module.method, rehearsals), weights, rates)
+        for rehearsals in (None, 0)
+    ]
     evaluation = Evaluation(experiment, "train", 8, 4)
-    plain, planning = (
-        evaluation.contender(Contender("mine", 0, kshot, weights, rates, planning), (0, 1)).rows
-        for planning in (False, True)
-    )
+    plain, planning = (evaluation.contender(contender, (0, 1)).rows for contender in contenders)
     assert plain["planned"].isna().all()
     before, after = planning[planning["k"] == 0], planning[planning["k"] == 1]
     assert before["planned"].isna().all()  # nothing is known of the agent
@@ -230,7 +232,8 @@ def test_scores_with_planning_say_who_played(policy: str) -> None:
     assert before["return"].tolist() == plain[plain["k"] == 0]["return"].tolist()
     assert after["return"].mean() > plain[plain["k"] == 1]["return"].mean() + 5
     elsewhere = validate(experiment.to_dict() | {"evaluation": {"planning": True}}, where="tests")
-    assert Contender("mine", 0, kshot, weights, rates).at(elsewhere).planning
+    assert [contender.at(elsewhere).kshot.rehearsals for contender in contenders] == [30, 30]
+    assert [contender.in_game_of(elsewhere).kshot.rehearsals for contender in contenders] == [None, 0]
 
 
 def test_planning_alone_tells_agents_apart_that_a_fixed_schedule_can_not() -> None:
@@ -255,12 +258,12 @@ def test_what_is_supposed_of_an_agent_is_what_its_support_tells_whatever_the_pol
     experiment = _game(POLICIES[policy], horizon=20, num_arms=4)
     tasks = _tasks(experiment)
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    kshot = KShot(experiment.environment, module.method)
+    kshot, weights = KShot(experiment.environment, module.method, 0), module.weights()
     dice = deal_for(experiment.environment, KEY, tasks, 1)
     support = play(experiment.environment, tasks, 1, dice, FixedRule(experiment.environment, 10))
-    adaptation = kshot.adapt(support, module.weights(), module.inner_rates())
-    with torch.no_grad():
-        _, choice = kshot.plan(tasks.ids, support, adaptation, KEY)
+    adaptation = kshot.adapt(support, weights, module.inner_rates())
+    choice = kshot.prepare(tasks.ids, support, shared(weights, 1), adaptation, KEY).choice
+    assert choice is not None
     history = View(experiment.environment).history(support)
     latents = learner_model_of(experiment.environment).infer(history.observations, history.labels)
     assert torch.equal(choice.base, latents[:, : experiment.environment.num_arms])

@@ -25,7 +25,7 @@ from mermaide_ray.noise import Key
 
 TOLERANCE = 2.0
 TASKS, EPISODES = 200, 16
-KEY: Key = (0, "validation", "reference", 0)
+KEY = Key(0, "validation", "reference", 0)
 HYPERPARAMETER = {"ucb": "ucb_coefficient", "epsilon_greedy": "epsilon"}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.envs.incentive import incentives_of
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.imagination import Imagination
 from mermaide_ray.kshot import KShot
@@ -16,11 +17,12 @@ from mermaide_ray.learners.maml import Adaptation
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.models.principal import LATENTS, POLICY, VALUE, Weights
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.rehearsal import rehearse
 from mermaide_ray.trajectory import view_of
 
-TASKS, KEY = 6, (0, "train", "test", 0)
+TASKS, KEY = 6, Key(0, "train", "test", 0)
 # Adapted by gradients, by inference, through a context, carrying a state, reading each arm, and without any of these.
 POLICIES: dict[str, dict[str, Any]] = {
     "learner": {"world_model": {"kind": "learner"}},
@@ -50,7 +52,7 @@ class _Met:
         assert meeting.support is not None
         assert meeting.adaptation is not None
         self.adaptation: Adaptation = meeting.adaptation
-        history = kshot.experience(meeting.support).history
+        history = experience_of(kshot.environment, meeting.support).history
         latents = self.adaptation.weights.get(LATENTS)
         self.imagination = Imagination.of(self.game, history, self.tasks.ids, latents)
 
@@ -79,7 +81,7 @@ def test_policy_and_value_alone_are_rehearsed_and_no_task_depends_on_another(pol
 def test_a_rehearsed_policy_earns_more_with_the_agents_themselves(policy: str) -> None:
     """An untrained policy intervenes half of the time; with these agents that is worth less than what is learned."""
     met = _Met(policy, horizon=40)
-    dice, incentives = deal_for(met.game, (0, "train", "query", 0), met.tasks, 16), incentives_of(met.game)
+    dice, incentives = deal_for(met.game, Key(0, "train", "query", 0), met.tasks, 16), incentives_of(met.game)
     before, after = (
         incentives.rewards_of(play(met.game, met.tasks, 16, dice, met.principal(weights))).sum(2).mean()
         for weights in (met.adaptation.weights, met.rehearse(40))
@@ -94,11 +96,10 @@ def test_the_query_is_played_by_the_rehearsed_policy_where_there_is_planning(
     monkeypatch.setattr("mermaide_ray.planning._MARGIN", 1e9)  # no rule is ever good enough
     met = _Met(policy)
 
-    def interventions(rehearsals: int, planning: bool) -> torch.Tensor:
+    def interventions(rehearsals: int | None) -> torch.Tensor:
         kshot = KShot(met.game, met.method, rehearsals)
-        return kshot.meet(met.tasks, met.weights, met.rates, 1, 4, KEY, planning).query.interventions
+        return kshot.meet(met.tasks, met.weights, met.rates, 1, 4, KEY).query.interventions
 
-    plain, rehearsed = interventions(0, planning=False), interventions(10, planning=True)
-    assert torch.equal(interventions(0, planning=True), plain)
-    assert torch.equal(interventions(10, planning=False), plain)
+    plain, rehearsed = interventions(None), interventions(10)
+    assert torch.equal(interventions(0), plain)
     assert (rehearsed != plain).float().mean() > 0.01

@@ -18,7 +18,7 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import AgentObservation, BanditModule, agent_id, agent_modules, policy_mapping
 from mermaide_ray.baselines.stock_run import StockPrincipal
 from mermaide_ray.lockstep import deal_for, play
-from mermaide_ray.noise import deal
+from mermaide_ray.noise import Key, deal
 from mermaide_ray.trajectory import view_of
 
 PULLS, NUM, NUM_ARMS = 30, 5, 4
@@ -38,7 +38,7 @@ def reward(t: int, arm: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", STOCK_FAMILIES)
 def test_module_pulls_the_arms_that_its_family_pulls(name: str) -> None:
     family = FAMILIES[name]
-    dice = deal((0, "train", "test", 0), range(NUM), 1, PULLS, NUM_ARMS, [family.normals] * NUM)
+    dice = deal(Key(0, "train", "test", 0), range(NUM), 1, PULLS, NUM_ARMS, [family.normals] * NUM)
     params = {key: torch.full((NUM, 1), value) for key, value in moderate(name).items()}
 
     state, expected = family.init(params, dice.priority), []
@@ -138,7 +138,7 @@ class Greedy:
 def test_a_stock_module_without_probabilities_plays_what_it_chooses() -> None:
     experiment = stock_families()
     tasks = AgentDistribution(experiment).tasks("test", range(3))
-    dice = deal_for(experiment.environment, (0, "test", "x", 0), tasks, 1)
+    dice = deal_for(experiment.environment, Key(0, "test", "x", 0), tasks, 1)
     player = StockPrincipal(cast(RLModule, Greedy()), view_of(experiment.environment))
     interventions = play(experiment.environment, tasks, 1, dice, player).interventions
     # The last of the observation is the time.

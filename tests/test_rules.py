@@ -23,6 +23,7 @@ from mermaide_ray.envs.incentive import Incentives
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import View
 
 KINDS = ("signed", "bonus", "arm", "graded")
@@ -100,7 +101,7 @@ def mean_return(experiment: Experiment, principal: Principal) -> float:
     """On the validation agents and the dice on which numbers are chosen."""
     environment, evaluation = experiment.environment, experiment.evaluation
     tasks = AgentDistribution(experiment).tasks("validation", range(evaluation.tasks))
-    key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+    key = Key(experiment.agents.seed, "validation", "baselines/choice", 0)
     dice = deal_for(environment, key, tasks, evaluation.episodes)
     played = play(environment, tasks, evaluation.episodes, dice, principal)
     return Incentives(environment).rewards_of(played).sum(2).mean().item()
@@ -141,7 +142,7 @@ def test_every_baseline_plays_and_only_privileged_ones_look_at_what_is_hidden(na
     environment = experiment.environment
     tasks = AgentDistribution(experiment).tasks("test", range(6))
     principal = baseline_named(name)(experiment, "test", tasks, 2)
-    key = (0, "test", "evaluation/query", 0)
+    key = Key(0, "test", "evaluation/query", 0)
     played = play(environment, tasks, 2, deal_for(environment, key, tasks, 2), principal)
     assert played.arms.shape == (6, 2, 20)
     principal.begin(12)

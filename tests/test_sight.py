@@ -16,6 +16,7 @@ from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
 from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, load_experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.losses import prediction_nll
@@ -30,7 +31,7 @@ from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.sections import Sweep
 from mermaide_ray.trajectory import Experience, Trajectories, View
 
-KEY: Key = (0, "train", "sight", 1)
+KEY = Key(0, "train", "sight", 1)
 TASKS, EPISODES = 14, 2
 SIGHTS: dict[str, dict[str, Any]] = {
     "noisy": {"noise": 0.4},
@@ -153,7 +154,7 @@ def test_neither_the_inner_nor_the_outer_step_learns_from_a_pull_that_was_not_se
     one, tasks = contender(experiment), AgentDistribution(experiment).tasks("train", range(TASKS))
     meeting = one.kshot.meet(tasks, one.weights, one.inner_rates, 1, EPISODES, KEY)
     assert meeting.support is not None
-    parts = [one.kshot.experience(played) for played in (meeting.support, meeting.query)]
+    parts = [experience_of(one.kshot.environment, played) for played in (meeting.support, meeting.query)]
 
     def losses(parts: list[Experience]) -> Tensor:
         weights = {name: value.clone().requires_grad_() for name, value in one.weights.items()}
@@ -178,9 +179,9 @@ def test_a_meta_batch_of_which_nothing_was_seen_has_finite_metrics() -> None:
     experiment = tiny(environment={"sight": {"share": 1e-9}})
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
     kshot, tasks = KShot(experiment.environment, module.method), AgentDistribution(experiment).tasks("train", range(2))
-    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, (0, "train", "tests", 0))
+    meeting = kshot.meet(tasks, module.weights(), module.inner_rates(), 1, 2, Key(0, "train", "tests", 0))
     assert meeting.support is not None
-    support, query = (kshot.experience(part) for part in (meeting.support, meeting.query))
+    support, query = (experience_of(kshot.environment, part) for part in (meeting.support, meeting.query))
     assert query.history.seen is not None
     assert not query.history.seen.any()
     told = meta_loss(module.method, module.weights(), module.inner_rates(), support, query, 0.01)
@@ -195,7 +196,7 @@ def test_rows_score_the_prediction_against_what_was_really_pulled(sight: dict[st
     played = one.kshot.meet(
         evaluation.tasks, one.weights, one.inner_rates, 0, evaluation.episodes, evaluation.key
     ).query
-    history = one.kshot.experience(played).history
+    history = experience_of(one.kshot.environment, played).history
     logits = unroll(one.kshot.method, shared(one.weights, len(evaluation.tasks)), history).prediction
     assert logits is not None
     assert logits.shape[-1] == experiment.environment.num_arms

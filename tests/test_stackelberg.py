@@ -15,6 +15,7 @@ from torch import Tensor
 from mermaide_ray.cli import main
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
+from mermaide_ray.noise import Key
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
 from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values, unstructured
 from mermaide_ray.stackelberg.experiment import _open, run
@@ -113,7 +114,7 @@ def test_curvature_bounds_the_hessian() -> None:
 def test_meta_gradient_equals_finite_differences(kind: type[Adaptive] | type[Recurrent]) -> None:
     """Through several episodes and the adaptation between them, in float64; the dice, so the actions, stay the same."""
     principal, games = principal_of(kind).double(), in_doubles(tasks(range(3)))
-    dice = deal((0, "test", "gradient", 0), games.ids, 2, 3, GAME.rounds)
+    dice = deal(Key(0, "test", "gradient", 0), games.ids, 2, 3, GAME.rounds)
     commitments = lattice(3, SMALL.resolution).double()
     training = Training(entropy_weight=0.1)
 
@@ -190,7 +191,7 @@ def test_both_paths_play_the_same_rounds(kind: type[Adaptive] | type[Recurrent])
 
 @pytest.mark.parametrize("kind", [Adaptive, Recurrent])
 def test_meetings_depend_neither_on_company_nor_on_later_episodes(kind: type[Adaptive] | type[Recurrent]) -> None:
-    principal, key = principal_of(kind), (0, "test", "company", 0)
+    principal, key = principal_of(kind), Key(0, "test", "company", 0)
     with torch.no_grad():
         one, other = (
             meet(GAME, principal, tasks(ids), deal(key, ids, 2, episodes, GAME.rounds), lattice(3, 8))
@@ -405,7 +406,7 @@ def test_scratch_and_a_fresh_principal_start_alike() -> None:
     settings = Settings(scratch=Scratch(inner_steps=Principal().inner_steps)).model_copy(update={"game": GAME})
     none = scratch(settings, 3.0, Principal().sharpness)
     games = tasks(range(3))
-    dice = deal((0, "test", "alike", 0), games.ids, 2, 2, GAME.rounds)
+    dice = deal(Key(0, "test", "alike", 0), games.ids, 2, 2, GAME.rounds)
     with torch.no_grad():
         one, other = (meet(GAME, principal, games, dice, lattice(3, 8)) for principal in (fresh, none))
     torch.testing.assert_close(one.nll, other.nll)

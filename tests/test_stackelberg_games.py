@@ -11,6 +11,7 @@ from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 from mermaide_ray.envs import ENVS, env_named
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
+from mermaide_ray.noise import Key
 from mermaide_ray.stackelberg.equilibrium import strong_stackelberg
 from mermaide_ray.stackelberg.games import GameDistribution, best_response, commitment_value, deal, play_round
 from mermaide_ray.stackelberg.planner import lattice
@@ -128,7 +129,7 @@ def test_follower_payoffs_are_structured_as_said() -> None:
 
 
 def test_dice_of_an_episode_depend_on_neither_company_nor_later_episodes() -> None:
-    key = (0, "test", "dice", 0)
+    key = Key(0, "test", "dice", 0)
     one, other = deal(key, [3], 2, 2, 5), deal(key, [1, 3], 2, 6, 5)
     for name in ("commit", "garble", "garbled", "payoff_noise"):
         assert torch.equal(getattr(one, name), getattr(other, name)[1:, :, :2]), name
@@ -138,7 +139,7 @@ def test_dice_of_an_episode_depend_on_neither_company_nor_later_episodes() -> No
 def test_channel_garbles_as_often_as_it_should(noise: float) -> None:
     game = GAME.model_copy(update={"response_noise": noise, "payoff_noise": 2.0})
     tasks = GameDistribution(game).tasks("test", [0])
-    dice = deal((0, "test", "channel", 0), [0], 500, 4, 5)
+    dice = deal(Key(0, "test", "channel", 0), [0], 500, 4, 5)
     commitment = torch.full((1, 500, 4, 5, 3), 1 / 3)
     leader, follower = (payoffs[:, None, None, None] for payoffs in (tasks.leader, tasks.follower))
     outcome = play_round(game, leader, follower, commitment, dice.garble, dice.garbled, dice.payoff_noise)

@@ -15,7 +15,7 @@ from mermaide_ray.agents import ALL_FAMILIES, family_named
 from mermaide_ray.agents.base import Draws, Family, PointFamily
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.noise import Dice, deal
+from mermaide_ray.noise import Dice, Key, deal
 from mermaide_ray.points import Space
 from mermaide_ray.registry import lookup
 
@@ -76,7 +76,7 @@ def _check(name: str, space: Space | None, num_arms: int, spans: tuple[Span, ...
     # As many agents as arms, and one axis could be taken for the other unnoticed.
     num = 3 if num_candidates != 3 else 4
     params = {key: torch.linspace(low, high, num).unsqueeze(1) for key, low, high in spans}
-    dice = deal((0, "train", "contract", 0), range(num), 1, PULLS, num_candidates, [family.normals] * num)
+    dice = deal(Key(0, "train", "contract", 0), range(num), 1, PULLS, num_candidates, [family.normals] * num)
     arms = _play(name, family, num_actions, params, dice)
     if not torch.equal(arms, _play(name, family, num_actions, params, dice)):
         raise InputError(
@@ -111,7 +111,7 @@ def _all_begin_alike(name: str, family: Family, num_arms: int, spans: Sequence[S
 
     num = 64
     params = {key: torch.linspace(low, high, num).unsqueeze(1) for key, low, high in spans}
-    dice = deal((0, "train", "ties", 0), range(num), 1, PULLS, num_arms, [family.normals] * num)
+    dice = deal(Key(0, "train", "ties", 0), range(num), 1, PULLS, num_arms, [family.normals] * num)
     arms = _play(name, family, num_arms, params, dice)[0]
     if len(set(arms.tolist())) > 1:
         return ""

@@ -9,6 +9,7 @@ from mermaide_ray.agents.contract import called, told
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.noise import Key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ def _check(name: str, experiment: Experiment, split: Split) -> None:
             f"{name!r} must return a principal with {', '.join(f'`{part}`' for part in needed)}, got "
             f"{type(rule).__name__} without `{missing[0]}`{for_whom}"
         )
-    dice = deal_for(environment, (experiment.agents.seed, split, "contract", 0), tasks, episodes)
+    dice = deal_for(environment, Key(experiment.agents.seed, split, "contract", 0), tasks, episodes)
     watched = (_Announcing if informed else _Watched)(name, rule, experiment)
     play(environment, tasks, episodes, dice, watched)
 

@@ -187,7 +187,7 @@ def oracle(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) ->
 def _same_for_all(experiment: Experiment, rules: Sequence[Rule], tasks: Tasks, episodes: int) -> Principal:
     def best() -> int:
         validation = AgentDistribution(experiment).held_out("validation", experiment.evaluation.tasks)
-        key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+        key = Key(experiment.agents.seed, "validation", "baselines/choice", 0)
         pairs = [list(rules)] * len(validation)
         return int(returns_of(experiment.environment, validation, pairs, key, _FIRST_ROUND).mean((0, 2)).argmax())
 
@@ -206,7 +206,7 @@ def best_rules(experiment: Experiment, split: Split, tasks: Tasks, rules: Sequen
     """
     environment, seed = experiment.environment, experiment.agents.seed
     rules = rules or oracle_rules(environment, tasks.families)
-    key = (seed, split, "baselines/selection", 0)
+    key = Key(seed, split, "baselines/selection", 0)
     first = returns_of(environment, tasks, [list(rules)] * len(tasks), key, _FIRST_ROUND)
     # Sorted, so that among equals the first of `rules` stays the first.
     order = first.mean(2).argsort(dim=1, descending=True, stable=True)[:, :_FINALISTS].sort(dim=1).values

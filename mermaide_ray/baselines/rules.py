@@ -17,6 +17,7 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
+from mermaide_ray.noise import Key
 from mermaide_ray.trajectory import View, view_of
 
 # Where a rule's number may lie, as shares of the horizon (n) or as probabilities (p).
@@ -140,7 +141,7 @@ def _best_on_validation(experiment: Experiment, candidates: Sequence[Callable[[]
     """Index of the candidate with the highest mean return; all meet the same validation agents and luck."""
     environment, evaluation = experiment.environment, experiment.evaluation
     tasks = AgentDistribution(experiment).held_out("validation", evaluation.tasks)
-    key = (experiment.agents.seed, "validation", "baselines/choice", 0)
+    key = Key(experiment.agents.seed, "validation", "baselines/choice", 0)
     dice = deal_for(environment, key, tasks, evaluation.episodes)
     incentives = incentives_of(environment)
     means = []

@@ -11,6 +11,7 @@ from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.baselines.rules import first_n
 from mermaide_ray.experiment import Experiment, check_imaginable
 from mermaide_ray.imagination import Imagination
+from mermaide_ray.kshot import PLANNING, SUPPORT, evaluation_key
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.planning import plan
 from mermaide_ray.trajectory import view_of
@@ -25,11 +26,10 @@ def untrained_planning(experiment: Experiment, split: Split, tasks: Tasks, episo
         InputError: Agents of this game can't be imagined.
     """
     check_imaginable(experiment, "baseline untrained_planning")
-    environment, seed = experiment.environment, experiment.agents.seed
+    environment, key = experiment.environment, evaluation_key(experiment, split)
     policy = first_n(experiment, split, tasks, episodes)
-    # The luck of a trained principal's support, and of its planning.
-    dice = deal_for(environment, (seed, split, "evaluation/support", 0), tasks, 1)
+    # The draws of a trained principal's support, and of its planning.
+    dice = deal_for(environment, key.within(SUPPORT), tasks, 1)
     support = view_of(environment).history(play(environment, tasks, 1, dice, policy))
-    key = (seed, split, "evaluation/planning", 0)
-    choice = plan(Imagination.of(environment, support, tasks.ids), policy, key)
+    choice = plan(Imagination.of(environment, support, tasks.ids), policy, key.within(PLANNING))
     return choice.principal(environment, policy, episodes)

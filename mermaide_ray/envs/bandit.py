@@ -54,7 +54,7 @@ class EnvSettings(Schedule):
     def key(self) -> Key:
         """The dice's key."""
         seed = self.experiment.seed_of(self.split) if self.seed is None else self.seed
-        return seed, self.split, self.purpose, self.iteration
+        return Key(seed, self.split, self.purpose, self.iteration)
 
 
 class IncentivizedBanditEnv(MultiAgentEnv):

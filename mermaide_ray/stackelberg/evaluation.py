@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.agent_settings import Split
-from mermaide_ray.noise import generator
+from mermaide_ray.noise import Key, generator
 from mermaide_ray.stackelberg.beliefs import scratch
 from mermaide_ray.stackelberg.equilibrium import strong_stackelberg
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
@@ -73,7 +73,7 @@ class Evaluation:
                 commitment = self._fine[planner.predicted(belief).argmax(-1)]
                 values[k] = commitment_value(commitment, leader, follower).mean(1).double().numpy()
 
-        key = (game.seed, self.split, "stackelberg/evaluation", 0)
+        key = Key(game.seed, self.split, "stackelberg/evaluation", 0)
         dice = deal(key, games.ids, settings.evaluation.trials, max(settings.evaluation.k), game.rounds)
         with torch.no_grad():
             meet(game, principal, games, dice, lattice(game.rows, settings.principal.resolution), after)

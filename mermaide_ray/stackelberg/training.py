@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mermaide_ray.errors import RunFault
 from mermaide_ray.learners.losses import discount_matrix
+from mermaide_ray.noise import Key
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent
 from mermaide_ray.stackelberg.games import GameDistribution, deal
 from mermaide_ray.stackelberg.meeting import Trial, meet
@@ -63,7 +64,7 @@ def meta_train(settings: Settings, method: Method, seed: int) -> Adaptive | Recu
     for iteration in range(training.iterations):
         left = 1 - 0.9 * iteration / training.iterations
         ids = range(iteration * training.tasks, (iteration + 1) * training.tasks)
-        key = (seed, "train", "stackelberg/trial", iteration)
+        key = Key(seed, "train", "stackelberg/trial", iteration)
         dice = deal(key, ids, training.trials, training.episodes, game.rounds)
         trial = meet(game, principal, distribution.tasks("train", ids), dice, commitments)
         loss = meta_loss(training, trial, models, training.entropy_weight * left)

@@ -354,7 +354,7 @@ class SweepRun:
         parts = []
         for condition, experiment, ks in self._plan.scored_in(self._setting):
             evaluation = Evaluation(experiment, self._plan.split(condition), condition=condition)
-            parts.append(evaluation.contender(contender.planning_as(experiment), ks))
+            parts.append(evaluation.contender(contender.at(experiment), ks))
             self._score_baselines(evaluation, self._plan.game_key(condition, experiment))
         return Results.together(parts)
 
