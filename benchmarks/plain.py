@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mermaide_ray.models.architecture import Weights
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights
 from mermaide_ray.trajectory import Experience
 
 

@@ -32,8 +32,8 @@ from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.learners.maml import meta_loss
+from mermaide_ray.models.architecture import LATENTS
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.noise import Key
 
 ROUNDS = 5
@@ -232,7 +232,7 @@ def _meta_gradient_seconds(experiment: Experiment, device: str) -> float:
     )
     assert meeting.support is not None
     assert meeting.adaptation is not None
-    inferred = None if method.architecture.learner is None else meeting.adaptation.weights[LATENTS]
+    inferred = None if method.architecture.learner_model is None else meeting.adaptation.weights[LATENTS]
     repeated = torch.arange(tasks, device=device) % met
     support, query = (
         replace(experience_of(kshot.environment, part), latents=latents).to(device).tasks(repeated)

@@ -39,11 +39,12 @@ from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.cluster.nodes import last_line, refusal
 from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.config_file import merge
+from mermaide_ray.contender import Contender
 from mermaide_ray.dispatch import Dispatch
 from mermaide_ray.envs.bandit import IncentivizedBanditEnv
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid, validate
 from mermaide_ray.kshot import KShot
@@ -52,7 +53,8 @@ from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.sample import Sample, concatenated
-from mermaide_ray.trajectory import Experience, Trajectories, view_of
+from mermaide_ray.trajectory import Experience, Trajectories
+from mermaide_ray.view import view_of
 
 _NOT_RLLIBS = {
     "lr": "meta_lr",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
-from mermaide_ray.trajectory import Experience, Trajectories, view_of
+from mermaide_ray.trajectory import Experience, Trajectories
+from mermaide_ray.view import view_of
 
 
 def experience_of(environment: Environment, trajectories: Trajectories) -> Experience:

@@ -33,14 +33,14 @@ class Imagination:
     Attributes:
         game: The game as a learner model has it: no noise of rewards, which it takes for that of choices; nothing
             changes. Label 0 is the target.
-        learner: The model of its agents.
+        learner_model: The model of its agents.
         support: Support episodes with each task, [B, T, K].
         latents: The most probable ones, float [B, L].
         ids: Of the tasks, by which luck is dealt.
     """
 
     game: Environment
-    learner: LearnerModel
+    learner_model: LearnerModel
     support: History
     latents: Tensor
     ids: tuple[int, ...]
@@ -50,16 +50,16 @@ class Imagination:
         cls, environment: Environment, support: History, ids: tuple[int, ...], latents: Tensor | None = None
     ) -> Imagination:
         """From support episodes in a game; infers the latents if they are not known."""
-        learner = learner_model_of(environment)
+        learner_model = learner_model_of(environment)
         game = environment.model_copy(update={"reward_noise": 0.0, "changes": Changes()})
         if latents is None:
-            latents = learner.infer(support.observations, support.labels)
-        return cls(game, learner, support, latents, ids)
+            latents = learner_model.infer(support.observations, support.labels)
+        return cls(game, learner_model, support, latents, ids)
 
     @property
     def base(self) -> Tensor:
         """The most probable base means, by label, float [B, A]."""
-        return self.latents[:, : self.learner.num_arms]
+        return self.latents[:, : self.learner_model.num_arms]
 
     def agents(self, key: Key) -> Tasks:
         """S agents that each task may be, [B * S], task by task; the target is arm 0, so that labels are arms.
@@ -69,10 +69,10 @@ class Imagination:
         """
         # Each task has its own: luck that all share would move the scores of all tasks at once, unseen by any interval.
         rngs = [generator(*key.within("posterior"), task) for task in self.ids]
-        luck = Luck.dealt(rngs, NUM_IMAGINED, self.learner.size)
+        luck = Luck.dealt(rngs, NUM_IMAGINED, self.learner_model.size)
         support = self.support
-        sampled = self.learner.sample(support.observations, support.labels, self.latents, luck)
-        base, hyperparameters = self.learner.agents(sampled)
+        sampled = self.learner_model.sample(support.observations, support.labels, self.latents, luck)
+        base, hyperparameters = self.learner_model.agents(sampled)
         count = len(self.ids) * NUM_IMAGINED
         return Tasks(
             ids=tuple(task * NUM_IMAGINED + sample for task in self.ids for sample in range(NUM_IMAGINED)),

@@ -14,15 +14,17 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.imagination import Imagination
-from mermaide_ray.learners.maml import Adaptation, adapt
+from mermaide_ray.learners.adaptation import Adaptation, adapt
 from mermaide_ray.lockstep import Principal, deal_for, play
+from mermaide_ray.models.architecture import LATENTS, Weights
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import LATENTS, Outputs, Weights, shared
+from mermaide_ray.models.principal import Outputs, shared
 from mermaide_ray.noise import Dice, Key
 from mermaide_ray.planning import Choice, plan
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.rehearsal import rehearse
-from mermaide_ray.trajectory import Trajectories, view_of
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import view_of
 
 # Whose draws are whose, within the key of a meeting.
 SUPPORT, REHEARSAL, PLANNING, QUERY = "support", "rehearsal", "planning", "query"
@@ -152,10 +154,10 @@ class KShot:
 
     def adapt(self, support: Trajectories, weights: Weights, inner_rates: Mapping[str, Tensor]) -> Adaptation:
         """The inner loop on given support episodes; the outcome carries no graph, and none of its memory."""
-        experience, learner = experience_of(self.environment, support), self.method.architecture.learner
-        if learner is not None:
+        experience, model = experience_of(self.environment, support), self.method.architecture.learner_model
+        if model is not None:
             history = experience.history
-            experience = replace(experience, latents=learner.infer(history.observations, history.labels))
+            experience = replace(experience, latents=model.infer(history.observations, history.labels))
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
             with_axis = shared(leaves, len(support.target))

@@ -21,7 +21,8 @@ from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.noise import Dice, Key, deal
-from mermaide_ray.trajectory import Trajectories, View, compact_dtype, view_of
+from mermaide_ray.trajectory import Trajectories, compact_dtype
+from mermaide_ray.view import View, view_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Seen:
 
     Attributes:
         step: t.
-        last_arm: int64 [N], last symbol seen as a label (`View.symbol`: previous pull); -1 before there is one.
+        last_symbol: int64 [N], last symbol seen as a label (`View.symbol`: previous pull); -1 before there is one.
         last_action: int64 [N], previous action as the principal names it; -1 at t = 0.
         target: int64 [N], the target arm, as far as the principal was told.
         uniform: float [N] on [0, 1), the principal's own dice for this step.
@@ -39,7 +40,7 @@ class Seen:
     """
 
     step: int
-    last_arm: Tensor
+    last_symbol: Tensor
     last_action: Tensor
     target: Tensor
     uniform: Tensor
@@ -48,8 +49,8 @@ class Seen:
 
     def observation(self, view: View) -> Tensor:
         """The same as observation vectors, float [N, D]."""
-        step = torch.full_like(self.last_arm, self.step)
-        return view.observation(self.last_arm, self.last_action, self.target, step, self.news)
+        step = torch.full_like(self.last_symbol, self.step)
+        return view.observation(self.last_symbol, self.last_action, self.target, step, self.news)
 
 
 class Perception:
@@ -81,7 +82,7 @@ class Perception:
         all_arms = t > self._delay and view.num_symbols == view.num_arms
         return Seen(
             step=t,
-            last_arm=view.label(self._symbol, told) if all_arms else view.symbol_label(self._symbol, told),
+            last_symbol=view.label(self._symbol, told) if all_arms else view.symbol_label(self._symbol, told),
             last_action=view.action(self._last_intervention, told),
             target=told,
             uniform=self._uniform[now],

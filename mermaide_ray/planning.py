@@ -87,8 +87,8 @@ class SupposedRules:
         """See `lockstep.Principal`; never looks at `hidden`."""
         if seen.step and not self._by_clock:
             effect = self._effect[seen.last_action]
-            paid = effect[:, 0].where(seen.last_arm == 0, effect[:, 1])
-            self._paid = sample_mean_learn(self._paid, {}, torch.tensor(seen.step), seen.last_arm, paid)
+            paid = effect[:, 0].where(seen.last_symbol == 0, effect[:, 1])
+            self._paid = sample_mean_learn(self._paid, {}, torch.tensor(seen.step), seen.last_symbol, paid)
         if self._by_clock:
             return self._intervention * (seen.step < self._until)
         ahead = lead(self._base + self._paid["mean"]).squeeze(1)

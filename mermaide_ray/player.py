@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.lockstep import Hidden, Seen
+from mermaide_ray.models.architecture import Weights
 from mermaide_ray.models.categorical import choose, log_softmax
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Arms, Weights, conditioned, perceive, project, step
-from mermaide_ray.trajectory import View
+from mermaide_ray.models.principal import Arms, conditioned, core_inputs, project, step
+from mermaide_ray.view import View
 
 
 class NetworkPrincipal:
@@ -69,14 +70,14 @@ class NetworkPrincipal:
     def _perceived(self, seen: Seen) -> tuple[Tensor, Arms | None]:
         """What networks read of the observation vector."""
         observation = self._observed(seen)
-        inputs, arms = perceive(self._architecture, self._weights, observation, self._marks)
+        inputs, arms = core_inputs(self._architecture, self._weights, observation, self._marks)
         return project(self._weights, inputs), arms
 
     def _looked_up(self, seen: Seen) -> Tensor:
         """The input projection of flat networks, from tables."""
         if self._architecture.memory:
             self._observed(seen)
-        projected = self._rows(self._by_arm, seen.last_arm + 1)
+        projected = self._rows(self._by_arm, seen.last_symbol + 1)
         projected += self._rows(self._by_action, seen.last_action + 1)
         if self._by_target is not None:
             projected += self._rows(self._by_target, seen.target)

@@ -20,15 +20,17 @@ import torch
 from mermaide_ray.agents.distribution import Tasks
 from mermaide_ray.experience import experience_of
 from mermaide_ray.imagination import Imagination
+from mermaide_ray.learners.adaptation import Adaptation, advantages_of, reading_of
 from mermaide_ray.learners.losses import clipped_loss, standardised
-from mermaide_ray.learners.maml import Adaptation, advantages_of, reading_of
 from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.models.architecture import POLICY, VALUE, Weights
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import POLICY, VALUE, Weights, act
+from mermaide_ray.models.principal import policy_and_value
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
-from mermaide_ray.trajectory import Trajectories, view_of
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import view_of
 
 # Chosen on a scaled-down copy of the shift to the test agents (docs/method.md).
 _LEARNING_RATE, _EPOCHS = 1e-3, 4
@@ -72,13 +74,13 @@ def _round(
         experience = experience_of(game, _by_task(played, len(imagination.ids)))
         actions = experience.history.actions
         reading = reading_of(method, weights, experience.history, adaptation.state)
-        before = act(architecture, weights, reading)
+        before = policy_and_value(architecture, weights, reading)
         old_log_p = log_probability(before.policy_logits, actions)
         advantages, targets = advantages_of(method, before, experience.rewards)
         advantages = standardised(advantages)
     for _ in range(_EPOCHS):
         with torch.enable_grad():
-            now = act(architecture, weights, reading)
+            now = policy_and_value(architecture, weights, reading)
             log_p = log_probability(now.policy_logits, actions)
             error = ((now.values - targets) / architecture.value_scale).square().mean((1, 2))
             loss = clipped_loss(log_p, old_log_p, advantages, training.clip) + training.value_weight * error

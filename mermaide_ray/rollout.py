@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.kshot import KShot
-from mermaide_ray.models.principal import LATENTS
+from mermaide_ray.models.architecture import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.sample import Sample

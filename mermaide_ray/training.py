@@ -21,9 +21,10 @@ from rich.console import Console
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES, SCORED_BESIDE
+from mermaide_ray.contender import Contender
 from mermaide_ray.disk import damaged
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.evaluation import TABLES, Contender, Evaluation, Results
+from mermaide_ray.evaluation import TABLES, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
 from mermaide_ray.kshot import KShot
 from mermaide_ray.models.method import RATE, Method, split_parameters

@@ -16,12 +16,13 @@ from ray import tune
 
 import mermaide_ray.algorithm
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics
+from mermaide_ray.contender import Contender
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experiment import Experiment, preset_names, variant
 from mermaide_ray.kshot import KShot
 from mermaide_ray.metrics import METRICS, SCALARS, validation_key
-from mermaide_ray.models.principal import CORE, LATENTS, WORLD_MODEL_HEAD
+from mermaide_ray.models.architecture import CORE, LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.sweep import tuning
 from mermaide_ray.sweep.checks import rising
 

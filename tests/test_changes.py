@@ -26,7 +26,8 @@ from mermaide_ray.noise import Key
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.sections import Sweep
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import View
 
 KEY = Key(0, "train", "changes", 1)
 TASKS, EPISODES, HORIZON, ARMS = 14, 3, 15, 4
@@ -292,7 +293,7 @@ def test_what_the_principal_is_told_by_hand(kind: str, labels: str, announced: b
         if t:
             arm, intervention = (int(x[task, episode, t - 1]) for x in (result.arms, result.interventions))
         relative = labels == "relative"
-        assert seen.last_arm[row] == ((arm - told) % ARMS if relative and t else arm)
+        assert seen.last_symbol[row] == ((arm - told) % ARMS if relative and t else arm)
         names = kind == "arm" and relative and intervention > 0
         assert seen.last_action[row] == ((intervention - 1 - told) % ARMS + 1 if names else intervention)
         assert seen.news is not None
@@ -307,7 +308,7 @@ def test_what_the_principal_is_told_by_hand(kind: str, labels: str, announced: b
             assert news == []
         # What was seen at the moment is what the learner rebuilds, and what it predicts has the names of the moment.
         observed = view.observation(
-            seen.last_arm[row], seen.last_action[row], seen.target[row], torch.tensor(t), seen.news[row]
+            seen.last_symbol[row], seen.last_action[row], seen.target[row], torch.tensor(t), seen.news[row]
         )
         assert torch.equal(history.observations[task, t, episode], observed)
         pulled = int(result.arms[task, episode, t])
@@ -322,11 +323,11 @@ def test_late_symbols_too_are_named_from_the_target_that_holds() -> None:
     assert result.shown is not None
     for t, seen in enumerate(watcher.seen):
         rebuilt = history.observations[:, t, :, : view.num_symbols].flatten(0, 1)
-        assert torch.equal(rebuilt.argmax(-1).where(rebuilt.sum(-1) > 0, -1), seen.last_arm)
+        assert torch.equal(rebuilt.argmax(-1).where(rebuilt.sum(-1) > 0, -1), seen.last_symbol)
         if t >= 3:
             symbol, told = result.shown[:, :, t - 3].long(), moving[:, t, None]
             expected = ((symbol - told) % ARMS).where(symbol < ARMS, ARMS)
-            assert torch.equal(seen.last_arm.view(TASKS, EPISODES), expected)
+            assert torch.equal(seen.last_symbol.view(TASKS, EPISODES), expected)
 
 
 @pytest.mark.parametrize("t", [0, 4, 9])

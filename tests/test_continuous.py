@@ -23,11 +23,12 @@ from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.calibration import CALIBRATION_BINS, point_calibration, prediction_scores
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
+from mermaide_ray.contender import Contender
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.continuous import PointIncentives
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation, Results
+from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, check_game, load_experiment, validate
 from mermaide_ray.kshot import KShot
@@ -41,7 +42,8 @@ from mermaide_ray.points import Space
 from mermaide_ray.report.pictures import calibration as draw_calibration
 from mermaide_ray.report.run_charts import calibration_error, of_points
 from mermaide_ray.report.study import read_study
-from mermaide_ray.trajectory import PointView, Trajectories, view_of
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import PointView, view_of
 
 KEY = Key(0, "train", "test", 0)
 

@@ -20,21 +20,16 @@ from mermaide_ray.agents.base import Family, Params, State
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines import SCORED_BESIDE, oracles, rules
 from mermaide_ray.calibration import CALIBRATION_BINS, frequency_floor, prediction_scores
+from mermaide_ray.contender import Contender
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import (
-    LEAST_SPAN,
-    Bounds,
-    Contender,
-    Evaluation,
-    Results,
-)
+from mermaide_ray.evaluation import LEAST_SPAN, Bounds, Evaluation, Results
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.metrics import ROW_METRICS
+from mermaide_ray.models.architecture import Weights
 from mermaide_ray.models.categorical import ArmHead
-from mermaide_ray.models.principal import Weights
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.report.statistics import interquartile_mean

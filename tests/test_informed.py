@@ -26,7 +26,8 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import View
 
 INFORMED = [name for name, family in FAMILIES.items() if family.hear is not None]
 KINDS = ("signed", "bonus", "arm", "graded")

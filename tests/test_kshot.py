@@ -16,14 +16,16 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot, Meeting
-from mermaide_ray.learners.maml import Adaptation, adapt, unroll, unroll_support
+from mermaide_ray.learners.adaptation import Adaptation, adapt, unroll, unroll_support
 from mermaide_ray.lockstep import deal_for, play
+from mermaide_ray.models.architecture import LATENTS
 from mermaide_ray.models.categorical import choose
-from mermaide_ray.models.principal import LATENTS, shared
+from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import View
 
 KEY = Key(0, "train", "meta", 3)
 TASKS, EPISODES = 7, 3
@@ -141,7 +143,7 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     shipped = Trajectories(*(None if x is None else torch.from_numpy(x.numpy().copy()) for x in columns))
     weights = module.weights()
     experience = experience_of(kshot.environment, shipped)
-    if (learner := module.method.architecture.learner) is not None:
+    if (learner := module.method.architecture.learner_model) is not None:
         history = experience.history
         experience = replace(experience, latents=learner.infer(history.observations, history.labels))
     replayed = adapt(module.method, shared(weights, TASKS), module.inner_rates(), experience, create_graph=True)
@@ -149,7 +151,7 @@ def test_runners_inner_step_is_the_learners_replay(variant: str) -> None:
     for name, value in _adaptation(meeting).weights.items():
         torch.testing.assert_close(value, replayed.weights[name].detach(), atol=1e-6, rtol=0, msg=name)
     moved = [name for name in weights if not torch.equal(replayed.weights[name][0], weights[name])]
-    inferred = [LATENTS] if module.method.architecture.learner else []
+    inferred = [LATENTS] if module.method.architecture.learner_model else []
     assert sorted(moved) == sorted([*module.method.adaptable(), *inferred])
     if replayed.state is not None:
         state = _adaptation(meeting).state

@@ -17,13 +17,15 @@ from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.kshot import KShot
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models import learner_model
+from mermaide_ray.models.architecture import LATENTS, WORLD_MODEL_HEAD
 from mermaide_ray.models.learner_model import NUM_FEATURES, LearnerModel
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.posterior import LogDensity, Luck
-from mermaide_ray.models.principal import LATENTS, WORLD_MODEL_HEAD, replay, shared
+from mermaide_ray.models.principal import replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
-from mermaide_ray.trajectory import History, Trajectories, View
+from mermaide_ray.trajectory import History, Trajectories
+from mermaide_ray.view import View
 
 TASKS = 60
 UCB, EPSILON = {"ucb_coefficient": [0.3, 1.5]}, {"epsilon": [0.05, 0.5]}
@@ -59,7 +61,7 @@ def _met(experiment: Experiment, episodes: int = 1) -> tuple[LearnerModel, Tasks
     tasks = AgentDistribution(experiment).tasks("train", range(TASKS))
     dice = deal_for(experiment.environment, Key(0, "train", "test", 0), tasks, episodes)
     played = play(experiment.environment, tasks, episodes, dice, Early())
-    model = Method.of(experiment).architecture.learner
+    model = Method.of(experiment).architecture.learner_model
     assert model is not None
     return model, tasks, View(experiment.environment).history(played)
 
@@ -186,7 +188,7 @@ def test_account_is_what_was_pulled_and_paid_at_each_arm() -> None:
     experiment = _experiment(
         environment={"intervention": "graded", "graded_sizes": [0.5, 1], "delta": 2, "num_arms": 3}
     )
-    model = Method.of(experiment).architecture.learner
+    model = Method.of(experiment).architecture.learner_model
     assert model is not None
     played = Trajectories(torch.tensor([[[0, 2, 2, 1]]]), torch.tensor([[[0, 2, 1, 0]]]), torch.tensor([2]))
     observations = View(experiment.environment).history(played).observations
@@ -213,7 +215,7 @@ def test_what_the_policy_reads_by_hand() -> None:
     log_p = model.log_p(latents, account)
     # Values 1.2, 0.6, and 0.3 for the arm not tried.
     torch.testing.assert_close(log_p, (torch.tensor([1.2, 0.6, 0.3]) / 1.02).log_softmax(-1))
-    again, told = model.describe(latents, account)
+    again, told = model.predict(latents, account)
     assert torch.equal(again, log_p)
     assert told.shape == (NUM_FEATURES,)
     torch.testing.assert_close(told, torch.tensor([log_p[0].exp(), 0.6, 0.6, -0.4, 2 / 3, 0.3]))
@@ -251,7 +253,7 @@ def test_support_changes_what_is_assumed_of_the_agent_and_nothing_trains_it(inne
     assert meeting.adaptation is not None
     assert meeting.support is not None
     history = experience_of(kshot.environment, meeting.support).history
-    learner = module.method.architecture.learner
+    learner = module.method.architecture.learner_model
     assert learner is not None
     inferred = learner.infer(history.observations, history.labels)
     assert torch.equal(meeting.adaptation.weights[LATENTS], inferred)

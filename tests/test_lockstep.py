@@ -13,7 +13,8 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key, deal
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import View
 
 KEY = Key(0, "train", "lockstep", 2)
 TASKS, EPISODES = 50, 3
@@ -37,7 +38,7 @@ class Scripted:
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         self.seen.append(seen)
-        self.memory = (3 * self.memory + seen.last_arm + 5 * seen.last_action + 7) % 101
+        self.memory = (3 * self.memory + seen.last_symbol + 5 * seen.last_action + 7) % 101
         self.action = (self.memory + seen.target + seen.step + (seen.uniform * 6).long()) % self.num_interventions
         return self.action
 
@@ -129,13 +130,13 @@ def test_a_principal_sees_the_past_and_nothing_of_the_pull_to_come(kind: str, la
     tasks, principal = tasks_of(experiment), Scripted(experiment.environment.num_interventions)
     dice = deal_for(experiment.environment, KEY, tasks, EPISODES)
     history = View(experiment.environment).history(play(experiment.environment, tasks, EPISODES, dice, principal))
-    assert (principal.seen[0].last_arm == -1).all()
+    assert (principal.seen[0].last_symbol == -1).all()
     assert (principal.seen[0].last_action == -1).all()
     for t, seen in enumerate(principal.seen):
         assert seen.step == t
         assert torch.equal(seen.uniform, dice.principal[t])
         if t:
-            assert torch.equal(seen.last_arm, history.labels[:, t - 1].flatten())
+            assert torch.equal(seen.last_symbol, history.labels[:, t - 1].flatten())
             assert torch.equal(seen.last_action, history.actions[:, t - 1].flatten())
 
 
@@ -146,7 +147,7 @@ def test_what_is_seen_at_the_moment_of_acting_is_the_last_pull(labels: str) -> N
 
     class Witness(Scripted):
         def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
-            at_the_moment.append(seen.last_arm.clone())
+            at_the_moment.append(seen.last_symbol.clone())
             to_come.append(hidden.next_arm.clone())
             return super().intervene(seen, hidden)
 

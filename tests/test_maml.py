@@ -11,22 +11,21 @@ import torch
 from conftest import tiny
 from torch import Tensor
 
-from mermaide_ray.learners.maml import (
-    MetaLoss,
-    OldLogP,
+from mermaide_ray.learners.adaptation import (
     adapt,
     inner_loss,
-    meta_loss,
-    sampling_log_p,
     support_advantages,
     trial_advantages,
     unroll,
     unroll_support,
 )
+from mermaide_ray.learners.maml import MetaLoss, OldLogP, meta_loss, sampling_log_p
+from mermaide_ray.models.architecture import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights
 from mermaide_ray.models.categorical import log_probability
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import CONTEXT, CORE, ENCODER, POLICY, VALUE, WORLD_MODEL_HEAD, Weights, shared
-from mermaide_ray.trajectory import Experience, Trajectories, View
+from mermaide_ray.models.principal import shared
+from mermaide_ray.trajectory import Experience, Trajectories
+from mermaide_ray.view import View
 
 B, K, E = 3, 2, 2
 GAME = {"num_arms": 3, "horizon": 5}

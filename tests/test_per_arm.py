@@ -21,15 +21,17 @@ from mermaide_ray.cli import main
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.kshot import KShot
-from mermaide_ray.learners.maml import adapt, unroll_support
+from mermaide_ray.learners.adaptation import adapt, unroll_support
+from mermaide_ray.models.architecture import Weights
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.per_arm import FAST, SLOW, PerArm
-from mermaide_ray.models.principal import Outputs, Weights, replay, shared
+from mermaide_ray.models.principal import Outputs, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.storage import save_principal
-from mermaide_ray.trajectory import Trajectories, View
+from mermaide_ray.trajectory import Trajectories
+from mermaide_ray.view import View
 
 ARMS, PULLS, TASKS, EPISODES = 5, 12, 3, 2
 

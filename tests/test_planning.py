@@ -13,9 +13,10 @@ from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule, gap_rules
 from mermaide_ray.baselines.rules import FixedRule
+from mermaide_ray.contender import Contender
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.imagination import Imagination
 from mermaide_ray.kshot import KShot
@@ -26,7 +27,7 @@ from mermaide_ray.models.principal import shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.planning import Choice, SupposedRules, plan
-from mermaide_ray.trajectory import View
+from mermaide_ray.view import View
 
 TASKS, EPISODES = 12, 4
 KEY = Key(0, "train", "test", 0)
@@ -100,7 +101,7 @@ def test_with_the_true_means_a_rule_does_what_the_oracle_does_with_the_agents_ow
 def test_an_imagined_agent_pulls_as_the_model_predicts() -> None:
     """Frequencies of the generic learner's next arm against the model's probabilities: calibrated in each bin."""
     experiment = _game(reward_noise=0.0)
-    learner = Method.of(experiment).architecture.learner
+    learner = Method.of(experiment).architecture.learner_model
     assert learner is not None
     game, count = experiment.environment, 3000
     latents = learner.prior() + 0.7 * torch.randn(count, learner.size, generator=torch.Generator().manual_seed(0))

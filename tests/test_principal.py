@@ -10,9 +10,10 @@ import torch
 from conftest import tiny
 
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.models.architecture import Weights
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.models.method import Method
-from mermaide_ray.models.principal import Weights, features, project, replay, shared, step
+from mermaide_ray.models.principal import features, project, replay, shared, step
 from mermaide_ray.models.rl_module import PrincipalModule
 
 

@@ -13,14 +13,14 @@ from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.imagination import Imagination
 from mermaide_ray.kshot import KShot
-from mermaide_ray.learners.maml import Adaptation
+from mermaide_ray.learners.adaptation import Adaptation
 from mermaide_ray.lockstep import Principal, deal_for, play
-from mermaide_ray.models.principal import LATENTS, POLICY, VALUE, Weights
+from mermaide_ray.models.architecture import LATENTS, POLICY, VALUE, Weights
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
 from mermaide_ray.rehearsal import rehearse
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 TASKS, KEY = 6, Key(0, "train", "test", 0)
 # Adapted by gradients, by inference, through a context, carrying a state, reading each arm, and without any of these.

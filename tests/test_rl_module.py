@@ -19,7 +19,7 @@ from mermaide_ray.agents.rl_module import AgentObservation, BanditModule, agent_
 from mermaide_ray.baselines.stock_run import StockPrincipal
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.noise import Key, deal
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 PULLS, NUM, NUM_ARMS = 30, 5, 4
 
@@ -27,7 +27,7 @@ PULLS, NUM, NUM_ARMS = 30, 5, 4
 def module_for(name: str) -> BanditModule:
     size = AgentObservation(FAMILIES[name], NUM_ARMS)
     return BanditModule(
-        observation_space=size.space(), model_config={"family": name, "num_arms": NUM_ARMS, "max_seq_len": PULLS}
+        observation_space=size.space(), model_config={"family": name, "num_candidates": NUM_ARMS, "max_seq_len": PULLS}
     )
 
 
@@ -105,7 +105,7 @@ def test_a_family_without_state_needs_none(monkeypatch: pytest.MonkeyPatch) -> N
         hyperparameters={"unused": Hyperparameter("nothing", 0.0, 1.0)},
     )
     monkeypatch.setattr(rl_module, "family_named", lambda name, space: first)
-    module = BanditModule(model_config={"family": "first", "num_arms": 2, "max_seq_len": 1})
+    module = BanditModule(model_config={"family": "first", "num_candidates": 2, "max_seq_len": 1})
     assert not module.is_stateful()
     # Without state there is no time rank either.
     out = module.forward_inference({Columns.OBS: torch.zeros(3, AgentObservation(first, 2).size)})

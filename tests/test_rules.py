@@ -24,7 +24,7 @@ from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
-from mermaide_ray.trajectory import View
+from mermaide_ray.view import View
 
 KINDS = ("signed", "bonus", "arm", "graded")
 
@@ -184,7 +184,7 @@ class Rule:
         """Nothing to forget."""
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
-        return 0 * seen.last_arm
+        return 0 * seen.last_symbol
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ class Rule:
     [
         (lambda experiment: Rule(), r"`RULE` of 'own_rules:RULE' must not fail, got TypeError: .* takes 1 positional"),
         (lambda *given: None, "must return a principal with `begin`, `intervene`, got NoneType without `begin`"),
-        ({"intervene": lambda seen, hidden: seen.last_arm.float()}, r"must return int64 \[N\], got float32 \[N\]"),
-        ({"intervene": lambda seen, hidden: 0 * seen.last_arm + 7}, "must return actions from 0 to 1, got 7"),
+        ({"intervene": lambda seen, hidden: seen.last_symbol.float()}, r"must return int64 \[N\], got float32 \[N\]"),
+        ({"intervene": lambda seen, hidden: 0 * seen.last_symbol + 7}, "must return actions from 0 to 1, got 7"),
         ({"intervene": lambda seen, hidden: seen.nothing}, r"must not fail, got AttributeError: .*test_rules.py, line"),
         ({"probabilities": lambda: torch.ones(3)}, None),  # no agent asks for them
-        ({"intervene": lambda seen, hidden: (0 * seen.last_arm).int()}, None),
+        ({"intervene": lambda seen, hidden: (0 * seen.last_symbol).int()}, None),
     ],
 )
 def test_a_rule_of_the_user_s_own_is_played_before_anything_starts(

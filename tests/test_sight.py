@@ -13,14 +13,16 @@ from torch import Tensor
 from mermaide_ray.agents.distribution import AgentDistribution
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule
+from mermaide_ray.contender import Contender
 from mermaide_ray.environment import Environment
 from mermaide_ray.errors import InputError
-from mermaide_ray.evaluation import Contender, Evaluation
+from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, load_experiment, validate
 from mermaide_ray.kshot import KShot
+from mermaide_ray.learners.adaptation import unroll
 from mermaide_ray.learners.losses import prediction_nll
-from mermaide_ray.learners.maml import meta_loss, unroll
+from mermaide_ray.learners.maml import meta_loss
 from mermaide_ray.lockstep import Hidden, Seen, deal_for, play
 from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.principal import shared
@@ -29,7 +31,8 @@ from mermaide_ray.noise import Key
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.sections import Sweep
-from mermaide_ray.trajectory import Experience, Trajectories, View
+from mermaide_ray.trajectory import Experience, Trajectories
+from mermaide_ray.view import View
 
 KEY = Key(0, "train", "sight", 1)
 TASKS, EPISODES = 14, 2
@@ -48,7 +51,7 @@ class Watcher:
         self.seen: list[Tensor] = []
 
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
-        self.seen.append(seen.last_arm.clone())
+        self.seen.append(seen.last_symbol.clone())
         return (seen.uniform < 0.5).long()
 
 

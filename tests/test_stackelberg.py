@@ -163,7 +163,7 @@ def test_actions_are_drawn_by_their_probabilities() -> None:
 def test_both_paths_play_the_same_rounds(kind: type[Adaptive] | type[Recurrent]) -> None:
     """The RLlib environment, given the commitments of the fast path and the same dice: the same, to the last bit."""
     games = tasks(range(5))
-    dice = deal((GAME.seed, "test", "two paths", 4), games.ids, 1, 3, GAME.rounds)
+    dice = deal(Key(GAME.seed, "test", "two paths", 4), games.ids, 1, 3, GAME.rounds)
     with torch.no_grad():
         trial = meet(GAME, principal_of(kind), games, dice, lattice(3, 12))
     assert len(trial.commitments.flatten(0, 2).unique(dim=0)) > 5

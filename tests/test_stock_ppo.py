@@ -21,7 +21,7 @@ from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.report.sources import curves_of, read_source
-from mermaide_ray.trajectory import View
+from mermaide_ray.view import View
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mermaide_ray.environment import Environment
-from mermaide_ray.trajectory import Trajectories, View, compact_dtype
+from mermaide_ray.trajectory import Trajectories, compact_dtype
+from mermaide_ray.view import View
 
 KINDS, LABELS = ("signed", "bonus", "arm", "graded"), ("relative", "absolute")
 GAMES = list(itertools.product(KINDS, LABELS))

@@ -25,8 +25,9 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
-from mermaide_ray.trajectory import View, view_of
+from mermaide_ray.view import View, view_of
 
 EPISODES = 2
 KEY = ("two-paths", 3)
@@ -155,7 +156,7 @@ def in_lockstep(experiment: Experiment, player: Player) -> Episodes:
     """(task, episode) -> what the lockstep game played, rewards rebuilt."""
     environment = experiment.environment
     tasks = AgentDistribution(experiment).tasks("train", met_tasks(experiment))
-    dice = deal_for(environment, (experiment.seed, "train", *KEY), tasks, EPISODES)
+    dice = deal_for(environment, Key(experiment.seed, "train", *KEY), tasks, EPISODES)
     trajectories = play(environment, tasks, EPISODES, dice, player.lockstep(experiment))
     incentives = incentives_of(environment)
     arms, interventions = trajectories.arms.long(), trajectories.interventions.long()

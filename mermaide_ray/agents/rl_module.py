@@ -72,16 +72,16 @@ class Shown:
 class AgentObservation:
     """Layout of an agent's observation, float32 [size]: the one place that knows it.
 
-    valid, last arm, last perceived reward, step, hyperparameters (in the family's order), priority [A], uniform [2],
-    normal [A] (only for families that draw normals). An arm and a step are exact in float32 up to 2^24. In the
-    continuous game, candidates take the place of arms.
+    valid, last arm, last perceived reward, step, hyperparameters (in the family's order), priority [G], uniform [2],
+    normal [G] (only for families that draw normals), for G candidates (`Environment.num_candidates`). An arm and a step
+    are exact in float32 up to 2^24.
 
     Raises:
         InputError: The family is informed of the principal's policy, which RLlib's environments never see: principal
             and agent move at once, by their actions.
     """
 
-    def __init__(self, family: Family, num_arms: int) -> None:
+    def __init__(self, family: Family, num_candidates: int) -> None:
         if family.hear is not None:
             raise InputError(
                 "`agents.families` must hold no agents that know the principal's policy where RLlib's own runner "
@@ -89,12 +89,12 @@ class AgentObservation:
                 "plays them)"
             )
         self.family = family
-        self.num_arms = num_arms
+        self.num_candidates = num_candidates
         self._params = 4
         self._priority = self._params + len(family.hyperparameters)
-        self._uniform = self._priority + num_arms
+        self._uniform = self._priority + num_candidates
         self._normal = self._uniform + 2
-        self.size = self._normal + (num_arms if family.normals else 0)
+        self.size = self._normal + (num_candidates if family.normals else 0)
 
     def space(self) -> gym.spaces.Box:
         """The observation space."""
@@ -108,7 +108,7 @@ class AgentObservation:
         return row
 
     def show_dice(self, row: NDArray[np.float32], uniform: NDArray[np.float32], normal: NDArray[np.float32]) -> None:
-        """Writes the dice of the coming pull: uniform [2], normal [A or 0]."""
+        """Writes the dice of the coming pull: uniform [2], normal [G or 0]."""
         row[self._uniform : self._normal] = uniform
         row[self._normal :] = normal
 
@@ -135,9 +135,8 @@ class AgentObservation:
 class BanditModule(RLModule):
     """One agent family as an RLlib policy.
 
-    `model_config`: `family` (registered name or dotted path), `num_arms`, `dimensions` of the points (0 or absent for
-    families that pull arms; `num_arms` then counts candidates), and `max_seq_len`, which RLlib's connectors look up in
-    every stateful module.
+    `model_config`: `family` (registered name or dotted path), `num_candidates`, `dimensions` of the points (0 or absent
+    for families that pull arms), and `max_seq_len`, which RLlib's connectors look up in every stateful module.
     """
 
     # A label only: it has RLlib's connectors hand over tensors, even where no module beside is a Torch one.
@@ -147,7 +146,7 @@ class BanditModule(RLModule):
         """See `RLModule.setup`."""
         config = cast(dict[str, Any], self.model_config)
         space = Space(config["dimensions"]) if config.get("dimensions") else None
-        self._layout = AgentObservation(family_named(config["family"], space), config["num_arms"])
+        self._layout = AgentObservation(family_named(config["family"], space), config["num_candidates"])
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """A place for the learning state, unbatched. Its values are not used: the episode's priorities give them."""
@@ -188,7 +187,7 @@ def agent_modules(experiment: Experiment) -> dict[str, RLModuleSpec]:
             action_space=gym.spaces.Discrete(environment.num_actions),
             model_config={
                 "family": name,
-                "num_arms": candidates,
+                "num_candidates": candidates,
                 "dimensions": 0 if space is None else space.dimensions,
                 "max_seq_len": environment.horizon,
             },

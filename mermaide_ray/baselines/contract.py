@@ -61,7 +61,7 @@ class _Watched:
     """A rule, each of whose actions is looked at."""
 
     def __init__(self, name: str, rule: Any, experiment: Experiment) -> None:
-        from mermaide_ray.trajectory import view_of
+        from mermaide_ray.view import view_of
 
         self._name, self._rule = name, rule
         self._num_actions = view_of(experiment.environment).num_interventions

@@ -32,7 +32,7 @@ from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
 from mermaide_ray.points import squared_distance
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 _NEXT: tuple[NextArm, ...] = get_args(NextArm)
 

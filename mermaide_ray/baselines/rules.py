@@ -18,7 +18,7 @@ from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
-from mermaide_ray.trajectory import View, view_of
+from mermaide_ray.view import View, view_of
 
 # Where a rule's number may lie, as shares of the horizon (n) or as probabilities (p).
 _SHARES = tuple(step / 20 for step in range(21))

@@ -37,7 +37,7 @@ from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.run_charts import RETURN
 from mermaide_ray.report.terminal import print_scores
 from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
-from mermaide_ray.trajectory import View, view_of
+from mermaide_ray.view import View, view_of
 
 
 class StockPrincipal:

@@ -14,7 +14,7 @@ from mermaide_ray.imagination import Imagination
 from mermaide_ray.kshot import PLANNING, SUPPORT, evaluation_key
 from mermaide_ray.lockstep import Principal, deal_for, play
 from mermaide_ray.planning import plan
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 
 def untrained_planning(experiment: Experiment, split: Split, tasks: Tasks, episodes: int) -> Principal:

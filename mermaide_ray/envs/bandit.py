@@ -24,7 +24,7 @@ from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Perception, deal_for
 from mermaide_ray.noise import Key
 from mermaide_ray.settings import Switch, Whole
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 
 class EnvSettings(Schedule):

@@ -39,7 +39,7 @@ _LEAST_TAU = 0.02
 _MOST_HELD = 2**24
 # Leads beyond this many incentives are safe alike.
 _FAR = 2.0
-# What the policy reads: see `LearnerModel.describe`.
+# What the policy reads: see `LearnerModel.predict`.
 NUM_FEATURES = 6
 
 
@@ -67,27 +67,27 @@ class LearnerModel:
         return self._latents(*(mean for mean, _ in _OTHERS))
 
     def before(self, like: Tensor, *shape: int) -> Tensor:
-        """The account of an episode before its first pull: pulls and incentives of each arm, float [*shape, 2, A]."""
+        """The marks before an episode, pulls and incentives of each arm, float [*shape, 2, A]."""
         return like.new_zeros(*shape, 2, self.num_arms)
 
-    def advance(self, account: Tensor, observations: Tensor) -> Tensor:
-        """The account [..., 2, A] at the next step, from that at this one and what is then seen, [..., D]."""
-        return account + self._entries(observations)
+    def advance(self, marks: Tensor, observations: Tensor) -> Tensor:
+        """The marks [..., 2, A] at the next step, from those at this one and what is then seen, [..., D]."""
+        return marks + self._entries(observations)
 
     def over(self, observations: Tensor) -> Tensor:
-        """The account at each step of [B, T, E, D], float [B, T, E, 2, A]."""
+        """The marks at each step of [B, T, E, D], float [B, T, E, 2, A]."""
         return self._entries(observations).cumsum(1)
 
-    def log_p(self, latents: Tensor, account: Tensor) -> Tensor:
+    def log_p(self, latents: Tensor, marks: Tensor) -> Tensor:
         """Log-probability of each next arm, float [..., A].
 
         Args:
             latents: float [..., L].
-            account: float [..., 2, A].
+            marks: float [..., 2, A].
         """
-        return self._log_p(latents, self._values(latents, *self._known(account))[1])
+        return self._log_p(latents, self._values(latents, *self._known(marks))[1])
 
-    def describe(self, latents: Tensor, account: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, latents: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
         """`log_p`, and what the policy reads, float [..., NUM_FEATURES].
 
         It reads the target's probability; its lead over the best other arm in mean reward so far, in value and in base
@@ -95,11 +95,11 @@ class LearnerModel:
 
         Args:
             latents: float [..., L].
-            account: float [..., 2, A].
+            marks: float [..., 2, A].
         """
-        mean, value = self._values(latents, *self._known(account))
+        mean, value = self._values(latents, *self._known(marks))
         log_p = self._log_p(latents, value)
-        pulls = account[..., 0, :]
+        pulls = marks[..., 0, :]
         t = pulls.sum(-1, keepdim=True)
         leads = (lead(x / self._unit).clamp(-_FAR, _FAR) for x in (mean, value, latents[..., : self.num_arms]))
         told = [log_p[..., :1].exp(), *leads, pulls[..., :1] / t.clamp(min=1), t / self.horizon]
@@ -155,9 +155,9 @@ class LearnerModel:
 
     def _log_posterior(self, observations: Tensor, labels: Tensor) -> LogDensity:
         """Of latents [S, B, L] given episodes with each task, up to a constant: a function to [S, B]."""
-        account = self.over(observations)
-        known, pulled = self._known(account), labels.unsqueeze(-1)
-        mean, deviation = self.prior().to(account), self._deviation().to(account)
+        marks = self.over(observations)
+        known, pulled = self._known(marks), labels.unsqueeze(-1)
+        mean, deviation = self.prior().to(marks), self._deviation().to(marks)
 
         def log_posterior(latents: Tensor) -> Tensor:
             spread = latents[:, :, None, None]
@@ -236,18 +236,18 @@ class LearnerModel:
         return torch.cat([pairs[:, :1], pairs[:, 1:].expand(-1, self.num_arms - 1)], dim=1)
 
     def _entries(self, observations: Tensor) -> Tensor:
-        """What is added to the account [..., 2, A] on seeing the last pull, [..., D]."""
+        """What is added to the marks [..., 2, A] on seeing the last pull, [..., D]."""
         pulled = observations[..., : self.num_arms]
         intervention = observations[..., self.num_arms : self.num_arms + len(self.incentives)]
         return torch.stack([pulled, pulled * (intervention @ self._effect.to(observations))], dim=-2)
 
     @staticmethod
-    def _known(account: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _known(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All of the values that no latent changes, [..., A] each.
 
         The mean incentive so far, float; sqrt(ln(t + 1) / pulls), float; whether the arm was pulled before, bool.
         """
-        pulls, incentives = account.unbind(-2)
+        pulls, incentives = marks.unbind(-2)
         often = pulls.clamp(min=1)
         return incentives / often, (pulls.sum(-1, keepdim=True).log1p() / often).sqrt(), pulls > 0
 

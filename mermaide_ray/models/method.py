@@ -11,12 +11,12 @@ from torch import Tensor
 from mermaide_ray.environment import Environment
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.method_settings import MetaLearning, Training, WorldModel
+from mermaide_ray.models.architecture import Architecture, Weights
 from mermaide_ray.models.categorical import ArmHead
 from mermaide_ray.models.learner_model import LearnerModel
 from mermaide_ray.models.mixture import MixtureHead
 from mermaide_ray.models.per_arm import PerArm
-from mermaide_ray.models.principal import Architecture, Weights
-from mermaide_ray.trajectory import view_of
+from mermaide_ray.view import view_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Method:
             head=_head(environment, world_model.components),
             context_size=experiment.meta_learning.context_size if experiment.meta_learning.adapt == "context" else 0,
             per_arm=_per_arm(environment, world_model.encoder_size) if world_model.arms == "equivariant" else None,
-            learner=learner_model_of(environment) if world_model.kind == "learner" else None,
+            learner_model=learner_model_of(environment) if world_model.kind == "learner" else None,
         )
         return cls(architecture, experiment.meta_learning, training, world_model)
 
@@ -59,7 +59,7 @@ class Method:
             num_interventions=view.num_interventions,
             head=_head(environment, self.world_model.components),
             per_arm=per_arm and _per_arm(environment, per_arm.encoder_size),
-            learner=self.architecture.learner and learner_model_of(environment),
+            learner_model=self.architecture.learner_model and learner_model_of(environment),
         )
         return replace(self, architecture=architecture)
 
@@ -70,7 +70,7 @@ class Method:
     @property
     def adapts(self) -> bool:
         """Whether support episodes change any weight."""
-        return bool(self.adaptable()) or self.architecture.learner is not None
+        return bool(self.adaptable()) or self.architecture.learner_model is not None
 
 
 def _per_arm(environment: Environment, encoder_size: int) -> PerArm:

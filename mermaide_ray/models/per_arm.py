@@ -41,7 +41,7 @@ class Described:
 
 @dataclass(frozen=True)
 class PerArm:
-    """How the networks of an equivariant principal read observations (`trajectory.View.observation`).
+    """How the networks of an equivariant principal read observations (`view.View.observation`).
 
     What is seen late is taken for the last pull: a mark of being paid for is then that of a later intervention.
 

@@ -12,9 +12,10 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.models.architecture import LATENTS, Weights
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.models.method import RATE, Method, log_rate, split_parameters
-from mermaide_ray.models.principal import LATENTS, Weights, conditioned, perceive, project, shared, step
+from mermaide_ray.models.principal import conditioned, core_inputs, project, shared, step
 from mermaide_ray.noise import generator
 
 
@@ -73,7 +74,7 @@ class PrincipalModule(TorchRLModule):
             if architecture.memory:
                 marks = architecture.memory.advance(before["marks"].unsqueeze(0), observation)
                 after["marks"] = marks[0]
-            inputs, arms = perceive(architecture, weights, observation, marks)
+            inputs, arms = core_inputs(architecture, weights, observation, marks)
             state = before["core"].unsqueeze(0)
             logits, state = step(architecture, weights, project(weights, inputs), state, arms, marks)
         return {
