@@ -208,8 +208,8 @@ class Environment(Section):
         return self.num_actions + (self.sight.share < 1)
 
     @property
-    def num_symbols_beside_arms(self) -> int:
-        """Whether a pull may look like nothing."""
+    def num_blank_symbols(self) -> int:
+        """How many symbols are no arms: one where a pull may look like nothing, else none."""
         return self.num_symbols - self.num_actions
 
     @property

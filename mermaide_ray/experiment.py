@@ -418,7 +418,7 @@ def check_game(trained: Experiment, game: Environment, place: str, where: str) -
     if trained.world_model.arms == "equivariant":
         # Where an intervention chooses an arm, there are as many as there are arms.
         chooses = "arm" in (own.intervention, game.intervention)
-        kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_symbols_beside_arms", "num_news"]
+        kept = ["arm_labels", "intervention" if chooses else "num_interventions", "num_blank_symbols", "num_news"]
     for key in ("game", *kept):
         required, given = getattr(own, key), getattr(game, key)
         if required != given:

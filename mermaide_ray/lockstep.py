@@ -77,7 +77,7 @@ class Perception:
     def before(self, t: int) -> Seen:
         """What the principal knows before pull t; after the last one (t = T), by the target and dice of that one."""
         view, now = self._view, min(t, self._last)
-        told = view.told(self._target[now], self._target[0])
+        told = view.known_target(self._target[now], self._target[0])
         # Where all symbols are arms there is nothing to tell apart.
         all_arms = t > self._delay and view.num_symbols == view.num_arms
         return Seen(

@@ -87,7 +87,7 @@ class View:
         every = torch.arange(self.num_interventions, device=target.device).expand_as(probabilities)
         return probabilities.gather(1, self.action(every, target.unsqueeze(1)))
 
-    def told(self, target: Tensor, first: Tensor) -> Tensor:
+    def known_target(self, target: Tensor, first: Tensor) -> Tensor:
         """The target as the principal knows it, from which it names arms: the one that holds, or the first."""
         return target if self._announced else first.expand_as(target)
 

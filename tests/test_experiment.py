@@ -414,7 +414,7 @@ CHOOSING = {"environment": {"intervention": "arm"}}
         (EQUIVARIANT, {"environment.arm_labels": "absolute"}, "must keep the arm_labels"),
         (EQUIVARIANT, {"environment.intervention": "graded"}, "must keep the num_interventions"),
         (EQUIVARIANT, {"environment.sight": {"noise": 0.1}}, None),
-        (EQUIVARIANT, {"environment.sight": {"share": 0.5}}, "must keep the num_symbols_beside_arms"),
+        (EQUIVARIANT, {"environment.sight": {"share": 0.5}}, "must keep the num_blank_symbols"),
         # As many interventions, of another kind.
         (
             {"environment": {"intervention": "arm", "num_arms": 3}} | EQUIVARIANT,

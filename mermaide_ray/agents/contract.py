@@ -150,12 +150,13 @@ def _state(name: str, num: int, function: str, call: Callable[..., Any], *argume
 
     state = called(name, function, call, *arguments)
     if not isinstance(state, dict):
-        raise InputError(f"`{function}` of {name!r} must return a dict of tensors [N, …], got {told(state, num)}")
+        raise InputError(
+            f"`{function}` of {name!r} must return a dict of tensors [N, …], got {type_and_shape(state, num)}"
+        )
     for key, value in state.items():
         if not isinstance(value, torch.Tensor) or value.shape[:1] != (num,):
-            raise InputError(
-                f"`{function}` of {name!r} must return a dict of tensors [N, …], got {told(value, num)} in {key!r}"
-            )
+            got = f"{type_and_shape(value, num)} in {key!r}"
+            raise InputError(f"`{function}` of {name!r} must return a dict of tensors [N, …], got {got}")
         if value.isnan().any():
             raise InputError(f"the state of {name!r} must hold numbers, got NaN in {key!r} from `{function}`")
     return state
@@ -179,11 +180,11 @@ def called(name: str, function: str, call: Callable[..., Any], *arguments: Any) 
 
 def _expect(name: str, num: int, function: str, value: Any, dtype: Any) -> None:
     wanted = f"{str(dtype).removeprefix('torch.')} [N]"
-    if told(value, num) != wanted:
-        raise InputError(f"`{function}` of {name!r} must return {wanted}, got {told(value, num)}")
+    if type_and_shape(value, num) != wanted:
+        raise InputError(f"`{function}` of {name!r} must return {wanted}, got {type_and_shape(value, num)}")
 
 
-def told(value: Any, num: int) -> str:
+def type_and_shape(value: Any, num: int) -> str:
     """A tensor's type and shape, as the documentation tells them."""
     if not hasattr(value, "dtype"):
         return type(value).__name__

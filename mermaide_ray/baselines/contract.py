@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mermaide_ray.agents.contract import called, told
+from mermaide_ray.agents.contract import called, type_and_shape
 from mermaide_ray.baselines import baseline_named
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
@@ -75,7 +75,7 @@ class _Watched:
     def intervene(self, seen: Seen, hidden: Hidden) -> Tensor:
         """See `lockstep.Principal`."""
         action: Tensor = called(self._name, "intervene", self._rule.intervene, seen, hidden)
-        if (got := told(action, self._num_episodes)) not in ("int64 [N]", "int32 [N]"):
+        if (got := type_and_shape(action, self._num_episodes)) not in ("int64 [N]", "int32 [N]"):
             raise InputError(f"`intervene` of {self._name!r} must return int64 [N], got {got}")
         if wrong := [number for number in action.tolist() if not 0 <= number < self._num_actions]:
             raise InputError(
@@ -91,6 +91,6 @@ class _Announcing(_Watched):
         """See `lockstep.Announcing`."""
         likely: Tensor = called(self._name, "probabilities", self._rule.probabilities)
         wanted = f"float32 [N, {self._num_actions}]"
-        if (got := told(likely, self._num_episodes)) != wanted:
+        if (got := type_and_shape(likely, self._num_episodes)) != wanted:
             raise InputError(f"`probabilities` of {self._name!r} must return {wanted}, got {got}")
         return likely
