@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import RunDirectory, load_principal, save_principal
+from mermaide_ray.storage import RunDirectory, load_principal, refuse_changes, save_principal
 from mermaide_ray.tensorboard import Board
 
 
@@ -136,9 +136,7 @@ def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     if latest is not None and not changed:
         # Who does the work may change between the two halves of a run; what is done may not.
         trained, _ = load_principal(latest)
-        then, now = trained.what_is_done(), experiment.what_is_done()
-        if section := next((key for key in now if now[key] != then[key]), None):
-            raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
+        refuse_changes(trained, latest, experiment, run.config)
     with _losses_told():
         algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
         if latest is None:

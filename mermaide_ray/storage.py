@@ -167,7 +167,7 @@ class RunDirectory:
             yield
 
     def keep_settings(self, experiment: Experiment, told: str) -> None:
-        """Goes on with the settings that the run has, but for who does the work, which may change.
+        """Goes on with the settings that the run of a sweep has, but for who does the work, which may change.
 
         Args:
             experiment: The settings to go on with.
@@ -177,9 +177,7 @@ class RunDirectory:
             InputError: More has changed.
         """
         before = self.experiment()
-        then, now = (dict(flat(each.what_is_done(), whole=("families",))) for each in (before, experiment))
-        if changed := [key for key in now | then if now.get(key) != then.get(key)]:
-            raise InputError(f"a resumed run must keep its settings, but {told} has another {changed[0]}")
+        refuse_changes(before, told, experiment, "the sweep")
         if before != experiment:
             self._write_config(experiment)
 
@@ -276,6 +274,28 @@ class RunDirectory:
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
     return seconds_from("MERMAIDE_CHECKPOINT_SECONDS", 60.0)
+
+
+def first_change(then: Experiment, now: Experiment) -> str | None:
+    """The first setting, by its dotted key, of what is done that has changed; who does the work may change."""
+    before, after = (dict(flat(each.what_is_done(), whole=("families",))) for each in (then, now))
+    return next((key for key in after | before if after.get(key) != before.get(key)), None)
+
+
+def refuse_changes(then: Experiment, there: Path | str, now: Experiment, here: Path | str) -> None:
+    """Refuses to go on with a run whose settings have changed since.
+
+    Args:
+        then: The settings of what is done already.
+        there: Where that is, as the user knows it.
+        now: The settings to go on with.
+        here: Where they are given.
+
+    Raises:
+        InputError: What is done has changed.
+    """
+    if key := first_change(then, now):
+        raise InputError(f"a resumed run must keep its settings, but `{key}` of {here} is not that of {there}")
 
 
 def refuse_used(out: Path, hint: str = "") -> None:

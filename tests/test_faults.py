@@ -380,7 +380,7 @@ LEARNER = "rllib/learner_group/learner"
         (lambda run: (_latest(run) / "meta.json").unlink(), "must hold meta.json"),
         (lambda run: _edit(_latest(run) / "meta.json", format=2), "must have format 1, got 2"),
         (lambda run: _edit(_latest(run) / "meta.json", versions={"ray": "1.0"}), "with the ray that wrote it (1.0)"),
-        (lambda run: _set(run / "config.yaml", "training", "gamma", 0.5), "must keep its settings, but `training` in"),
+        (lambda run: _set(run / "config.yaml", "training", "gamma", 0.5), "settings, but `training.gamma` of"),
         (lambda run: (run / "config.yaml").write_text("seeed: 1"), "has no key 'seeed' (did you mean 'seed'?)"),
     ],
 )

@@ -385,7 +385,7 @@ def test_resume_refuses_other_settings_and_keeps_what_is_there(
         config.read_text(encoding="utf-8").replace("entropy_weight: ", "entropy_weight: 1"), encoding="utf-8"
     )
     assert main(["train", "--resume", str(run)]) == 2
-    assert "must keep its settings, but `training`" in capsys.readouterr().err
+    assert "must keep its settings, but `training.entropy_weight` of" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (run / "principal").iterdir()} == before
 
 
