@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,12 +45,17 @@ class Session:
         self.run = run
         self.experiment = run.experiment()
         self._checkpoint_every = checkpoint_every
-        self._algorithm = _algorithm(run, changed)
-        self.total = self.experiment.num_iterations
-        run.rewind_progress(self.iteration)
-        self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
-        if not self.iteration:
-            self.board.begin(self.experiment, swept, question)
+        # A sweep's process goes on when one of its runs can't: no actors may be left of that one.
+        with ExitStack() as held:
+            self._algorithm = _algorithm(run, changed)
+            held.callback(self._algorithm.stop)
+            self.total = self.experiment.num_iterations
+            run.rewind_progress(self.iteration)
+            self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
+            held.callback(self.board.close)
+            if not self.iteration:
+                self.board.begin(self.experiment, swept, question)
+            self._held = held.pop_all()
         self._saved, self.saved_at = time.monotonic(), self.iteration
 
     def __enter__(self) -> Session:
@@ -117,8 +122,7 @@ class Session:
 
     def close(self) -> None:
         """Frees what the run holds; nothing is saved."""
-        self.board.close()
-        self._algorithm.stop()
+        self._held.close()
 
 
 @contextmanager

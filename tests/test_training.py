@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from mermaide_ray import training
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.cli import main
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import variant
 from mermaide_ray.metrics import METRICS, MOST_SCALARS
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -417,3 +418,23 @@ def test_a_checkpoint_is_not_blamed_for_what_cannot_start(
     monkeypatch.setattr(Mermaide, "restore_from_path", failing)
     with run.alone(), pytest.raises(RunFault, match="the sampling actors must start"):
         Session(run, 0.0)
+
+
+@pytest.mark.parametrize("fails", ["progress", "board"])
+def test_a_session_that_cannot_begin_leaves_no_algorithm_behind(
+    fails: str, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of a sweep goes on with other runs in the same process, which may want its actors' places."""
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    if fails == "progress":
+        run.progress.write_text("half\n", encoding="utf-8")
+        error: type[Exception] = InputError
+    else:
+        full = OSError(28, "No space left on device")
+        monkeypatch.setattr("mermaide_ray.tensorboard.Board.begin", Mock(side_effect=full))
+        error = OSError
+    stop, ended = Mermaide.stop, []
+    monkeypatch.setattr(Mermaide, "stop", lambda algorithm: (ended.append("algorithm"), stop(algorithm)))
+    with run.alone(), pytest.raises(error):
+        Session(run, 0.0)
+    assert ended == ["algorithm"]
