@@ -142,6 +142,11 @@ class RunDirectory:
         return self.path / _PRINCIPAL
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether there is something to go on from: a checkpoint, or the trained principal, which may yet be scored."""
+        return self.principal.is_dir() or self.latest_checkpoint() is not None
+
+    @property
     def baselines(self) -> Path:
         """Runs of the learned baselines that were trained beside."""
         return self.path / "baselines"
@@ -396,7 +401,7 @@ def what_is(path: Path) -> str:
                 f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
                 f"delete it and run {STOCK} again)"
             )
-        if run.latest_checkpoint():
+        if run.can_go_on:
             return f", the folder of a run (mermaide train --resume {path} goes on with it)"
         return (
             ", the folder of a run without a checkpoint (unless it is under way, delete it, or begin it again by "

@@ -392,8 +392,8 @@ def test_broken_run_is_not_resumed(
     expected: str,
 ) -> None:
     run = tmp_path / "run"
-    # Without its scores it is not finished.
     shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("baselines", "figures", "*.parquet"))
+    shutil.rmtree(run / "principal")  # with it, nothing would be left to train
     spoil(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["train", "--resume", str(run)]) == 2
