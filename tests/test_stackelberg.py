@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.cli import main
+from mermaide_ray.disk import one_process
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
 from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values, unstructured
-from mermaide_ray.stackelberg.experiment import _open, run
+from mermaide_ray.stackelberg.experiment import _opened, run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
 from mermaide_ray.stackelberg.planner import Planner, choose, lattice
@@ -304,8 +307,32 @@ def test_other_settings_do_not_go_on_with_a_run(finished: Path) -> None:
 
 def test_what_a_kill_left_before_the_settings_were_written_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("{}")
-    _open(SMOKE, tmp_path)
-    assert (tmp_path / "config.yaml").is_file()
+    with _opened(SMOKE, tmp_path):
+        assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_folder_given_to_two_at_the_same_moment_is_the_first_one_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_process(tmp_path), pytest.raises(InputError, match="by one process at a time, and one does already"):
+        run(SMOKE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    first = SMOKE.model_copy(update={"seeds": 3})
+
+    @contextmanager
+    def held(folder: Path) -> Iterator[None]:
+        """Before the second takes its turn, the first has had its own."""
+        monkeypatch.undo()
+        with _opened(first, folder):
+            pass
+        with one_process(folder):
+            yield
+
+    monkeypatch.setattr("mermaide_ray.stackelberg.experiment.one_process", held)
+    with pytest.raises(InputError, match="or one of the same settings, got"):
+        run(SMOKE, tmp_path)
+    with _opened(first, tmp_path):
+        assert not (tmp_path / "parts").exists()
 
 
 def test_a_folder_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
