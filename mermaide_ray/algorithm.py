@@ -36,7 +36,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.cluster.nodes import last_line, refusal
+from mermaide_ray.cluster.nodes import last_line, refusal, said
 from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.config_file import merge
 from mermaide_ray.dispatch import Dispatch
@@ -209,7 +209,7 @@ class MermaideConfig(AlgorithmConfig):
 def lost(error: Exception) -> WorkersLost:
     """What Ray says of an actor that is gone, as one sentence."""
     return WorkersLost(
-        f"every actor must answer, but one is gone: {str(error).splitlines()[0]} (a run goes on from its last "
+        f"every actor must answer, but one is gone: {said(error)[0]} (a run goes on from its last "
         "checkpoint with --resume, a sweep by itself)"
     )
 

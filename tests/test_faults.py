@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import mermaide_ray.dispatch
-from mermaide_ray.algorithm import Mermaide, MermaideConfig
+from mermaide_ray.algorithm import Mermaide, MermaideConfig, lost
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
@@ -172,6 +172,13 @@ def test_learner_that_dies_stops_the_run_with_one_sentence() -> None:
             algorithm.train()
     finally:
         algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"), [(RuntimeError(), "RuntimeError"), (RuntimeError("\n no word\nat all"), "no word")]
+)
+def test_an_actor_that_is_gone_without_a_word_is_told_all_the_same(gone: Exception, told: str) -> None:
+    assert str(lost(gone)).startswith(f"every actor must answer, but one is gone: {told} (a run goes on")
 
 
 def test_checkpoint_without_a_learner_s_part_is_none(tmp_path: Path) -> None:
