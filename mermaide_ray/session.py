@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import RunDirectory, load_principal, refuse_changes, save_principal
+from mermaide_ray.storage import RunDirectory, is_milestone, load_principal, refuse_changes, save_principal
 from mermaide_ray.tensorboard import Board
 
 
@@ -82,8 +82,8 @@ class Session:
         return self.iteration >= self.total
 
     def is_milestone(self, iteration: int) -> bool:
-        """Whether an iteration is validated: each `evaluation.every` of the budget, and the last."""
-        return iteration >= self.total or iteration % self.experiment.iterations_per_validation == 0
+        """See `storage.is_milestone`."""
+        return is_milestone(self.experiment, iteration)
 
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""

@@ -348,6 +348,21 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_milestone_without_a_score_is_one_of_a_trial_that_has_ended_too(tmp_path: Path) -> None:
+    """Agents on which the oracle gains nothing have no score. A scheduler counts milestones."""
+    config = write_sweep(tmp_path, seeds=1, answer=None, tune={"scheduler": "asha"})
+    plan, store = held(config, tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    milestones = [{"iteration": n, "throughput/env_steps": 240.0 * n} for n in (1, 2, 3)]
+    milestones[0]["validation/score_k1"] = milestones[2]["validation/score_k1"] = 0.5
+    lines = "".join(json.dumps(told) + "\n" for told in milestones)
+    store.write(f"runs/{run.name}/progress.jsonl", lines.encode())
+    run.stop(milestones[-1])
+    again = SweepRun(plan, plan.settings[0], 0, store)
+    assert [again.advance() for _ in milestones] == milestones
+    assert again.is_over
+
+
 def test_a_milestone_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
     saved, save = [], Session.save

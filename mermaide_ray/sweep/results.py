@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.disk import whole_records
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.storage import is_milestone
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed
 from mermaide_ray.sweep.status import ON_RECORD, SETTING, RunStatus, read_status, read_statuses, undamaged
@@ -37,9 +39,9 @@ class Outcome:
         return int((self.trials["status"] == status).sum()) if len(self.trials) else 0
 
 
-def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
-    """The metrics of a run that has ended, at each of its milestones."""
-    return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
+def read_milestones(store: Store, run_name: str, experiment: Experiment) -> list[dict[str, float]]:
+    """The metrics of a run with these settings that has ended, at each of its milestones."""
+    return [told for told in _told(store, run_name) if is_milestone(experiment, int(told["iteration"]))]
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
