@@ -47,9 +47,10 @@ from mermaide_ray.evaluation import Contender, Evaluation
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid, validate
 from mermaide_ray.kshot import KShot
-from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
+from mermaide_ray.learners.learner import MermaideLearner
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.sample import Sample, concatenated
 from mermaide_ray.trajectory import Experience, Trajectories, view_of
@@ -394,8 +395,7 @@ class Mermaide(Algorithm):
             self.experiment.name,
             self.experiment.seed,
             KShot(self.experiment.environment, module.method),
-            {name: value.detach() for name, value in module.weights().items()},
-            {name: value.detach() for name, value in module.inner_rates().items()},
+            *module.detached(),
         )
         scores = self._validation.scores(contender, self.experiment.evaluation.k)
         return {validation_key(k): score for k, score in scores.items()}

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from mermaide_ray.agent_settings import SPLITS
 from mermaide_ray.agents.contract import check_own_families
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
@@ -36,6 +35,7 @@ from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.run_charts import RETURN
 from mermaide_ray.report.terminal import print_scores
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
 from mermaide_ray.trajectory import View, view_of
 

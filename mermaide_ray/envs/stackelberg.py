@@ -15,8 +15,8 @@ from pydantic import Field
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.envs.turns import Schedule, Turns
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.settings import Whole
 from mermaide_ray.stackelberg.games import GameDistribution, deal, play_round
 from mermaide_ray.stackelberg.settings import Game

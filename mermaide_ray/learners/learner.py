@@ -20,9 +20,8 @@ from mermaide_ray.errors import RunFault
 from mermaide_ray.learners.maml import OldLogP, meta_loss, sampling_log_p
 from mermaide_ray.models.principal import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.trajectory import Experience, Trajectories
-
-PRINCIPAL = "principal"
 
 
 class MermaideLearner(TorchLearner):
