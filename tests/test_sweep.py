@@ -74,6 +74,7 @@ def test_a_sweep_leaves_everything_that_it_promises(swept: Path) -> None:
         assert not (run / "checkpoints").exists()
         assert load_principal(run)[0].environment.cost_weight == float(name.split(",")[0].split("=")[1])
         assert json.loads((run / "provenance.json").read_text())["command"] == sys.argv
+        assert json.loads((run / "status.json").read_text())["trial"] == name.rpartition(",")[0]
     assert not (swept / "failures").exists()
 
 
@@ -262,7 +263,7 @@ def test_checkpoints_that_others_may_have_written_are_loaded_only_if_trusted(tmp
     (checkpoint / "meta.json").chmod(0o666)
     with pytest.raises(InputError, match=r"everybody may write to .*meta.json \(--trust-checkpoint"):
         SweepRun(plan, plan.settings[0], 0, store).advance()
-    config = {"root": store.root, "path": [], "trial": {"values": run._setting.values, "method": None, "seeds": [0]}}
+    config = {"root": store.root, "path": [], "trial": {"values": run._setting.values, "preset": None, "seeds": [0]}}
     trial = tune.with_parameters(SweepTrial, trusted=True)(config)
     assert trial._runs[0]._trusted
     assert trial.reset_config(config)
@@ -403,7 +404,7 @@ def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monke
         return advance(run)
 
     monkeypatch.setattr(SweepRun, "advance", failing)
-    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    planned = {"values": {"environment.cost_weight": "1"}, "preset": None, "seeds": [0, 1]}
     trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
     told = [trial.step() for _ in range(8)]
     assert [part["done"] for part in told] == [False] * 7 + [True]
@@ -420,7 +421,7 @@ def test_runs_of_a_trial_take_turns_with_their_actors(tmp_path: Path) -> None:
     config = write_sweep(tmp_path, settings=settings, search={}, answer=None)
     held(config, tmp_path / "out")
     trial = SweepTrial(
-        {"root": str(tmp_path / "out"), "path": [], "trial": {"values": {}, "method": None, "seeds": [0, 1]}}
+        {"root": str(tmp_path / "out"), "path": [], "trial": {"values": {}, "preset": None, "seeds": [0, 1]}}
     )
     told = []
     while not told or not told[-1]["done"]:
@@ -441,7 +442,7 @@ def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
         raise WorkersLost("one of 4 sampling actors must bring what it sampled")
 
     monkeypatch.setattr(SweepRun, "advance", lost)
-    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    planned = {"values": {"environment.cost_weight": "1"}, "preset": None, "seeds": [0, 1]}
     trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
     with pytest.raises(WorkersLost):
         trial.step()

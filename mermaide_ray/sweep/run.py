@@ -369,9 +369,9 @@ class SweepRun:
 
     def _write_status(self, status: str, metrics: Told, error: str | None, **further: Any) -> None:
         RunStatus(
-            trial=self._setting.name,
+            setting=self._setting.name,
             method=self._experiment.name,
-            preset=self._setting.method,
+            preset=self._setting.preset,
             seed=self.seed,
             values=self._setting.values,
             status=status,

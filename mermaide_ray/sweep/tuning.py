@@ -239,7 +239,7 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
         space["drawn"] = {key: domain_of(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
         samples = tuning.samples
-    elif not plan.sweep.is_planned:
+    elif not plan.sweep.is_enumerated:
         search, samples = optuna_search(plan, known)
         if not samples:
             return None
@@ -255,7 +255,7 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
             [
                 {
                     "values": trial.setting.values,
-                    "method": trial.setting.method,
+                    "preset": trial.setting.preset,
                     "seeds": list(trial.seeds),
                     "only_scores": only_scores(trial, known),
                 }
@@ -281,7 +281,7 @@ def _tell_ended(plan: Plan, known: Statuses) -> None:
     found: dict[str, list[RunStatus]] = {}
     for status in known.values():
         if status.has_ended:
-            found.setdefault(status.trial, []).append(status)
+            found.setdefault(status.setting, []).append(status)
     for trial, statuses in found.items():
         if len(statuses) == len(plan.sweep.seeds):
             _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses)
@@ -298,11 +298,11 @@ def _tell_known(plan: Plan, name: str, statuses: Sequence[RunStatus | None]) -> 
 
 def _spent(plan: Plan, known: Statuses) -> int:
     """Environment steps of runs that have ended, and that no trial will tell of again."""
-    if plan.sweep.is_planned:
+    if plan.sweep.is_enumerated:
         again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
     else:
-        open_ones = {status.trial for status in known.values() if not status.has_ended}
-        again = {name for name, status in known.items() if status.trial in open_ones}
+        open_ones = {status.setting for status in known.values() if not status.has_ended}
+        again = {name for name, status in known.items() if status.setting in open_ones}
     return sum(it.trained_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
