@@ -67,8 +67,8 @@ class StackelbergEnv(MultiAgentEnv):
         settings, game = self._settings, self._settings.game
         task, episode = self._turns.next()
         self._games = self._distribution.tasks(settings.split, [task])
-        luck = settings.training_seed if settings.split == "train" else game.seed
-        key = (luck, settings.split, settings.purpose, settings.iteration)
+        dice_seed = settings.training_seed if settings.split == "train" else game.seed
+        key = (dice_seed, settings.split, settings.purpose, settings.iteration)
         self._dice = deal(key, [task], 1, episode + 1, game.rounds)
         self._at, self._round = episode, 0
         self._last = np.zeros(game.rows + game.columns + 1, dtype=np.float32)

@@ -22,7 +22,7 @@ from mermaide_ray.disk import one_process, whole_file
 from mermaide_ray.errors import InputError
 from mermaide_ray.provenance import provenance
 from mermaide_ray.report.drawing import save_figure
-from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_scratch
+from mermaide_ray.stackelberg.evaluation import CONDITIONS, FollowerScoring, tuned_scratch
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
@@ -69,7 +69,7 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
 
 def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataFrame]:
     """The rows of each method, noise and seed: read where they are, else made and written."""
-    evaluations: list[Evaluation] = []
+    evaluations: list[FollowerScoring] = []
     # Seed by seed, so that a run cut short has something to say on each noise.
     jobs = [
         (method, noise, seed)
@@ -85,7 +85,7 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
             # Made when first needed: the equilibria of all followers take seconds.
             evaluations = evaluations or _evaluations(settings)
             if method == "scratch":
-                validation = Evaluation(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
+                validation = FollowerScoring(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
                 principal = tuned_scratch(settings, validation, noise)
             else:
                 principal = meta_train(settings.with_noise(noise), method, seed)
@@ -97,13 +97,13 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
         yield pd.read_parquet(path)
 
 
-def _evaluations(settings: Settings) -> list[Evaluation]:
+def _evaluations(settings: Settings) -> list[FollowerScoring]:
     """One for each condition.
 
     Raises:
         InputError: In one of them there is nothing to know of the followers, so that no regret could be normalised.
     """
-    evaluations = [Evaluation(settings, condition=condition) for condition in CONDITIONS]
+    evaluations = [FollowerScoring(settings, condition=condition) for condition in CONDITIONS]
     for each in evaluations:
         if each.span < _LEAST_SPAN:
             raise InputError(
