@@ -176,8 +176,8 @@ class MermaideConfig(AlgorithmConfig):
 
     def validate(self) -> None:
         """See base; validates our settings first."""
-        experiment = self.experiment
-        AgentDistribution(experiment)
+        # A family of the user's own may fail where its agents are to be drawn (`goals`): here, before actors start.
+        AgentDistribution(self.experiment)
         super().validate()
 
     def get_default_learner_class(self) -> type[MermaideLearner]:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from mermaide_ray.agent_settings import Split
+from mermaide_ray.agent_settings import HELD_OUT, Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES, SCORED_BESIDE
 from mermaide_ray.disk import damaged
@@ -41,7 +41,6 @@ from mermaide_ray.storage import (
 )
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
-_HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def train(
@@ -258,7 +257,7 @@ def _score(runs: Sequence[RunDirectory]) -> None:
     """Scores a run and those beside it."""
     experiment = runs[0].experiment()
     contenders = [contender_from(each.principal)[0] for each in runs]
-    results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT])
+    results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in HELD_OUT])
     results.write(runs[0].path)
 
 

@@ -18,7 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rich.console import Console
 from torch import Tensor
 
-from mermaide_ray.agent_settings import SPLITS
+from mermaide_ray.agent_settings import HELD_OUT
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
@@ -137,7 +137,7 @@ def _iterations(algorithm: Algorithm, experiment: Experiment, console: Console) 
 def _score(experiment: Experiment, module: RLModule) -> Results:
     """Rows of the principal, all fixed rules and all oracles, on validation and test agents."""
     parts = []
-    for split in SPLITS[1:]:
+    for split in HELD_OUT:
         evaluation = Evaluation(experiment, split)
         principal = StockPrincipal(module, view_of(experiment.environment))
         parts.append(evaluation.principal(experiment.name, experiment.seed, principal))

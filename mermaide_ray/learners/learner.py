@@ -30,7 +30,7 @@ class MermaideLearner(TorchLearner):
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
     `query_arms`, `query_interventions` [B, E, T] and `target` [B]; what the principal saw (`support_shown`,
     `query_shown`) where that is a matter of luck, the target at each pull (`moving` [B, T]) where it moves, and what a
-    model of learners inferred from the support (`support_latents` [B, Z]).
+    model of learners inferred from the support (`support_latents` [B, L]).
     Learners each get some of the tasks; gradients and the moments of the advantages are averaged over all of them, so
     their number changes nothing but rounding.
     """
