@@ -19,6 +19,7 @@ from mermaide_ray.settings import Layer, Number, Range, Section, Whole, source
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+HELD_OUT: tuple[Split, ...] = SPLITS[1:]
 
 
 class FamilyRanges(Section):

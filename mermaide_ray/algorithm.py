@@ -36,7 +36,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.cluster.nodes import last_line, refusal
+from mermaide_ray.cluster.nodes import last_line, refusal, said
 from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.config_file import merge
 from mermaide_ray.contender import Contender
@@ -48,9 +48,10 @@ from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.experience import experience_of
 from mermaide_ray.experiment import Experiment, overlaid, validate
 from mermaide_ray.kshot import KShot
-from mermaide_ray.learners.learner import PRINCIPAL, MermaideLearner
+from mermaide_ray.learners.learner import MermaideLearner
 from mermaide_ray.metrics import validation_key
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.sample import Sample, concatenated
 from mermaide_ray.trajectory import Experience, Trajectories
@@ -177,8 +178,8 @@ class MermaideConfig(AlgorithmConfig):
 
     def validate(self) -> None:
         """See base; validates our settings first."""
-        experiment = self.experiment
-        AgentDistribution(experiment)
+        # A family of the user's own may fail where its agents are to be drawn (`goals`): here, before actors start.
+        AgentDistribution(self.experiment)
         super().validate()
 
     def get_default_learner_class(self) -> type[MermaideLearner]:
@@ -211,7 +212,7 @@ class MermaideConfig(AlgorithmConfig):
 def lost(error: Exception) -> WorkersLost:
     """What Ray says of an actor that is gone, as one sentence."""
     return WorkersLost(
-        f"every actor must answer, but one is gone: {str(error).splitlines()[0]} (a run goes on from its last "
+        f"every actor must answer, but one is gone: {said(error)[0]} (a run goes on from its last "
         "checkpoint with --resume, a sweep by itself)"
     )
 
@@ -396,8 +397,7 @@ class Mermaide(Algorithm):
             self.experiment.name,
             self.experiment.seed,
             KShot(self.experiment.environment, module.method),
-            {name: value.detach() for name, value in module.weights().items()},
-            {name: value.detach() for name, value in module.inner_rates().items()},
+            *module.detached(),
         )
         scores = self._validation.scores(contender, self.experiment.evaluation.k)
         return {validation_key(k): score for k, score in scores.items()}

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from mermaide_ray import __version__
 from mermaide_ray.errors import InputError, RunFault
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mermaide_ray.experiment import Experiment
 
 INTERRUPTED = 130
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +72,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mermaide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    # In this order `mermaide --help` lists them.
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_stock_ppo(commands)
+    _add_export(commands)
+    _add_sweep(commands)
+    _add_tensorboard(commands)
+    _add_schema(commands)
+    _add_report(commands)
+    _add_stackelberg(commands)
+    _add_config(commands)
+    _add_cluster(commands)
+    _add_lists(commands)
+    return parser
 
+
+def _add_train(commands: _Commands) -> None:
     train = commands.add_parser("train", help="meta-train a principal, then score it beside baselines")
     _add_settings(train)
     _add_seed(train)
@@ -86,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(train)
     train.set_defaults(call=_train)
 
+
+def _add_evaluate(commands: _Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="score a trained principal on agents that it never met")
     evaluate.add_argument("checkpoint", type=Path, help="run folder, checkpoint or exported principal")
     evaluate.add_argument("--k", type=_at_least(0), nargs="+", metavar="K", help="numbers of adaptation episodes")
@@ -96,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
+
+def _add_stock_ppo(commands: _Commands) -> None:
     stock = commands.add_parser("stock-ppo", help="train RLlib's own PPO as the principal, and score it: a baseline")
     _add_settings(stock)
     _add_seed(stock)
@@ -103,11 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     stock.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
     stock.set_defaults(call=_stock_ppo)
 
+
+def _add_export(commands: _Commands) -> None:
     export = commands.add_parser("export", help="write a principal as safetensors + JSON, to share")
     export.add_argument("checkpoint", type=Path, help="run folder or checkpoint")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.set_defaults(call=_export)
 
+
+def _add_sweep(commands: _Commands) -> None:
     sweep = commands.add_parser("sweep", help="answer a question: train and score all that a sweep file asks for")
     sweep.add_argument("config", type=Path, nargs="?", metavar="FILE", help="such as tune_configs/cost.yaml")
     sweep.add_argument("--scale", choices=("smoke", "laptop", "full"), help="size of the sweep; default: laptop")
@@ -133,15 +159,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(sweep)
     sweep.set_defaults(call=_sweep)
 
+
+def _add_tensorboard(commands: _Commands) -> None:
     tensorboard = commands.add_parser("tensorboard", help="watch runs and sweeps in the browser, with TensorBoard")
     tensorboard.add_argument("folders", nargs="+", metavar="DIR", help="run, sweep, or folder of such")
     tensorboard.add_argument("--port", type=_at_least(0), metavar="N", help="default: 6006 or the next that is free")
     tensorboard.set_defaults(call=_tensorboard)
 
+
+def _add_schema(commands: _Commands) -> None:
     schema = commands.add_parser("schema", help="print the JSON Schema of a sweep file, for editors")
     schema.add_argument("--markdown", action="store_true", help="print all keys of settings and sweeps as tables")
     schema.set_defaults(call=_schema)
 
+
+def _add_report(commands: _Commands) -> None:
     report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="sweep's or run's; several are compared")
     report.add_argument(
@@ -152,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(call=_report)
 
+
+def _add_stackelberg(commands: _Commands) -> None:
     stackelberg = commands.add_parser(
         "stackelberg",
         help="experiment: commit against unknown followers, meta-learned against from scratch",
@@ -164,26 +198,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     stackelberg.set_defaults(call=_stackelberg)
 
+
+def _add_config(commands: _Commands) -> None:
     config = commands.add_parser("config", help="print the whole effective config, each setting explained")
     _add_settings(config)
     config.set_defaults(call=_config)
 
+
+def _add_cluster(commands: _Commands) -> None:
     cluster = commands.add_parser("cluster", help="check a cluster's file before it starts machines")
     checks = cluster.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=_Parser)
     check = checks.add_parser("check", help="find what is wrong with FILE, offline; exit code 2 if anything is")
     check.add_argument("file", type=Path, metavar="FILE", help="YAML for `ray up` or KubeRay, such as cluster/aws.yaml")
     check.set_defaults(call=_cluster_check)
 
-    for name, what in (
-        ("agents", "agent families and their hyperparameters"),
-        ("envs", "environments"),
-        ("baselines", "fixed rules, oracles and learned variants"),
-    ):
-        lists = commands.add_parser(name, help=f"list the {what}")
-        lists.set_defaults(call=_list)
-        if name == "agents":
-            lists.add_argument("--check", metavar="MODULE:NAME", help="play a family of your own, say what is wrong")
-    return parser
+
+def _add_lists(commands: _Commands) -> None:
+    agents = commands.add_parser("agents", help="list the agent families and their hyperparameters")
+    agents.add_argument("--check", metavar="MODULE:NAME", help="play a family of your own, say what is wrong")
+    agents.set_defaults(call=_agents)
+    commands.add_parser("envs", help="list the environments").set_defaults(call=_envs)
+    baselines = commands.add_parser("baselines", help="list the fixed rules, oracles and learned variants")
+    baselines.set_defaults(call=_baselines)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -441,30 +477,34 @@ def _cluster_check(args: argparse.Namespace) -> None:
     print(f"{args.file}: nothing to find fault with")
 
 
-def _list(args: argparse.Namespace) -> None:
-    if args.command == "agents" and args.check is not None:
+def _agents(args: argparse.Namespace) -> None:
+    if args.check is not None:
         from mermaide_ray.agents.contract import PULLS, check_named
 
         remark = check_named(args.check)
         print(f"{args.check}: nothing to find fault with in {PULLS} pulls{f', but {remark}' if remark else ''}")
-    elif args.command == "agents":
-        from mermaide_ray.agents import ALL_FAMILIES
+        return
+    from mermaide_ray.agents import ALL_FAMILIES
 
-        for name, family in ALL_FAMILIES.items():
-            print(f"{name}: {family.description}")
-            for key, hyperparameter in family.hyperparameters.items():
-                print(f"    {key}: {hyperparameter.meaning} [{hyperparameter.low:g}, {hyperparameter.high:g}]")
-    elif args.command == "envs":
-        from mermaide_ray.envs import ENVS
+    for name, family in ALL_FAMILIES.items():
+        print(f"{name}: {family.description}")
+        for key, hyperparameter in family.hyperparameters.items():
+            print(f"    {key}: {hyperparameter.meaning} [{hyperparameter.low:g}, {hyperparameter.high:g}]")
 
-        _print_table({name: game.description for name, game in ENVS.items()})
-    else:
-        from mermaide_ray.baselines import BASELINES
-        from mermaide_ray.experiment import preset_description, preset_names
 
-        _print_table({name: baseline.description for name, baseline in BASELINES.items()})
-        print("\nLearned variants (--preset, --baseline):")
-        _print_table({name: preset_description(name) for name in preset_names()})
+def _envs(args: argparse.Namespace) -> None:
+    from mermaide_ray.envs import ENVS
+
+    _print_table({name: game.description for name, game in ENVS.items()})
+
+
+def _baselines(args: argparse.Namespace) -> None:
+    from mermaide_ray.baselines import BASELINES
+    from mermaide_ray.experiment import preset_description, preset_names
+
+    _print_table({name: baseline.description for name, baseline in BASELINES.items()})
+    print("\nLearned variants (--preset, --baseline):")
+    _print_table({name: preset_description(name) for name in preset_names()})
 
 
 def _print_table(rows: Mapping[str, str]) -> None:

@@ -16,11 +16,11 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.kshot import KShot
 from mermaide_ray.models.architecture import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.sample import Sample
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class LockstepEnvRunner(EnvRunner, Checkpointable):
         order = torch.argsort(tasks.family, stable=True)
         meeting = self.kshot.meet(
             tasks.select(order),
-            {name: value.detach() for name, value in self.module.weights().items()},
-            {name: value.detach() for name, value in self.module.inner_rates().items()},
+            *self.module.detached(),
             meta.adaptation_episodes,
             meta.query_episodes,
             Key(seed, "train", "meta", iteration),

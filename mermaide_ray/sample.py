@@ -20,7 +20,7 @@ class Sample:
         tasks: Task ids, [B].
         weights_version: The weights that it was sampled with.
         columns: Of the episodes `support` (none for K = 0) and `query`, see `Trajectories.columns`; with a model of
-            learners `support_latents` [B, Z], what was inferred from the support.
+            learners `support_latents` [B, L], what was inferred from the support.
         failure: The traceback, if sampling raised an error; columns are then empty.
     """
 

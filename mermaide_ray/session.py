@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import RunDirectory, load_principal, save_principal
+from mermaide_ray.storage import RunDirectory, is_milestone, load_principal, refuse_changes, save_principal
 from mermaide_ray.tensorboard import Board
 
 
@@ -45,12 +45,17 @@ class Session:
         self.run = run
         self.experiment = run.experiment()
         self._checkpoint_every = checkpoint_every
-        self._algorithm = _algorithm(run, changed)
-        self.total = self.experiment.num_iterations
-        run.rewind_progress(self.iteration)
-        self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
-        if not self.iteration:
-            self.board.begin(self.experiment, swept, question)
+        # A sweep's process goes on when one of its runs can't: no actors may be left of that one.
+        with ExitStack() as held:
+            self._algorithm = _algorithm(run, changed)
+            held.callback(self._algorithm.stop)
+            self.total = self.experiment.num_iterations
+            run.rewind_progress(self.iteration)
+            self.board = Board(board or run.path / "tensorboard", purge_step=self.env_steps + 1)
+            held.callback(self.board.close)
+            if not self.iteration:
+                self.board.begin(self.experiment, swept, question)
+            self._held = held.pop_all()
         self._saved, self.saved_at = time.monotonic(), self.iteration
 
     def __enter__(self) -> Session:
@@ -77,8 +82,8 @@ class Session:
         return self.iteration >= self.total
 
     def is_milestone(self, iteration: int) -> bool:
-        """Whether an iteration is validated: each `evaluation.every` of the budget, and the last."""
-        return iteration >= self.total or iteration % self.experiment.iterations_per_validation == 0
+        """See `storage.is_milestone`."""
+        return is_milestone(self.experiment, iteration)
 
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""
@@ -117,8 +122,7 @@ class Session:
 
     def close(self) -> None:
         """Frees what the run holds; nothing is saved."""
-        self.board.close()
-        self._algorithm.stop()
+        self._held.close()
 
 
 @contextmanager
@@ -136,9 +140,7 @@ def _algorithm(run: RunDirectory, changed: bool) -> Mermaide:
     if latest is not None and not changed:
         # Who does the work may change between the two halves of a run; what is done may not.
         trained, _ = load_principal(latest)
-        then, now = trained.what_is_done(), experiment.what_is_done()
-        if section := next((key for key in now if now[key] != then[key]), None):
-            raise InputError(f"a resumed run must keep its settings, but `{section}` in {run.config} is not {latest}'s")
+        refuse_changes(trained, latest, experiment, run.config)
     with _losses_told():
         algorithm: Mermaide = MermaideConfig.of(experiment).build_algo()
         if latest is None:

@@ -142,6 +142,11 @@ class RunDirectory:
         return self.path / _PRINCIPAL
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether there is something to go on from: a checkpoint, or the trained principal, which may yet be scored."""
+        return self.principal.is_dir() or self.latest_checkpoint() is not None
+
+    @property
     def baselines(self) -> Path:
         """Runs of the learned baselines that were trained beside."""
         return self.path / "baselines"
@@ -167,7 +172,7 @@ class RunDirectory:
             yield
 
     def keep_settings(self, experiment: Experiment, told: str) -> None:
-        """Goes on with the settings that the run has, but for who does the work, which may change.
+        """Goes on with the settings that the run of a sweep has, but for who does the work, which may change.
 
         Args:
             experiment: The settings to go on with.
@@ -177,9 +182,7 @@ class RunDirectory:
             InputError: More has changed.
         """
         before = self.experiment()
-        then, now = (dict(flat(each.what_is_done(), whole=("families",))) for each in (before, experiment))
-        if changed := [key for key in now | then if now.get(key) != then.get(key)]:
-            raise InputError(f"a resumed run must keep its settings, but {told} has another {changed[0]}")
+        refuse_changes(before, told, experiment, "the sweep")
         if before != experiment:
             self._write_config(experiment)
 
@@ -273,9 +276,39 @@ class RunDirectory:
             file.write(json.dumps(told) + "\n")
 
 
+def is_milestone(experiment: Experiment, iteration: int) -> bool:
+    """Whether an iteration of a run is validated: each `evaluation.every` of the budget, and the last.
+
+    Not whether it has a score: agents on which the oracle gains nothing have none.
+    """
+    return iteration >= experiment.num_iterations or iteration % experiment.iterations_per_validation == 0
+
+
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
     return seconds_from("MERMAIDE_CHECKPOINT_SECONDS", 60.0)
+
+
+def first_change(then: Experiment, now: Experiment) -> str | None:
+    """The first setting, by its dotted key, of what is done that has changed; who does the work may change."""
+    before, after = (dict(flat(each.what_is_done(), whole=("families",))) for each in (then, now))
+    return next((key for key in after | before if after.get(key) != before.get(key)), None)
+
+
+def refuse_changes(then: Experiment, there: Path | str, now: Experiment, here: Path | str) -> None:
+    """Refuses to go on with a run whose settings have changed since.
+
+    Args:
+        then: The settings of what is done already.
+        there: Where that is, as the user knows it.
+        now: The settings to go on with.
+        here: Where they are given.
+
+    Raises:
+        InputError: What is done has changed.
+    """
+    if key := first_change(then, now):
+        raise InputError(f"a resumed run must keep its settings, but `{key}` of {here} is not that of {there}")
 
 
 def refuse_used(out: Path, hint: str = "") -> None:
@@ -376,7 +409,7 @@ def what_is(path: Path) -> str:
                 f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
                 f"delete it and run {STOCK} again)"
             )
-        if run.latest_checkpoint():
+        if run.can_go_on:
             return f", the folder of a run (mermaide train --resume {path} goes on with it)"
         return (
             ", the folder of a run without a checkpoint (unless it is under way, delete it, or begin it again by "

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from mermaide_ray.agent_settings import Split
+from mermaide_ray.agent_settings import HELD_OUT, Split
 from mermaide_ray.agents.contract import check_own_families
 from mermaide_ray.baselines import BASELINES, SCORED_BESIDE
 from mermaide_ray.contender import Contender
@@ -32,10 +32,16 @@ from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.terminal import print_scores
-from mermaide_ray.storage import RunDirectory, checkpoint_seconds, load_principal, refuse_used, save_principal
+from mermaide_ray.storage import (
+    RunDirectory,
+    checkpoint_seconds,
+    load_principal,
+    refuse_changes,
+    refuse_used,
+    save_principal,
+)
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
-_HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def train(
@@ -65,10 +71,7 @@ def train(
     if resume:
         assert out is not None
         run = RunDirectory.open(out, trusted)
-        if (out / "rows.parquet").is_file() and run.latest_checkpoint() is None:
-            raise InputError(
-                f"--resume must be the folder of a run, with its checkpoints, got {out}, with scores alone"
-            )
+        _refuse_scores_alone(run)
         for name in baselines or ():
             if not (run.baselines / name).is_dir():
                 raise InputError(f"--baseline must name one that the resumed run already has, got {name!r} ({out})")
@@ -87,7 +90,7 @@ def train(
         else:
             rivals = [RunDirectory.open(path, trusted) for path in beside]
             with run.alone():
-                _train_side_by_side(run, [other for other in rivals if not _is_trained(other)], console)
+                _train_side_by_side(run, rivals, console)
                 _score([run, *rivals])
         _report(run, console)
 
@@ -215,28 +218,46 @@ def _interruptible(run: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         begins = f"no checkpoint is there yet (one each {checkpoint_seconds():g} s), so the run begins again"
-        how = "the run goes on" if run.latest_checkpoint() else begins
+        how = "the run goes on" if run.can_go_on else begins
         raise KeyboardInterrupt(f"{how} with: mermaide train --resume {run.path}") from None
 
 
 def _is_finished(run: RunDirectory) -> bool:
-    """Whether a run is trained and scored, with the settings that it has now."""
+    """Whether a run is trained and scored."""
     return all((run.path / f"{name}.parquet").is_file() for name in TABLES) and _is_trained(run)
 
 
 def _is_trained(run: RunDirectory) -> bool:
-    """Whether a run has come to the end of its training, with the settings that it has now."""
+    """Whether a run has come to the end of its training.
+
+    Raises:
+        InputError: It has, with other settings than it has now.
+    """
     if not run.principal.is_dir():
         return False
     trained, _ = load_principal(run.principal)
-    return trained.what_is_done() == run.experiment().what_is_done()
+    refuse_changes(trained, run.principal, run.experiment(), run.config)
+    return True
+
+
+def _refuse_scores_alone(run: RunDirectory) -> None:
+    """Refuses to go on with what `mermaide evaluate` has left, or a sweep of a run that is done."""
+    if run.latest_checkpoint() or not (run.path / "rows.parquet").is_file():
+        return
+    if (run.path / "status.json").is_file():
+        raise InputError(f"--resume must be the folder of a run of `mermaide train`, got {run.path}, a sweep's")
+    if not run.can_go_on:
+        raise InputError(
+            "--resume must be the folder of a run, with its checkpoints or its principal, "
+            f"got {run.path}, with scores alone"
+        )
 
 
 def _score(runs: Sequence[RunDirectory]) -> None:
     """Scores a run and those beside it."""
     experiment = runs[0].experiment()
     contenders = [contender_from(each.principal)[0] for each in runs]
-    results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in _HELD_OUT])
+    results = Results.together([score(experiment, contenders, split, experiment.evaluation.k) for split in HELD_OUT])
     results.write(runs[0].path)
 
 
@@ -270,16 +291,20 @@ def _beside(experiment: Experiment, preset: str) -> Experiment:
     return baseline
 
 
-def _train_side_by_side(run: RunDirectory, others: Sequence[RunDirectory], console: Console) -> None:
-    """Trains a run, and others in processes of their own."""
+def _train_side_by_side(run: RunDirectory, rivals: Sequence[RunDirectory], console: Console) -> None:
+    """Trains a run, and its rivals in processes of their own; not what is trained already, by whatever code."""
     from mermaide_ray.cluster.join import joins_cluster, ray_running
 
-    actors = [actor for each in (run, *others) for actor in each.experiment().env_runners.actors]
+    mine, others = ([each for each in runs if not _is_trained(each)] for runs in ([run], rivals))
+    if not mine:
+        run.note_other_code()  # which scores it
+    actors = [actor for each in (*mine, *others) for actor in each.experiment().env_runners.actors]
     # On a cluster, room for all of them before any begins: else each might get some of its actors, and wait for the
     # rest for ever. Without one, each has a Ray of its own.
     room = ray_running(actors, console) if others and actors and joins_cluster() else nullcontext()
     with room, _Companions(others) as companions:
-        meta_train(run, console, companions.check)
+        for each in mine:
+            meta_train(each, console, companions.check)
         companions.wait(console)
 
 

@@ -259,8 +259,7 @@ def test_evaluation_scores_points_as_it_scores_arms() -> None:
     experiment = continuous(evaluation={"tasks": 6, "episodes": 2})
     table, module = meeting_of(experiment)
     evaluation = Evaluation(experiment, "test")
-    weights = {name: value.detach() for name, value in module.weights().items()}
-    rates = {name: value.detach() for name, value in module.inner_rates().items()}
+    weights, rates = module.detached()
     results = evaluation.contender(Contender("mermaide", 0, table, weights, rates), [0, 1])
     rows = pd.concat([results.rows, *(evaluation.baseline(name).rows for name in SCORED_BESIDE)])
     assert (rows["wm_nll_uniform"] == 0).all()  # the uniform density is 1

@@ -51,8 +51,8 @@ def _contender(
     rehearsals: int | None = None,
 ) -> Contender:
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    weights = {key: value.detach() for key, value in module.weights().items()} | (changes or {})
-    rates = {key: value.detach() for key, value in module.inner_rates().items()}
+    weights, rates = module.detached()
+    weights |= changes or {}
     return Contender(name, seed, KShot(experiment.environment, module.method, rehearsals), weights, rates)
 
 

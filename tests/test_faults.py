@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import mermaide_ray.dispatch
-from mermaide_ray.algorithm import Mermaide, MermaideConfig
+from mermaide_ray.algorithm import Mermaide, MermaideConfig, lost
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
@@ -172,6 +172,13 @@ def test_learner_that_dies_stops_the_run_with_one_sentence() -> None:
             algorithm.train()
     finally:
         algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"), [(RuntimeError(), "RuntimeError"), (RuntimeError("\n no word\nat all"), "no word")]
+)
+def test_an_actor_that_is_gone_without_a_word_is_told_all_the_same(gone: Exception, told: str) -> None:
+    assert str(lost(gone)).startswith(f"every actor must answer, but one is gone: {told} (a run goes on")
 
 
 def test_checkpoint_without_a_learner_s_part_is_none(tmp_path: Path) -> None:
@@ -380,7 +387,7 @@ LEARNER = "rllib/learner_group/learner"
         (lambda run: (_latest(run) / "meta.json").unlink(), "must hold meta.json"),
         (lambda run: _edit(_latest(run) / "meta.json", format=2), "must have format 1, got 2"),
         (lambda run: _edit(_latest(run) / "meta.json", versions={"ray": "1.0"}), "with the ray that wrote it (1.0)"),
-        (lambda run: _set(run / "config.yaml", "training", "gamma", 0.5), "must keep its settings, but `training` in"),
+        (lambda run: _set(run / "config.yaml", "training", "gamma", 0.5), "settings, but `training.gamma` of"),
         (lambda run: (run / "config.yaml").write_text("seeed: 1"), "has no key 'seeed' (did you mean 'seed'?)"),
     ],
 )
@@ -392,8 +399,8 @@ def test_broken_run_is_not_resumed(
     expected: str,
 ) -> None:
     run = tmp_path / "run"
-    # Without its scores it is not finished.
     shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("baselines", "figures", "*.parquet"))
+    shutil.rmtree(run / "principal")  # with it, nothing would be left to train
     spoil(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["train", "--resume", str(run)]) == 2

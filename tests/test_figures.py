@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -306,9 +307,10 @@ def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -
     readers = (
         lambda: read_progress(path).to_dict("records"),
         RunDirectory(run).read_progress,
-        lambda: read_milestones(Store(str(tmp_path)), run.name),
+        lambda: read_milestones(Store(str(tmp_path)), run.name, tiny()),
     )
-    lines = [json.dumps({"throughput/env_steps": steps, "validation/x": steps / 10}) for steps in (10, 20, 30)]
+    told = ({"iteration": n, "throughput/env_steps": 10 * n, "validation/x": float(n)} for n in (1, 2, 3))
+    lines = [json.dumps(each) for each in told]
     for last in ("", lines[0][:15], lines[0]):  # a whole line has an end
         path.write_text("\n".join([*lines, last]))
         assert [[told["validation/x"] for told in read()] for read in readers] == [[1, 2, 3]] * 3

@@ -15,7 +15,6 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.algorithm import MermaideConfig, concatenated
 from mermaide_ray.cli import main
 from mermaide_ray.experience import experience_of
@@ -29,6 +28,7 @@ from mermaide_ray.models.per_arm import FAST, SLOW, PerArm
 from mermaide_ray.models.principal import Outputs, replay, shared
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.storage import save_principal
 from mermaide_ray.trajectory import Trajectories
 from mermaide_ray.view import View

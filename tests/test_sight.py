@@ -64,8 +64,7 @@ def played(experiment: Experiment, principal: Watcher) -> Trajectories:
 
 def contender(experiment: Experiment) -> Contender:
     module = PrincipalModule(model_config={"experiment": experiment.to_dict()})
-    weights = {name: value.detach() for name, value in module.weights().items()}
-    rates = {name: value.detach() for name, value in module.inner_rates().items()}
+    weights, rates = module.detached()
     return Contender("mermaide", 0, KShot(experiment.environment, module.method), weights, rates)
 
 

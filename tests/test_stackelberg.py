@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +15,22 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.cli import main
+from mermaide_ray.disk import one_process
 from mermaide_ray.envs.stackelberg import StackelbergEnv
 from mermaide_ray.errors import InputError
 from mermaide_ray.noise import Key
 from mermaide_ray.stackelberg.beliefs import Adaptive, Recurrent, Support, scratch
-from mermaide_ray.stackelberg.evaluation import Evaluation, uninformed_values, unstructured
-from mermaide_ray.stackelberg.experiment import _open, run
+from mermaide_ray.stackelberg.evaluation import FollowerScoring, uninformed_values, unstructured
+from mermaide_ray.stackelberg.experiment import _opened, run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
-from mermaide_ray.stackelberg.planner import Planner, choose, lattice
+from mermaide_ray.stackelberg.planner import Planner, choose_commitment, lattice
 from mermaide_ray.stackelberg.report import episodes_to_target, first_crossing, verdict
-from mermaide_ray.stackelberg.settings import Game, Principal, Scratch, Settings, Training, load_settings
+from mermaide_ray.stackelberg.settings import Game, PrincipalSettings, Scratch, Settings, Training, load_settings
 from mermaide_ray.stackelberg.training import advantages, meta_loss, meta_train
 
 GAME = Game(rows=3, columns=4, rounds=3, response_noise=0.3)
-SMALL = Principal(hidden_size=5, inner_steps=3, resolution=4, fine_resolution=6)
+SMALL = PrincipalSettings(hidden_size=5, inner_steps=3, resolution=4, fine_resolution=6)
 
 
 def tasks(ids: range, game: Game = GAME) -> Games:
@@ -156,7 +159,7 @@ def test_plan_weighs_payoffs_by_the_believed_responses() -> None:
 def test_actions_are_drawn_by_their_probabilities() -> None:
     logits = torch.log(torch.tensor([0.2, 0.0, 0.5, 0.3])).expand(10, -1)
     uniform = torch.tensor([0.0, 0.1, 0.19, 0.21, 0.3, 0.5, 0.69, 0.71, 0.9, 0.9999])
-    assert choose(logits, uniform).tolist() == [0, 0, 0, 2, 2, 2, 2, 3, 3, 3]
+    assert choose_commitment(logits, uniform).tolist() == [0, 0, 0, 2, 2, 2, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("kind", [Adaptive, Recurrent])
@@ -206,7 +209,7 @@ def test_meetings_depend_neither_on_company_nor_on_later_episodes(kind: type[Ada
 def test_scratch_nears_the_equilibrium_where_it_sees_and_stays_where_it_was_where_it_does_not() -> None:
     overrides = {"game.columns": 3, "principal.fine_resolution": 20, "evaluation.k": [0, 40]}
     settings = load_settings(scale="smoke", overrides=overrides)
-    evaluation = Evaluation(settings, num_tasks=60)
+    evaluation = FollowerScoring(settings, num_tasks=60)
     regrets = {}
     for noise in (0.0, 1.0):
         values = evaluation.score(scratch(settings.with_noise(noise), 3.0, 8.0), noise)
@@ -216,7 +219,7 @@ def test_scratch_nears_the_equilibrium_where_it_sees_and_stays_where_it_was_wher
 
 
 def test_no_commitment_beats_the_equilibrium_and_knowing_the_distribution_is_worth_something() -> None:
-    evaluation = Evaluation(load_settings(scale="smoke"), num_tasks=40)
+    evaluation = FollowerScoring(load_settings(scale="smoke"), num_tasks=40)
     assert (evaluation.uninformed <= evaluation.equilibrium + 1e-5).all()
     leader, follower = evaluation.games.leader, evaluation.games.follower
     assert evaluation.span > 0
@@ -228,7 +231,7 @@ def test_no_commitment_beats_the_equilibrium_and_knowing_the_distribution_is_wor
 def test_the_uninformed_leader_knows_the_distribution_of_the_condition_s_own_followers() -> None:
     """Against followers without structure, commitments chosen for them bring more than those for the training's."""
     settings = load_settings(scale="smoke")
-    evaluation = Evaluation(settings, condition="unstructured", num_tasks=200)
+    evaluation = FollowerScoring(settings, condition="unstructured", num_tasks=200)
     structured = uninformed_values(settings.game, evaluation.games, "test", evaluation._fine)
     assert evaluation.uninformed.mean() > structured.mean()
 
@@ -254,7 +257,7 @@ def test_meta_training_pays_on_followers_never_met() -> None:
     settings = load_settings(
         overrides={"response_noises": [0.2], "training.iterations": 150, "evaluation.k": [0, 1, 2]}
     ).with_noise(0.2)
-    evaluation = Evaluation(settings)
+    evaluation = FollowerScoring(settings)
     learned = evaluation.score(meta_train(settings, "mermaide", 0), 0.2)
     unlearned = evaluation.score(scratch(settings, 3.0, 8.0), 0.2)
     assert learned[1].mean() > unlearned[1].mean() + 0.05 * evaluation.span
@@ -305,8 +308,32 @@ def test_other_settings_do_not_go_on_with_a_run(finished: Path) -> None:
 
 def test_what_a_kill_left_before_the_settings_were_written_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("{}")
-    _open(SMOKE, tmp_path)
-    assert (tmp_path / "config.yaml").is_file()
+    with _opened(SMOKE, tmp_path):
+        assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_folder_given_to_two_at_the_same_moment_is_the_first_one_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_process(tmp_path), pytest.raises(InputError, match="by one process at a time, and one does already"):
+        run(SMOKE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    first = SMOKE.model_copy(update={"seeds": 3})
+
+    @contextmanager
+    def held(folder: Path) -> Iterator[None]:
+        """Before the second takes its turn, the first has had its own."""
+        monkeypatch.undo()
+        with _opened(first, folder):
+            pass
+        with one_process(folder):
+            yield
+
+    monkeypatch.setattr("mermaide_ray.stackelberg.experiment.one_process", held)
+    with pytest.raises(InputError, match="or one of the same settings, got"):
+        run(SMOKE, tmp_path)
+    with _opened(first, tmp_path):
+        assert not (tmp_path / "parts").exists()
 
 
 def test_a_folder_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
@@ -402,9 +429,11 @@ def test_episodes_to_target_and_verdict_of_known_curves() -> None:
 
 def test_scratch_and_a_fresh_principal_start_alike() -> None:
     """Meta-training starts from the learner that it is compared with: what differs afterwards was learned."""
-    fresh: Believer = Adaptive(GAME, Principal(payoff_scale=3.0, linear_factors=0), torch.Generator().manual_seed(0))
-    settings = Settings(scratch=Scratch(inner_steps=Principal().inner_steps)).model_copy(update={"game": GAME})
-    none = scratch(settings, 3.0, Principal().sharpness)
+    fresh: Believer = Adaptive(
+        GAME, PrincipalSettings(payoff_scale=3.0, linear_factors=0), torch.Generator().manual_seed(0)
+    )
+    settings = Settings(scratch=Scratch(inner_steps=PrincipalSettings().inner_steps)).model_copy(update={"game": GAME})
+    none = scratch(settings, 3.0, PrincipalSettings().sharpness)
     games = tasks(range(3))
     dice = deal(Key(0, "test", "alike", 0), games.ids, 2, 2, GAME.rounds)
     with torch.no_grad():

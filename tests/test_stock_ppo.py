@@ -12,7 +12,6 @@ import tree
 from conftest import stock_families
 from ray.rllib.core.columns import Columns
 
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.baselines.stock_run import StockPrincipal, train_stock
 from mermaide_ray.cli import main
@@ -21,6 +20,7 @@ from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.report.sources import curves_of, read_source
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.view import View
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

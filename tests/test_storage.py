@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from mermaide_ray.disk import one_process, whole_file, whole_folder
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.provenance import refuse_secrets, versions
-from mermaide_ray.storage import CHECKPOINT_FORMAT, RunDirectory, clear, load_principal, save_principal
+from mermaide_ray.storage import CHECKPOINT_FORMAT, RunDirectory, clear, first_change, load_principal, save_principal
 
 
 class StopError(Exception):
@@ -499,3 +500,18 @@ def test_a_run_from_before_models_of_learners_is_read_as_it_was(tmp_path: Path) 
     del settings["world_model"]["kind"], settings["evaluation"]["planning"]
     run.config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert run.experiment() == of_mermaide({})
+
+
+@pytest.mark.parametrize(
+    ("sections", "changed"),
+    [
+        ({}, None),
+        ({"env_runners": {"num_env_runners": 3}}, None),
+        ({"evaluation": {"rehearsals": 7}}, None),  # of a run that does not plan
+        ({"training": {"gamma": 0.5}}, "training.gamma"),
+        ({"agents": {"population": {"train": 3}}}, "agents.population.train"),
+        ({"seed": 1}, "seed"),
+    ],
+)
+def test_what_may_not_change_in_a_run_is_what_it_does(sections: dict[str, Any], changed: str | None) -> None:
+    assert first_change(tiny(), tiny(**sections)) == first_change(tiny(**sections), tiny()) == changed

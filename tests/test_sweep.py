@@ -74,6 +74,7 @@ def test_a_sweep_leaves_everything_that_it_promises(swept: Path) -> None:
         assert not (run / "checkpoints").exists()
         assert load_principal(run)[0].environment.cost_weight == float(name.split(",")[0].split("=")[1])
         assert json.loads((run / "provenance.json").read_text())["command"] == sys.argv
+        assert json.loads((run / "status.json").read_text())["trial"] == name.rpartition(",")[0]
     assert not (swept / "failures").exists()
 
 
@@ -234,7 +235,7 @@ def test_who_does_the_work_may_change_in_between(tmp_path: Path) -> None:
     run.close()
     settings["training"]["gamma"] = 0.5
     longer = plan_from(write_sweep(tmp_path, seeds=1, answer=None, settings=settings))
-    with pytest.raises(InputError, match=r"a resumed run must keep its settings, but .* has another training.gamma"):
+    with pytest.raises(InputError, match=r"must keep its settings, but `training.gamma` of the sweep is not that of"):
         SweepRun(longer, longer.settings[0], 0, store).advance()
 
 
@@ -262,7 +263,7 @@ def test_checkpoints_that_others_may_have_written_are_loaded_only_if_trusted(tmp
     (checkpoint / "meta.json").chmod(0o666)
     with pytest.raises(InputError, match=r"everybody may write to .*meta.json \(--trust-checkpoint"):
         SweepRun(plan, plan.settings[0], 0, store).advance()
-    config = {"root": store.root, "path": [], "trial": {"values": run._setting.values, "method": None, "seeds": [0]}}
+    config = {"root": store.root, "path": [], "trial": {"values": run._setting.values, "preset": None, "seeds": [0]}}
     trial = tune.with_parameters(SweepTrial, trusted=True)(config)
     assert trial._runs[0]._trusted
     assert trial.reset_config(config)
@@ -348,6 +349,21 @@ def test_a_run_told_again_tells_the_same_milestones(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_milestone_without_a_score_is_one_of_a_trial_that_has_ended_too(tmp_path: Path) -> None:
+    """Agents on which the oracle gains nothing have no score. A scheduler counts milestones."""
+    config = write_sweep(tmp_path, seeds=1, answer=None, tune={"scheduler": "asha"})
+    plan, store = held(config, tmp_path / "out")
+    run = SweepRun(plan, plan.settings[0], 0, store)
+    milestones = [{"iteration": n, "throughput/env_steps": 240.0 * n} for n in (1, 2, 3)]
+    milestones[0]["validation/score_k1"] = milestones[2]["validation/score_k1"] = 0.5
+    lines = "".join(json.dumps(told) + "\n" for told in milestones)
+    store.write(f"runs/{run.name}/progress.jsonl", lines.encode())
+    run.stop(milestones[-1])
+    again = SweepRun(plan, plan.settings[0], 0, store)
+    assert [again.advance() for _ in milestones] == milestones
+    assert again.is_over
+
+
 def test_a_milestone_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, store = held(write_sweep(tmp_path, seeds=1), tmp_path / "out")
     saved, save = [], Session.save
@@ -388,7 +404,7 @@ def test_one_seed_s_failure_leaves_the_others_of_its_trial(tmp_path: Path, monke
         return advance(run)
 
     monkeypatch.setattr(SweepRun, "advance", failing)
-    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    planned = {"values": {"environment.cost_weight": "1"}, "preset": None, "seeds": [0, 1]}
     trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
     told = [trial.step() for _ in range(8)]
     assert [part["done"] for part in told] == [False] * 7 + [True]
@@ -405,7 +421,7 @@ def test_runs_of_a_trial_take_turns_with_their_actors(tmp_path: Path) -> None:
     config = write_sweep(tmp_path, settings=settings, search={}, answer=None)
     held(config, tmp_path / "out")
     trial = SweepTrial(
-        {"root": str(tmp_path / "out"), "path": [], "trial": {"values": {}, "method": None, "seeds": [0, 1]}}
+        {"root": str(tmp_path / "out"), "path": [], "trial": {"values": {}, "preset": None, "seeds": [0, 1]}}
     )
     told = []
     while not told or not told[-1]["done"]:
@@ -426,7 +442,7 @@ def test_run_whose_workers_are_lost_is_left_to_tune_to_start_again(
         raise WorkersLost("one of 4 sampling actors must bring what it sampled")
 
     monkeypatch.setattr(SweepRun, "advance", lost)
-    planned = {"values": {"environment.cost_weight": "1"}, "method": None, "seeds": [0, 1]}
+    planned = {"values": {"environment.cost_weight": "1"}, "preset": None, "seeds": [0, 1]}
     trial = SweepTrial({"root": str(tmp_path / "out"), "path": [], "trial": planned})
     with pytest.raises(WorkersLost):
         trial.step()

@@ -17,6 +17,7 @@ from mermaide_ray.sweep.file import load_sweep
 from mermaide_ray.sweep.job import _begin
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
+from mermaide_ray.sweep.search import optuna_search, scheduler_of
 from mermaide_ray.sweep.status import is_over, read_status, read_statuses, unfinished
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.trainable import WORST
@@ -84,7 +85,7 @@ def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
         setting = plan.setting(values)
         for seed in plan.sweep.seeds:
             SweepRun(plan, setting, seed, store)._write_status(status, {"validation/score_k1": 0.5}, None)
-    found, left = tuning._optuna(plan, read_statuses(store))
+    found, left = optuna_search(plan, read_statuses(store))
     assert left == 3
     tried = [trial.params["drawn/world_model.hidden_size"] for trial in found._ot_study.trials if trial.params]
     assert tried == [4, 5]
@@ -197,7 +198,7 @@ def test_what_the_budget_stopped_goes_on_with_a_larger_one(tmp_path: Path) -> No
 def test_a_population_s_choice_is_perturbed_to_its_neighbours(tmp_path: Path) -> None:
     search = {"training.minibatches": {"choice": [1, 2, 4]}, "training.epochs": {"randint": [4, 8]}}
     tune = {"scheduler": "pbt", "samples": 2}
-    scheduler = tuning._scheduler(plan_from(write_sweep(tmp_path, search=search, tune=tune, answer=None)))
+    scheduler = scheduler_of(plan_from(write_sweep(tmp_path, search=search, tune=tune, answer=None)))
     assert isinstance(scheduler, PopulationBasedTraining)
     config = {"drawn": {"training.minibatches": "2", "training.epochs": 6}}
     found = [_explore(config, scheduler._hyperparam_mutations, 0.0, (1.2, 0.8), None)[0]["drawn"] for _ in range(40)]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from mermaide_ray import training
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.cli import main
-from mermaide_ray.errors import RunFault
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.experiment import variant
 from mermaide_ray.metrics import METRICS, MOST_SCALARS
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -176,9 +177,62 @@ def test_damaged_scores_are_told_and_made_again_where_they_are_deleted(
     assert main(["train", "--resume", str(folder)]) == 2
     assert f"{rows} is damaged" in capsys.readouterr().err
     rows.unlink()
-    monkeypatch.setattr(Mermaide, "train", lambda _: pytest.fail("trained again"))
+    # Another Ray than the checkpoint's, which would not take it: there is nothing left to go on from it for.
+    meta = next((folder / "checkpoints").iterdir()) / "meta.json"
+    meta.write_text(meta.read_text(encoding="utf-8").replace(versions()["ray"], "1.0"), encoding="utf-8")
+    monkeypatch.setattr("mermaide_ray.cluster.join.ray_running", lambda *_: pytest.fail("started Ray"))
     assert main(["train", "--resume", str(folder)]) == 0
     pd.testing.assert_frame_equal(pd.read_parquet(rows), pd.read_parquet(trained_run.path / "rows.parquet"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trained_run_whose_checkpoints_are_deleted_is_only_scored(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run.path, folder, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    told = (folder / "progress.jsonl").read_bytes()
+    monkeypatch.setattr("mermaide_ray.cluster.join.ray_running", lambda *_: pytest.fail("started Ray"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "already finished" in capsys.readouterr().out
+    (folder / "rows.parquet").unlink()
+    assert main(["train", "--out", str(folder)]) == 2
+    assert f"the folder of a run (mermaide train --resume {folder} goes on with it)" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder)]) == 0
+    theirs = pd.read_parquet(trained_run.path / "rows.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "rows.parquet"), theirs)
+    assert (folder / "progress.jsonl").read_bytes() == told
+    # Nor is it trained anew with other settings.
+    config = folder / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("gamma: ", "gamma: 0.5 # "), encoding="utf-8")
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert f"`training.gamma` of {config} is not that of {folder / 'principal'}" in capsys.readouterr().err
+
+
+def test_a_sweep_s_run_that_is_done_is_left_to_the_sweep(
+    trained_run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (tmp_path / "run" / "status.json").write_text("{}", encoding="utf-8")
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert "must be the folder of a run of `mermaide train`, got" in capsys.readouterr().err
+
+
+def test_what_is_trained_is_not_trained_beside_what_is_not(
+    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained_run.path, tmp_path / "main")
+    main_run, trained = RunDirectory(tmp_path / "main"), RunDirectory(tmp_path / "main" / "baselines" / "rl2")
+    begun = RunDirectory.create(tmp_path / "begun", tiny())
+    in_this, in_others = [], []
+    monkeypatch.setattr(training, "meta_train", lambda run, *_: in_this.append(run))
+    monkeypatch.setattr(training._Companions, "__enter__", lambda self: in_others.extend(self._runs) or self)
+    monkeypatch.setattr(training._Companions, "wait", lambda *_: None)
+    console = Console(file=io.StringIO())
+    training._train_side_by_side(main_run, [trained, begun], console)
+    assert (in_this, in_others) == ([], [begun])
+    training._train_side_by_side(begun, [trained, main_run], console)
+    assert (in_this, in_others) == ([begun], [begun])
 
 
 @pytest.mark.usefixtures("no_pickles")
@@ -222,7 +276,7 @@ def test_what_evaluate_leaves_tells_its_settings_and_where_it_came_from(
     assert set(study.settings["environment.cost_weight"]) == {0.3, 0.9}
     # There is nothing in it to be gone on with.
     assert main(["train", "--resume", str(tmp_path / "dear")]) == 2
-    assert "must be the folder of a run, with its checkpoints, got" in capsys.readouterr().err
+    assert "must be the folder of a run, with its checkpoints or its principal, got" in capsys.readouterr().err
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_called_that(
@@ -352,14 +406,17 @@ def test_who_interrupts_a_run_is_told_how_to_go_on_and_from_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(run: RunDirectory, *_: Any) -> None:
-        if run.experiment().seed:
+        if run.experiment().seed == 1:
             run.save_checkpoint(3, lambda _: None)
+        if run.experiment().seed == 2:
+            run.principal.mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mermaide_ray.training._train_side_by_side", interrupted)
     for seed, how in (
         (0, "no checkpoint is there yet (one each 60 s), so the run begins again"),
         (1, "the run goes on"),
+        (2, "the run goes on"),
     ):
         run = tmp_path / f"run-{seed}"
         assert main(["train", "--seed", str(seed), "--out", str(run)]) == 130
@@ -385,7 +442,7 @@ def test_resume_refuses_other_settings_and_keeps_what_is_there(
         config.read_text(encoding="utf-8").replace("entropy_weight: ", "entropy_weight: 1"), encoding="utf-8"
     )
     assert main(["train", "--resume", str(run)]) == 2
-    assert "must keep its settings, but `training`" in capsys.readouterr().err
+    assert "must keep its settings, but `training.entropy_weight` of" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (run / "principal").iterdir()} == before
 
 
@@ -417,3 +474,23 @@ def test_a_checkpoint_is_not_blamed_for_what_cannot_start(
     monkeypatch.setattr(Mermaide, "restore_from_path", failing)
     with run.alone(), pytest.raises(RunFault, match="the sampling actors must start"):
         Session(run, 0.0)
+
+
+@pytest.mark.parametrize("fails", ["progress", "board"])
+def test_a_session_that_cannot_begin_leaves_no_algorithm_behind(
+    fails: str, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of a sweep goes on with other runs in the same process, which may want its actors' places."""
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    if fails == "progress":
+        run.progress.write_text("half\n", encoding="utf-8")
+        error: type[Exception] = InputError
+    else:
+        full = OSError(28, "No space left on device")
+        monkeypatch.setattr("mermaide_ray.tensorboard.Board.begin", Mock(side_effect=full))
+        error = OSError
+    stop, ended = Mermaide.stop, []
+    monkeypatch.setattr(Mermaide, "stop", lambda algorithm: (ended.append("algorithm"), stop(algorithm)))
+    with run.alone(), pytest.raises(error):
+        Session(run, 0.0)
+    assert ended == ["algorithm"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mermaide_ray.agents import POINT_FAMILIES
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.agents.rl_module import PRINCIPAL, agent_modules
+from mermaide_ray.agents.rl_module import agent_modules
 from mermaide_ray.baselines.stock_ppo import stock_ppo
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
@@ -27,6 +27,7 @@ from mermaide_ray.models.method import Method
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.player import NetworkPrincipal
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.view import View, view_of
 
 EPISODES = 2

@@ -28,11 +28,10 @@ from mermaide_ray.envs import ENVS, env_named
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.points import Space
+from mermaide_ray.roles import PRINCIPAL
 
 AnyConfig = TypeVar("AnyConfig", bound=AlgorithmConfig)
 
-PRINCIPAL = "principal"
-"""The principal's agent id and module id."""
 _AGENT = "agent/"
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from mermaide_ray.lockstep import Hidden, Seen
 
 _NEEDED = ("begin", "intervene")
+# Of those that it will be scored on, the first: enough to see what a rule returns, and soon played.
+_MOST_AGENTS, _MOST_EPISODES = 8, 2
 
 
 def check_own_rules(names: Iterable[str], experiment: Experiment, split: Split) -> None:
-    """Plays the rules that are named by dotted paths, with the agents of one game that they are to be scored on.
+    """Plays the rules that are named by dotted paths, with a few of the agents that they are to be scored on.
 
     Args:
         names: Of rules; those without a colon are this package's, and left alone.
@@ -40,9 +42,9 @@ def _check(name: str, experiment: Experiment, split: Split) -> None:
     from mermaide_ray.agents.distribution import AgentDistribution
     from mermaide_ray.lockstep import deal_for, play
 
-    environment, episodes = experiment.environment, experiment.evaluation.episodes
-    distribution = AgentDistribution(experiment)
-    tasks = distribution.held_out(split, experiment.evaluation.tasks)
+    environment, evaluation = experiment.environment, experiment.evaluation
+    distribution, episodes = AgentDistribution(experiment), min(evaluation.episodes, _MOST_EPISODES)
+    tasks = distribution.held_out(split, min(evaluation.tasks, _MOST_AGENTS))
     rule = called(name, name.rpartition(":")[2], baseline_named(name), experiment, split, tasks, episodes)
     informed = [family.name for family in distribution.families if family.hear is not None]
     needed = (*_NEEDED, *(["probabilities"] if informed else []))

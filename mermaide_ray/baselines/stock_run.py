@@ -18,9 +18,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rich.console import Console
 from torch import Tensor
 
-from mermaide_ray.agent_settings import SPLITS
+from mermaide_ray.agent_settings import HELD_OUT
 from mermaide_ray.agents.contract import check_own_families
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import SCORED_BESIDE
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
@@ -36,6 +35,7 @@ from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.files import STEPS
 from mermaide_ray.report.run_charts import RETURN
 from mermaide_ray.report.terminal import print_scores
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.storage import STOCK, RunDirectory, refuse_used
 from mermaide_ray.view import View, view_of
 
@@ -137,7 +137,7 @@ def _iterations(algorithm: Algorithm, experiment: Experiment, console: Console) 
 def _score(experiment: Experiment, module: RLModule) -> Results:
     """Rows of the principal, all fixed rules and all oracles, on validation and test agents."""
     parts = []
-    for split in SPLITS[1:]:
+    for split in HELD_OUT:
         evaluation = Evaluation(experiment, split)
         principal = StockPrincipal(module, view_of(experiment.environment))
         parts.append(evaluation.principal(experiment.name, experiment.seed, principal))

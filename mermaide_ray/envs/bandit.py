@@ -16,13 +16,14 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.agents.rl_module import PRINCIPAL, AgentObservation, agent_id
+from mermaide_ray.agents.rl_module import AgentObservation, agent_id
 from mermaide_ray.changes import course_of
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.envs.turns import Schedule, Turns
 from mermaide_ray.experiment import Experiment, validate
 from mermaide_ray.lockstep import Perception, deal_for
 from mermaide_ray.noise import Key
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.settings import Switch, Whole
 from mermaide_ray.view import view_of
 

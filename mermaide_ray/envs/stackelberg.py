@@ -15,9 +15,9 @@ from pydantic import Field
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.utils.typing import MultiAgentDict
 
-from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.envs.turns import Schedule, Turns
 from mermaide_ray.noise import Key
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.settings import Whole
 from mermaide_ray.stackelberg.games import GameDistribution, deal, play_round
 from mermaide_ray.stackelberg.settings import Game
@@ -68,8 +68,8 @@ class StackelbergEnv(MultiAgentEnv):
         settings, game = self._settings, self._settings.game
         task, episode = self._turns.next()
         self._games = self._distribution.tasks(settings.split, [task])
-        luck = settings.training_seed if settings.split == "train" else game.seed
-        key = Key(luck, settings.split, settings.purpose, settings.iteration)
+        dice_seed = settings.training_seed if settings.split == "train" else game.seed
+        key = Key(dice_seed, settings.split, settings.purpose, settings.iteration)
         self._dice = deal(key, [task], 1, episode + 1, game.rounds)
         self._at, self._round = episode, 0
         self._last = np.zeros(game.rows + game.columns + 1, dtype=np.float32)

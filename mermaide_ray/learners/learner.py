@@ -20,9 +20,8 @@ from mermaide_ray.errors import RunFault
 from mermaide_ray.learners.maml import OldLogP, meta_loss, sampling_log_p
 from mermaide_ray.models.architecture import LATENTS
 from mermaide_ray.models.rl_module import PrincipalModule
+from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.trajectory import Experience, Trajectories
-
-PRINCIPAL = "principal"
 
 
 class MermaideLearner(TorchLearner):
@@ -31,7 +30,7 @@ class MermaideLearner(TorchLearner):
     The batch of module `principal` holds `support_arms`, `support_interventions` [B, K, T] (absent for K = 0),
     `query_arms`, `query_interventions` [B, E, T] and `target` [B]; what the principal saw (`support_shown`,
     `query_shown`) where that is a matter of luck, the target at each pull (`moving` [B, T]) where it moves, and what a
-    model of learners inferred from the support (`support_latents` [B, Z]).
+    model of learners inferred from the support (`support_latents` [B, L]).
     Learners each get some of the tasks; gradients and the moments of the advantages are averaged over all of them, so
     their number changes nothing but rounding.
     """

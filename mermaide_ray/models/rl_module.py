@@ -53,6 +53,11 @@ class PrincipalModule(TorchRLModule):
         """The inner learning rate by weight name, 0-dim."""
         return split_parameters(self.method, dict(self.parameters_by_name.items()))[1]
 
+    def detached(self) -> tuple[Weights, dict[str, Tensor]]:
+        """`weights()` and `inner_rates()` outside the autograd graph: to be played with, not trained."""
+        parameters = {name: value.detach() for name, value in self.parameters_by_name.items()}
+        return split_parameters(self.method, parameters)
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All parameters by name, to share (`storage.save_principal`)."""
         return {name: value.detach().numpy().copy() for name, value in self.parameters_by_name.items()}

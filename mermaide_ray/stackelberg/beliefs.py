@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mermaide_ray.models.gru import gru_scan
 from mermaide_ray.stackelberg.games import Outcome, mixture
-from mermaide_ray.stackelberg.settings import Game, Principal, Settings
+from mermaide_ray.stackelberg.settings import Game, PrincipalSettings, Settings
 
 # Networks speak in this unit (nats): believing in a sharp best response shouldn't take large weights.
 PAYOFF_UNIT = 5.0
@@ -75,7 +75,7 @@ class Adaptive(nn.Module):
 
     each_round = False
 
-    def __init__(self, game: Game, principal: Principal, generator: torch.Generator) -> None:
+    def __init__(self, game: Game, principal: PrincipalSettings, generator: torch.Generator) -> None:
         super().__init__()
         self._noise = game.response_noise
         self._steps, self._rate = principal.inner_steps, principal.inner_lr
@@ -213,7 +213,7 @@ class Recurrent(nn.Module):
 
     each_round = True
 
-    def __init__(self, game: Game, principal: Principal, generator: torch.Generator) -> None:
+    def __init__(self, game: Game, principal: PrincipalSettings, generator: torch.Generator) -> None:
         super().__init__()
         self._shape = (game.rows, game.columns)
         size, hidden = game.rows * game.columns, principal.hidden_size

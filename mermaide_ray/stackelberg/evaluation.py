@@ -35,7 +35,7 @@ def unstructured(game: Game) -> Game:
     return game.model_copy(update=own)
 
 
-class Evaluation:
+class FollowerScoring:
     """One condition's followers and luck, ready to score any number of principals.
 
     Args:
@@ -130,7 +130,7 @@ def uninformed_values(game: Game, games: Games, split: Split, commitments: Tenso
     return values
 
 
-def tuned_scratch(settings: Settings, validation: Evaluation, response_noise: float) -> Believer:
+def tuned_scratch(settings: Settings, validation: FollowerScoring, response_noise: float) -> Believer:
     """The principal without meta-training, with the settings that do best on validation followers (mean over k)."""
     candidates = [
         scratch(settings.with_noise(response_noise), payoff_scale, sharpness)

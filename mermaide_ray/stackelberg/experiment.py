@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from mermaide_ray.disk import one_process, whole_file
 from mermaide_ray.errors import InputError
 from mermaide_ray.provenance import provenance
 from mermaide_ray.report.drawing import save_figure
-from mermaide_ray.stackelberg.evaluation import CONDITIONS, Evaluation, tuned_scratch
+from mermaide_ray.stackelberg.evaluation import CONDITIONS, FollowerScoring, tuned_scratch
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
 from mermaide_ray.stackelberg.training import meta_train
@@ -46,8 +47,7 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
     """
     console = console or Console()
     torch.set_num_threads(1)
-    _open(settings, out)
-    with one_process(out):
+    with _opened(settings, out):
         rows = pd.concat(_parts(settings, out, console), ignore_index=True)
         with whole_file(out / "rows.parquet") as file:
             rows.to_parquet(file, index=False)
@@ -69,7 +69,7 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
 
 def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataFrame]:
     """The rows of each method, noise and seed: read where they are, else made and written."""
-    evaluations: list[Evaluation] = []
+    evaluations: list[FollowerScoring] = []
     # Seed by seed, so that a run cut short has something to say on each noise.
     jobs = [
         (method, noise, seed)
@@ -85,7 +85,7 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
             # Made when first needed: the equilibria of all followers take seconds.
             evaluations = evaluations or _evaluations(settings)
             if method == "scratch":
-                validation = Evaluation(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
+                validation = FollowerScoring(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
                 principal = tuned_scratch(settings, validation, noise)
             else:
                 principal = meta_train(settings.with_noise(noise), method, seed)
@@ -97,13 +97,13 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
         yield pd.read_parquet(path)
 
 
-def _evaluations(settings: Settings) -> list[Evaluation]:
+def _evaluations(settings: Settings) -> list[FollowerScoring]:
     """One for each condition.
 
     Raises:
         InputError: In one of them there is nothing to know of the followers, so that no regret could be normalised.
     """
-    evaluations = [Evaluation(settings, condition=condition) for condition in CONDITIONS]
+    evaluations = [FollowerScoring(settings, condition=condition) for condition in CONDITIONS]
     for each in evaluations:
         if each.span < _LEAST_SPAN:
             raise InputError(
@@ -114,19 +114,29 @@ def _evaluations(settings: Settings) -> list[Evaluation]:
     return evaluations
 
 
-def _open(settings: Settings, out: Path) -> None:
-    """Makes the folder, or checks that it is one of the same settings."""
-    config = out / "config.yaml"
-    if config.is_file():
-        if not _are_in(config, settings):
-            raise InputError(f"--out must be a new folder, or one of the same settings, got {out} (see {config})")
-        return
-    refuse_used(out)
+@contextmanager
+def _opened(settings: Settings, out: Path) -> Iterator[None]:
+    """While this process works in the folder, new or one of the same settings, no other may."""
+    _refuse_others(settings, out)  # before anything is made there
     out.mkdir(parents=True, exist_ok=True)
-    with whole_file(out / "provenance.json") as file:
-        file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
-    with whole_file(config) as file:
-        file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    with one_process(out):
+        _refuse_others(settings, out)  # again: another process may have begun there at the same moment
+        config = out / "config.yaml"
+        if not config.is_file():
+            with whole_file(out / "provenance.json") as file:
+                file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
+            with whole_file(config) as file:
+                file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        yield
+
+
+def _refuse_others(settings: Settings, out: Path) -> None:
+    """Refuses a folder that holds anything but a run of the same settings."""
+    config = out / "config.yaml"
+    if not config.is_file():
+        refuse_used(out)
+    elif not _are_in(config, settings):
+        raise InputError(f"--out must be a new folder, or one of the same settings, got {out} (see {config})")
 
 
 def _are_in(config: Path, settings: Settings) -> bool:

@@ -117,7 +117,7 @@ def commitment_value(commitment: Tensor, leader: Tensor, follower: Tensor) -> Te
 
 
 @dataclass(frozen=True)
-class Dice:
+class RoundDice:
     """All luck of a batch of trials.
 
     Attributes:
@@ -133,7 +133,7 @@ class Dice:
     payoff_noise: Tensor
 
 
-def deal(key: Key, tasks: Sequence[int], trials: int, episodes: int, rounds: int) -> Dice:
+def deal(key: Key, tasks: Sequence[int], trials: int, episodes: int, rounds: int) -> RoundDice:
     """Deals the dice of `trials` trials of each task; those of an episode are the same however many follow it."""
     seed, split, purpose, iteration = key
     uniform = np.empty((len(tasks), episodes, trials, rounds, 3), dtype=np.float32)
@@ -148,7 +148,7 @@ def deal(key: Key, tasks: Sequence[int], trials: int, episodes: int, rounds: int
         return torch.from_numpy(np.ascontiguousarray(array.swapaxes(1, 2)))
 
     commit, garble, garbled = (by_trial(uniform[..., which]) for which in range(3))
-    return Dice(commit, garble, garbled, by_trial(normal))
+    return RoundDice(commit, garble, garbled, by_trial(normal))
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def play_round(
         leader: The principal's payoffs, float [..., M, C].
         follower: The agent's, likewise.
         commitment: float [..., M].
-        garble: The round's dice, float [...], as in `Dice`.
+        garble: The round's dice, float [...], as in `RoundDice`.
         garbled: Likewise.
         payoff_noise: Likewise.
     """

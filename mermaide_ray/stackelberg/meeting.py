@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mermaide_ray.stackelberg.beliefs import response_log_p, seen_log_p
-from mermaide_ray.stackelberg.games import Dice, Games, Outcome, play_round
-from mermaide_ray.stackelberg.planner import Planner, choose
+from mermaide_ray.stackelberg.games import Games, Outcome, RoundDice, play_round
+from mermaide_ray.stackelberg.planner import Planner, choose_commitment
 from mermaide_ray.stackelberg.settings import Game
 
 
@@ -60,7 +60,7 @@ def meet(
     game: Game,
     principal: Believer,
     games: Games,
-    dice: Dice,
+    dice: RoundDice,
     commitments: Tensor,
     after: Callable[[int, Tensor], None] | None = None,
 ) -> Trial:
@@ -88,7 +88,7 @@ def meet(
                 logits = principal.log_sharpness.exp() * planner.predicted(belief)
                 log_p = logits.log_softmax(-1)
                 entropy = -(log_p.exp() * log_p).sum(-1)
-            index = choose(logits.detach(), dice.commit[:, :, episode, turn])
+            index = choose_commitment(logits.detach(), dice.commit[:, :, episode, turn])
             commitment = commitments[index]
             outcome = play_round(
                 game,

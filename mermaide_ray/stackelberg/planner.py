@@ -52,7 +52,7 @@ class Planner:
         return (likely * self.payoffs).sum(-2) / likely.sum(-2)
 
 
-def choose(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Actions sampled by inversion: logits [..., G], uniform [...] on [0, 1) -> int64 [...]."""
+def choose_commitment(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Indices of commitments sampled by inversion: logits [..., G], uniform [...] on [0, 1) -> int64 [...]."""
     cumulative = logits.softmax(-1).cumsum(-1)[..., :-1].contiguous()
     return torch.searchsorted(cumulative, uniform.unsqueeze(-1).contiguous(), right=True).squeeze(-1)

@@ -43,7 +43,7 @@ class Game(Section):
     seed: Whole = Field(0, ge=0, lt=2**32, description="seed of the basis, and of validation and test followers")
 
 
-class Principal(Section):
+class PrincipalSettings(Section):
     """Beliefs and plans."""
 
     hidden_size: Whole = Field(64, ge=1, description="units of the networks' hidden layer and of the recurrent state")
@@ -98,7 +98,7 @@ def _some_adaptation(k: tuple[int, ...]) -> tuple[int, ...]:
     return k
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     """The protocol: after each of k episodes, the commitment that the principal thinks best is scored."""
 
     k: Annotated[
@@ -117,10 +117,10 @@ class Settings(Section):
     """
 
     game: Game = Field(default_factory=Game)
-    principal: Principal = Field(default_factory=Principal)
+    principal: PrincipalSettings = Field(default_factory=PrincipalSettings)
     scratch: Scratch = Field(default_factory=Scratch)
     training: Training = Field(default_factory=Training)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     response_noises: Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], AfterValidator(each_once)] = Field(
         (0.0, 0.2, 0.5), description="values of game.response_noise to compare"
     )

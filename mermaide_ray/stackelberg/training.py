@@ -27,6 +27,7 @@ def advantages(training: Training, payoffs: Tensor) -> Tensor:
     """
     to_go = payoffs @ discount_matrix(payoffs.shape[2], training.gamma, payoffs).T
     trials = to_go.shape[1]
+    # Not by `losses.leave_one_out_advantages`, whose axes are in another order: of small batches, the last bit differs.
     less = to_go - (to_go.sum(1, keepdim=True) - to_go) / (trials - 1)
     return less / (less.square().mean().sqrt() + 1e-6)
 
@@ -56,6 +57,8 @@ def meta_train(settings: Settings, method: Method, seed: int) -> Adaptive | Recu
     game, training = settings.game, settings.training
     models = method == "mermaide"
     kind = Adaptive if models else Recurrent
+    # The raw seed, where all else is drawn from a branch of it (`noise.generator`): published numbers depend on it.
+    # Only weights are drawn so, and by Torch's generator, which shares no draw with followers and luck.
     principal = kind(game, settings.principal, torch.Generator().manual_seed(seed))
     distribution = GameDistribution(game, seed)
     commitments = lattice(game.rows, settings.principal.resolution)

@@ -34,7 +34,7 @@ def trained_in(folders: Sequence[Path], plan: Plan) -> Sources:
             not known beforehand or end before their budget.
     """
     tune = plan.sweep.tune
-    if not plan.sweep.is_planned or tune.scheduler != "none" or tune.stop or tune.env_steps:
+    if not plan.sweep.is_enumerated or tune.scheduler != "none" or tune.stop or tune.env_steps:
         raise InputError(
             "--principals must stand without a searcher, a scheduler, tune.stop or tune.env_steps: these end runs early"
         )

@@ -51,7 +51,7 @@ def dry_run(sweep: Sweep, where: str, principals: Sequence[Path] = ()) -> None:
     sources = _sources(principals, plan)
     console.print(Text(sweep.question, style="bold"))
     env_steps, cpu_seconds = plan.env_steps, plan.cpu_seconds()
-    if sweep.is_planned:
+    if sweep.is_enumerated:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("trial", overflow="fold")  # a name that is cut tells no trial from another
         table.add_column("method")
@@ -255,8 +255,8 @@ def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
     if before.env_steps and before.scheduler != "pbt" and (now.env_steps or math.inf) > before.env_steps:
         tuning["env_steps"] = now.env_steps
     changed: dict[str, object] = {"tune": before.model_copy(update=tuning)}
-    planned = theirs.is_planned and sweep.tune.scheduler == "none"
-    if planned and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:
+    enumerated = theirs.is_enumerated and sweep.tune.scheduler == "none"
+    if enumerated and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:
         changed["seeds"] = sweep.seeds
     return theirs.model_copy(update=changed)
 

@@ -54,13 +54,13 @@ class Setting:
         name: Readable, without the seed; in result files the column `trial`.
         values: Label of each searched setting.
         experiment: All settings; its seed is the sweep's first.
-        method: The preset that it was made of, where methods are a dimension.
+        preset: That which it was made of, where methods are a dimension.
     """
 
     name: str
     values: Values
     experiment: Experiment
-    method: str | None = None
+    preset: str | None = None
 
     def run_name(self, seed: int) -> str:
         """Name of the run with one training seed."""
@@ -113,22 +113,22 @@ class Plan:
 
     @cached_property
     def choices(self) -> list[tuple[Values, str | None]]:
-        """Values and method of every setting, in order; empty where a searcher finds them as it goes."""
-        if not self.sweep.is_planned:
+        """Values and preset of every setting, in order; empty where a searcher finds them as it goes."""
+        if not self.sweep.is_enumerated:
             return []
-        methods = self.sweep.methods or (None,)
+        presets = self.sweep.methods or (None,)
         # Two draws may round to the same labels: one run, counted once.
-        return list({self.name(v, m): (v, m) for v in self._combinations() for m in methods}.values())
+        return list({self.name(v, p): (v, p) for v in self._combinations() for p in presets}.values())
 
     @cached_property
     def settings(self) -> list[Setting]:
         """Every setting, in the order of `choices`."""
-        return [self.setting(values, method) for values, method in self.choices]
+        return [self.setting(values, preset) for values, preset in self.choices]
 
     @property
     def extremes(self) -> list[Setting]:
         """Every setting; where a search finds them as it goes, the ends of its ranges, and each single alternative."""
-        if self.sweep.is_planned:
+        if self.sweep.is_enumerated:
             return self.settings
         first, last = ({key: _end(d, end) for key, d in self.dimensions.items()} for end in (0, 1))
         each = [first | {key: label} for key, d in self.dimensions.items() for label in d.alternatives or {}]
@@ -145,22 +145,22 @@ class Plan:
     def seeds_per_trial(self) -> int:
         """Training seeds that share a trial: all where their mean decides on it."""
         tune = self.sweep.tune
-        judged = tune.scheduler != "none" or not self.sweep.is_planned
+        judged = tune.scheduler != "none" or not self.sweep.is_enumerated
         return len(self.sweep.seeds) if judged else self.sweep.resources.seeds_per_trial
 
-    def setting(self, values: Mapping[str, str], method: str | None = None) -> Setting:
-        """The setting with these labels.
+    def setting(self, values: Mapping[str, str], preset: str | None = None) -> Setting:
+        """The setting with these labels, and the method of a preset where methods are a dimension.
 
         Raises:
             InputError: It is no valid experiment.
         """
-        trial = self.name(values, method)
+        trial = self.name(values, preset)
         where = self.place_of(trial)
         experiment = validate(self.given(values, where), where)
-        if method:
-            asked, experiment = experiment, variant(experiment, method, f"methods, {self.where}")
-            self._check_left_open(asked, experiment, method, values, where)
-        return Setting(trial, dict(values), experiment, method)
+        if preset:
+            asked, experiment = experiment, variant(experiment, preset, f"methods, {self.where}")
+            self._check_left_open(asked, experiment, preset, values, where)
+        return Setting(trial, dict(values), experiment, preset)
 
     def given(self, values: Mapping[str, str], where: str) -> dict[str, Any]:
         """What is given of the settings with these labels, to be validated and, with methods, to be varied."""
@@ -180,7 +180,7 @@ class Plan:
         return settings | {"seed": sweep.seeds[0]}
 
     def _check_left_open(
-        self, asked: Experiment, made: Experiment, method: str, values: Mapping[str, str], where: str
+        self, asked: Experiment, made: Experiment, preset: str, values: Mapping[str, str], where: str
     ) -> None:
         """Refuses what is given, and a method sets otherwise."""
         searched = [*values, *([K_KEY] if K_KEY in self.sweep.search else [])]
@@ -194,13 +194,13 @@ class Plan:
                 if before != after:
                     hint = "a condition may set it, for scoring; " if key.startswith("evaluation.") else ""
                     raise InputError(
-                        f"{place} what all methods leave open, but method {method} sets {key} to {one_line(after)}, "
+                        f"{place} what all methods leave open, but method {preset} sets {key} to {one_line(after)}, "
                         f"got {one_line(before)} ({hint}{where})"
                     )
 
-    def name(self, values: Mapping[str, str], method: str | None = None) -> str:
+    def name(self, values: Mapping[str, str], preset: str | None = None) -> str:
         """The trial's name, without the seed."""
-        parts = [f"method={method}"] if method else []
+        parts = [f"method={preset}"] if preset else []
         return ",".join([*parts, *(f"{self._short[key]}={label}" for key, label in values.items())])
 
     def place_of(self, trial: str) -> str:
@@ -231,7 +231,7 @@ class Plan:
         if not self.sweep.methods:
             return [self.some_setting().experiment.name]
         values = self.choices[0][0]
-        return sorted({self.setting(values, method).experiment.name for method in self.sweep.methods})
+        return sorted({self.setting(values, preset).experiment.name for preset in self.sweep.methods})
 
     @cached_property
     def metric(self) -> str:
@@ -256,30 +256,30 @@ class Plan:
     @property
     def num_trials(self) -> int:
         """Processes that train one or several runs each."""
-        return len(self.trials) if self.sweep.is_planned else self.sweep.tune.samples
+        return len(self.trials) if self.sweep.is_enumerated else self.sweep.tune.samples
 
     @property
     def num_runs(self) -> int:
         """Training runs: settings x seeds."""
-        count = len(self.choices) if self.sweep.is_planned else self.sweep.tune.samples
+        count = len(self.choices) if self.sweep.is_enumerated else self.sweep.tune.samples
         return count * len(self.sweep.seeds)
 
     @property
     def env_steps(self) -> int:
         """Environment steps of all runs, if none is stopped early."""
-        if not self.sweep.is_planned:
+        if not self.sweep.is_enumerated:
             return self.num_runs * budget_of(self.some_setting().experiment)
         return sum(trial.env_steps for trial in self.trials)
 
     def cpu_seconds(self) -> float:
         """A rough estimate of the time of training, all runs together."""
-        if not self.sweep.is_planned:
+        if not self.sweep.is_enumerated:
             return self.num_runs * cpu_seconds_of(self.some_setting().experiment)
         return sum(trial.cpu_seconds for trial in self.trials)
 
     def num_rows(self) -> int | None:
         """Rows that the sweep will yield; None where that depends on what the search finds."""
-        if not self.sweep.is_planned or self.sweep.tune.scheduler != "none":
+        if not self.sweep.is_enumerated or self.sweep.tune.scheduler != "none":
             return None
         trained, games = 0, dict[str, int]()
         for setting in self.settings:

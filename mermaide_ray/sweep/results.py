@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.disk import whole_records
+from mermaide_ray.experiment import Experiment
+from mermaide_ray.storage import is_milestone
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed
 from mermaide_ray.sweep.status import ON_RECORD, SETTING, RunStatus, read_status, read_statuses, undamaged
@@ -37,9 +39,9 @@ class Outcome:
         return int((self.trials["status"] == status).sum()) if len(self.trials) else 0
 
 
-def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
-    """The metrics of a run that has ended, at each of its milestones."""
-    return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
+def read_milestones(store: Store, run_name: str, experiment: Experiment) -> list[dict[str, float]]:
+    """The metrics of a run with these settings that has ended, at each of its milestones."""
+    return [told for told in _told(store, run_name) if is_milestone(experiment, int(told["iteration"]))]
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
@@ -76,7 +78,7 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 
 def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, RunStatus]]:
     """Each run of the sweep with its status, in the order of the plan (or by name, where a search found them)."""
-    if plan.sweep.is_planned:
+    if plan.sweep.is_enumerated:
         for setting in plan.settings:
             for seed in plan.sweep.seeds:
                 name = setting.run_name(seed)
@@ -94,7 +96,7 @@ def _read(store: Store, name: str) -> pd.DataFrame | None:
 
 def _table(store: Store, name: str, status: RunStatus) -> pd.DataFrame:
     table = _read(store, name)
-    return pd.DataFrame() if table is None else _labelled(table, status.trial, status.values)
+    return pd.DataFrame() if table is None else _labelled(table, status.setting, status.values)
 
 
 def _few_enough(parts: Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -134,7 +136,7 @@ def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
         return table
     # RLlib hands metrics over in any order.
     table = table[["iteration", *sorted(set(table.columns) - {"iteration"})]]
-    return _labelled(table.assign(method=status.method, seed=status.seed), status.trial, status.values)
+    return _labelled(table.assign(method=status.method, seed=status.seed), status.setting, status.values)
 
 
 def _line(status: RunStatus, metric: str) -> pd.DataFrame:
@@ -146,14 +148,14 @@ def _line(status: RunStatus, metric: str) -> pd.DataFrame:
     was_begun = status.hostname is not None  # else there is nothing to tell, not nothing done
     told = {key: getattr(status, key) if was_begun or key in ON_RECORD[:3] else None for key in ON_RECORD}
     line = pd.DataFrame([told | metrics])
-    return _labelled(line, status.trial, status.values)
+    return _labelled(line, status.setting, status.values)
 
 
 def _baselines(plan: Plan, store: Store, done: Sequence[RunStatus]) -> dict[str, tuple[Values, pd.DataFrame]]:
     """Rows of fixed rules and oracles: each game once, with the searched values that all its settings share."""
     shared: dict[str, Values] = {}
-    for values, method in dict.fromkeys((tuple(s.values.items()), s.preset) for s in done):
-        setting = plan.setting(dict(values), method)
+    for values, preset in dict.fromkeys((tuple(s.values.items()), s.preset) for s in done):
+        setting = plan.setting(dict(values), preset)
         for condition, experiment, _ in plan.scored_in(setting):
             key = plan.game_key(condition, experiment)
             known = shared.setdefault(key, dict(values))

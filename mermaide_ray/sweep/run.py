@@ -111,7 +111,7 @@ class SweepRun:
         self._outcome, self.is_scored = status.metrics, status.is_done
         if self._plan.sweep.tune.scheduler == "asha":
             # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
-            milestones = read_milestones(self._store, self.name)
+            milestones = read_milestones(self._store, self.name, self._experiment)
             self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
 
     @property
@@ -369,9 +369,9 @@ class SweepRun:
 
     def _write_status(self, status: str, metrics: Told, error: str | None, **further: Any) -> None:
         RunStatus(
-            trial=self._setting.name,
+            setting=self._setting.name,
             method=self._experiment.name,
-            preset=self._setting.method,
+            preset=self._setting.preset,
             seed=self.seed,
             values=self._setting.values,
             status=status,

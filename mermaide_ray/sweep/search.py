@@ -59,9 +59,9 @@ def optuna_search(plan: Plan, known: Statuses) -> tuple[OptunaSearch, int]:
     scores: dict[str, list[float]] = {}
     values: dict[str, dict[str, str]] = {}
     for status in known.values():
-        values[status.trial] = status.values
+        values[status.setting] = status.values
         if status.has_ended:
-            scores.setdefault(status.trial, []).append(status.metrics.get(metric, WORST))
+            scores.setdefault(status.setting, []).append(status.metrics.get(metric, WORST))
     scored = [trial for trial in values if len(scores.get(trial, ())) == len(plan.sweep.seeds)]
     points = {
         trial: {f"drawn/{key}": _point(plan, key, label) for key, label in found.items()}

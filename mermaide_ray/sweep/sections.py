@@ -335,7 +335,7 @@ class Sweep(Section):
             )
 
     @property
-    def is_planned(self) -> bool:
+    def is_enumerated(self) -> bool:
         """Whether all trials are known beforehand: Optuna finds them as it goes, Tune draws those of a population."""
         return self.tune.searcher == "random" and self.tune.scheduler != "pbt"
 

@@ -31,6 +31,8 @@ ON_RECORD = (
 SETTING = "setting."
 
 _FILE = "status.json"
+# Attribute of `RunStatus` -> its key there, where that is another: the name of the column in result files.
+_KEYS = {"setting": "trial"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunStatus:
     """What is on record of a run.
 
     Attributes:
-        trial: Name of its setting, without the seed.
+        setting: Name of its setting, without the seed.
         method: What it is called in rows.
         seed: Training seed.
         values: Label of each searched setting.
@@ -56,7 +58,7 @@ class RunStatus:
         metrics: By their flat names, at the end.
     """
 
-    trial: str
+    setting: str
     method: str
     seed: int
     values: Values
@@ -95,7 +97,8 @@ class RunStatus:
 
     def write(self, store: Store, run_name: str) -> None:
         """Puts it on record."""
-        store.write(f"runs/{run_name}/{_FILE}", json.dumps(asdict(self), indent=1).encode())
+        told = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        store.write(f"runs/{run_name}/{_FILE}", json.dumps(told, indent=1).encode())
 
 
 Statuses = Mapping[str, RunStatus]
@@ -113,8 +116,9 @@ def read_status(store: Store, run_name: str) -> RunStatus | None:
     if not content:
         return None
     with undamaged(store, name):
-        told, known = json.loads(content), {each.name for each in fields(RunStatus)}
-        return RunStatus(**{key: value for key, value in told.items() if key in known})
+        told = json.loads(content)
+        keys = {each.name: _KEYS.get(each.name, each.name) for each in fields(RunStatus)}
+        return RunStatus(**{name: told[key] for name, key in keys.items() if key in told})
 
 
 def read_statuses(store: Store) -> Statuses:
@@ -136,7 +140,7 @@ def is_over(plan: Plan, known: Statuses) -> bool:
     if plan.sweep.tune.scheduler == "pbt":
         members = map(member_name, range(plan.sweep.tune.samples))
         return all(_have_ended(known, member, plan.sweep.seeds) for member in members)
-    return plan.sweep.is_planned and not unfinished(plan, known)
+    return plan.sweep.is_enumerated and not unfinished(plan, known)
 
 
 def unfinished(plan: Plan, known: Statuses) -> list[Trial]:
@@ -153,7 +157,7 @@ def only_scores(trial: Trial, known: Statuses) -> bool:
 
 def bundles(plan: Plan, known: Statuses) -> list[dict[str, float]]:
     """What any trial that is left needs at the same time."""
-    left = unfinished(plan, known) if plan.sweep.is_planned else []
+    left = unfinished(plan, known) if plan.sweep.is_enumerated else []
     return plan.scoring_bundles if left and all(only_scores(trial, known) for trial in left) else plan.bundles
 
 

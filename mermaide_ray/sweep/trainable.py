@@ -130,8 +130,8 @@ class SweepTrial(tune.Trainable):
 
 def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
     """The trial that a configuration of Tune's means."""
-    values, method, seeds = _choice_of(plan, config)
-    setting = plan.setting(values, method)
+    values, preset, seeds = _choice_of(plan, config)
+    setting = plan.setting(values, preset)
     if plan.sweep.tune.scheduler == "pbt":
         setting = replace(setting, name=_member(trial_id))
     return Trial(setting, seeds)
@@ -139,15 +139,15 @@ def trial_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> Trial:
 
 def runs_of(plan: Plan, config: Mapping[str, Any], trial_id: str) -> tuple[str, tuple[int, ...]]:
     """The name of a trial's setting, and its seeds."""
-    values, method, seeds = _choice_of(plan, config)
+    values, preset, seeds = _choice_of(plan, config)
     breeds = plan.sweep.tune.scheduler == "pbt"
-    return _member(trial_id) if breeds else plan.name(values, method), seeds
+    return _member(trial_id) if breeds else plan.name(values, preset), seeds
 
 
 def _choice_of(plan: Plan, config: Mapping[str, Any]) -> tuple[Values, str | None, tuple[int, ...]]:
     if "trial" in config:
         planned = config["trial"]
-        return planned["values"], planned["method"], tuple(planned["seeds"])
+        return planned["values"], planned["preset"], tuple(planned["seeds"])
     return {key: label_of(value) for key, value in config["drawn"].items()}, None, plan.sweep.seeds
 
 

@@ -150,13 +150,53 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    tuning = plan.sweep.tune
-    known = read_statuses(store)
-    budget = _Budget(tuning.env_steps, _spent(plan, known)) if tuning.env_steps else None
+    known, env_steps = read_statuses(store), plan.sweep.tune.env_steps
+    budget = _Budget(env_steps, _spent(plan, known)) if env_steps else None
     _Watch.budget, _Watch.begun = budget, known.keys()
     if budget and budget.stop_all():
         return
-    run_config = tune.RunConfig(
+    tuner = _tuner(plan, store, known, budget, trusted)
+    if tuner is not None:
+        _close(plan, store, tuner.fit())
+
+
+def _tuner(plan: Plan, store: Store, known: Statuses, budget: _Budget | None, trusted: bool) -> tune.Tuner | None:
+    """The tuner that goes on with the sweep, or None where nothing is left to do.
+
+    Raises:
+        InputError: Of a population that is half done, Tune's record is gone.
+    """
+    trainable = _trainable(plan, trusted)
+    if plan.sweep.tune.scheduler == "pbt":
+        # Tune ends members that have failed, and takes none up again: with nobody else it would do nothing.
+        if any(status.status != FAILED for status in known.values()) and (
+            restored := _restored(store, trainable, trusted)
+        ):
+            return restored
+        # Half a population is of no use without Tune's record of who copied from whom.
+        if any(status.is_done for status in known.values()):
+            raise InputError(
+                f"a population must go on from {store.uri(TUNE_FOLDER)}, which is gone, and some of its runs are "
+                f"done (give another --out, or delete {store.uri('runs')} to start it afresh)"
+            )
+        store.delete("runs")
+    store.delete(TUNE_FOLDER)
+    return _fresh(plan, store, known, trainable, _run_config(plan, store, budget))
+
+
+def _trainable(plan: Plan, trusted: bool) -> Any:
+    """What Tune runs, with what it takes."""
+    # Not by its settings: those of a restored trial are as they were.
+    trial_class = tune.with_parameters(SweepTrial, trusted=True) if trusted else SweepTrial
+    training, scoring = map(tune.PlacementGroupFactory, (plan.bundles, plan.scoring_bundles))
+    return tune.with_resources(
+        trial_class, lambda config: scoring if config.get("trial", {}).get("only_scores") else training
+    )
+
+
+def _run_config(plan: Plan, store: Store, budget: _Budget | None) -> tune.RunConfig:
+    tuning = plan.sweep.tune
+    return tune.RunConfig(
         name=TUNE_FOLDER,
         storage_path=_root(store),
         callbacks=[_Watch()],
@@ -169,31 +209,10 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
         ),
         verbose=0,
     )
-    tuner = None
-    # Not by its settings: those of a restored trial are as they were.
-    trial_class = tune.with_parameters(SweepTrial, trusted=True) if trusted else SweepTrial
-    training, scoring = map(tune.PlacementGroupFactory, (plan.bundles, plan.scoring_bundles))
-    trainable = tune.with_resources(
-        trial_class, lambda config: scoring if config.get("trial", {}).get("only_scores") else training
-    )
-    if tuning.scheduler == "pbt":
-        # Tune ends members that have failed, and takes none up again: with nobody else it would do nothing.
-        if any(status.status != FAILED for status in known.values()):
-            tuner = _restored(store, trainable, trusted)
-        if tuner is None:
-            # Half a population is of no use without Tune's record of who copied from whom.
-            if any(status.is_done for status in known.values()):
-                raise InputError(
-                    f"a population must go on from {store.uri(TUNE_FOLDER)}, which is gone, and some of its runs are "
-                    f"done (give another --out, or delete {store.uri('runs')} to start it afresh)"
-                )
-            store.delete("runs")
-    if tuner is None:
-        store.delete(TUNE_FOLDER)
-        tuner = _fresh(plan, store, known, trainable, run_config)
-    if tuner is None:
-        return
-    results = tuner.fit()
+
+
+def _close(plan: Plan, store: Store, results: tune.ResultGrid) -> None:
+    """Puts on record what no trial could say of itself: that the budget was spent, or that it could not go on."""
     # A result of a trial whose process has never told any knows no settings.
     configs = {trial.trial_id: trial.config for trial in results._experiment_analysis.trials}
     for result in results:
@@ -220,7 +239,7 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
         space["drawn"] = {key: domain_of(dimension) for key, dimension in plan.dimensions.items()}
         search = BasicVariantGenerator(random_state=tuning.seed, max_concurrent=concurrent or 0)
         samples = tuning.samples
-    elif not plan.sweep.is_planned:
+    elif not plan.sweep.is_enumerated:
         search, samples = optuna_search(plan, known)
         if not samples:
             return None
@@ -236,7 +255,7 @@ def _fresh(plan: Plan, store: Store, known: Statuses, trainable: Any, run_config
             [
                 {
                     "values": trial.setting.values,
-                    "method": trial.setting.method,
+                    "preset": trial.setting.preset,
                     "seeds": list(trial.seeds),
                     "only_scores": only_scores(trial, known),
                 }
@@ -262,7 +281,7 @@ def _tell_ended(plan: Plan, known: Statuses) -> None:
     found: dict[str, list[RunStatus]] = {}
     for status in known.values():
         if status.has_ended:
-            found.setdefault(status.trial, []).append(status)
+            found.setdefault(status.setting, []).append(status)
     for trial, statuses in found.items():
         if len(statuses) == len(plan.sweep.seeds):
             _tell_known(plan, _label(plan, trial, plan.sweep.seeds), statuses)
@@ -279,11 +298,11 @@ def _tell_known(plan: Plan, name: str, statuses: Sequence[RunStatus | None]) -> 
 
 def _spent(plan: Plan, known: Statuses) -> int:
     """Environment steps of runs that have ended, and that no trial will tell of again."""
-    if plan.sweep.is_planned:
+    if plan.sweep.is_enumerated:
         again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
     else:
-        open_ones = {status.trial for status in known.values() if not status.has_ended}
-        again = {name for name, status in known.items() if status.trial in open_ones}
+        open_ones = {status.setting for status in known.values() if not status.has_ended}
+        again = {name for name, status in known.items() if status.setting in open_ones}
     return sum(it.trained_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
