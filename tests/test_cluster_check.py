@@ -247,6 +247,12 @@ def test_token_that_is_missing_or_readable_by_others_is_found(root: Path, home: 
     assert "ray get-auth-token --generate" in str(finding)
 
 
+@pytest.mark.parametrize("name", ["README.md", "slurm.sh"])
+def test_the_token_is_at_no_moment_readable_by_others(name: str) -> None:
+    text, made = (REPOSITORY / "cluster" / name).read_text(), "ray get-auth-token --generate"
+    assert text.count(made) == text.count(f"(umask 077; {made}") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
