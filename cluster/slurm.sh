@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token OMP_NUM_THREADS=1
-[ -s ~/.ray/auth_token ] || ray get-auth-token --generate > /dev/null
+[ -s ~/.ray/auth_token ] || (umask 077; ray get-auth-token --generate > /dev/null)
 chmod 600 ~/.ray/auth_token
 
 # Ports and files of this job's own: another job may run Ray on the same node.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import grp
 import json
 import os
+import pwd
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mermaide_ray.errors import InputError, RunFault
 
 # In a folder, held by who works there.
 LOCK = ".lock"
+_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextmanager
@@ -43,6 +47,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.rglob("*"):
+            if not path.is_symlink():  # it has no rights of its own
+                # Pickles that a generous umask lets a group write would not be loaded again (`written_by_others`).
+                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OF_OTHERS)
             if path.is_file():
                 sync(path)
         temporary.chmod(0o755)
@@ -121,6 +128,35 @@ def written_by_others(folder: Path, home: Path) -> str | None:
         # Root could replace this very program: its files are as good as one's own.
         if about.st_uid not in (os.geteuid(), 0):
             return f"{path} belongs to user {about.st_uid}"
-        if not stat.S_ISLNK(about.st_mode) and about.st_mode & stat.S_IWOTH:
+        if stat.S_ISLNK(about.st_mode):
+            continue
+        if about.st_mode & stat.S_IWOTH:
             return f"everybody may write to {path}"
+        if about.st_mode & stat.S_IWGRP and (group := _shared_group(about.st_gid)):
+            return f"group {group} may write to {path}"
     return None
+
+
+@cache
+def _shared_group(number: int) -> str | None:
+    """What a group is called that holds somebody beside this user and root, or may; None if there is nobody else.
+
+    Where each user has a group of his own, as on most Linux machines, what he writes may well be writable by it.
+    """
+    me = os.geteuid()
+    try:
+        group = grp.getgrgid(number)
+    except KeyError:  # a container, which knows few of the host's names: by custom such a group has its user's number
+        return None if number == me else str(number)
+    accounts = pwd.getpwall()
+    mine = {account.pw_name for account in accounts if account.pw_uid == me}
+    with suppress(KeyError):
+        mine.add(pwd.getpwuid(me).pw_name)
+    if set(group.gr_mem) - mine - {"root"}:
+        return group.gr_name
+    if group.gr_name in mine:
+        return None
+    # A group doesn't list those whose first one it is. A directory service may list no accounts at all.
+    others = any(account.pw_gid == number and account.pw_uid not in (me, 0) for account in accounts)
+    am_listed = any(account.pw_uid == me for account in accounts)
+    return None if am_listed and not others else group.gr_name

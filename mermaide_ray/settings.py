@@ -77,8 +77,7 @@ def sentence(model: type[Section], error: ValidationError, layers: Sequence[Laye
     errors = error.errors()
     # Unknown keys first: a misspelt key is the commonest mistake, and may be what makes another one missing.
     first = min(errors, key=lambda error: error["type"] not in ("extra_forbidden", "invalid_key"))
-    # Pydantic names the branch of a union, and that it is a key which is wrong, by parts in brackets.
-    path, kind = tuple(str(part) for part in first["loc"] if "[" not in str(part)), first["type"]
+    path, kind = _without_markers(tuple(str(part) for part in first["loc"]), layers), first["type"]
     key, where = ".".join(path), source(path, layers)
     if kind in ("extra_forbidden", "invalid_key"):
         *section, wrong = path
@@ -99,6 +98,20 @@ def sentence(model: type[Section], error: ValidationError, layers: Sequence[Laye
         if "[key]" in first["loc"]:
             required += " (in quotes)"
     return f"`{key}` must be {required}, got {textwrap.shorten(one_line(first['input']), 80)} ({where})"
+
+
+def _without_markers(location: tuple[str, ...], layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Where an error is, in the user's own keys.
+
+    Pydantic names the branch of a union, and that it is a key which is wrong, by parts with brackets; so may a key that
+    was given, which is told by its being there.
+    """
+    path: tuple[str, ...] = ()
+    for part in location:
+        here = (*path, part)
+        if "[" not in part or any(_reached(here, given)[0] == len(here) for _, given in layers):
+            path = here
+    return path
 
 
 def _keys_of(section: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -162,6 +162,13 @@ def test_evaluate_and_export_hand_over_their_options(calls: Calls, tmp_path: Pat
         ("train --set training=1", "`training` must be a section (keys with values), got 1 (--set training)"),
         ("train --set seed.x=1", "`seed` must be a whole number, got {x: 1} (--set seed.x)"),
         ("train --set training.=1", "section `training` has no key ''"),
+        ("config --set training[meta_lr]=1", "no key 'training[meta_lr]' (did you mean 'training'?)"),
+        (
+            "config --set environment.graded_sizes[0]=1",
+            "section `environment` has no key 'graded_sizes[0]' (did you mean 'graded_sizes'?); it has game,",
+        ),
+        ("config --set agents.families.my[0].train.x=1", "`agents.families.my[0].train.x` must be [low, high], got 1"),
+        ("stackelberg --set game[rows]=3", "the top level has no key 'game[rows]'"),
         ("train --preset papr", "got papr (did you mean 'paper'?) (--preset)"),
         ("train --baseline rl3", "got rl3 (did you mean 'rl2'?) (--baseline)"),
         ("config --config none.yaml", "must be a readable file, got none.yaml (No such file or directory)"),

@@ -24,6 +24,7 @@ FILLED = {
     "CHANGE_ME_account": "myaccount",
     "CHANGE_ME_registry": "registry.example.org/ann",
     "CHANGE_ME_storage_class": "nfs",
+    "CHANGE_ME_operator_namespace": "kuberay-system",
 }
 
 
@@ -114,6 +115,49 @@ MISTAKES = [
     ("kuberay/raycluster.yaml", "kind: NetworkPolicy", "kind: Secret", None),  # the dashboard is on loopback there
     ("kuberay/rayjob.yaml", "kind: NetworkPolicy", "kind: Secret", "dashboard-host: must be 127.0.0.1, or a NetworkPo"),
     ("kuberay/rayjob.yaml", "ClusterIP", "LoadBalancer", "serviceType: must be ClusterIP"),
+    (
+        "kuberay/raycluster.yaml",
+        "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kuberay-system}}",
+        "namespaceSelector: {}",
+        "NetworkPolicy spec.ingress[1].from.namespaceSelector: must name one namespace by kubernetes.io/metadata.name",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "kubernetes.io/metadata.name: kuberay-system",
+        "team: ml",
+        "namespace by kubernetes.io/metadata.name, got team: ml: a pod of any other would only have to take the same",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "podSelector: {matchLabels: {app: mermaide}}\n  policyTypes",
+        "podSelector: {matchLabels: {app: other}}\n  policyTypes",
+        "podSelector: must select the pods of spec.rayClusterSpec.headGroupSpec, whose labels are app: mermaide, got",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "        template:\n          metadata: {labels: {app: mermaide}}",
+        "        template:\n          metadata: {labels: {app: worker}}",
+        "must select the pods of spec.rayClusterSpec.workerGroupSpecs[0], whose labels are app: worker, got app: merm",
+    ),
+    ("kuberay/rayjob.yaml", "[Ingress]", "[Egress]", "NetworkPolicy spec.policyTypes: must hold Ingress"),
+    (
+        "kuberay/rayjob.yaml",
+        "    - from: [{p",
+        "    - ports: [{p",
+        "ingress[0].from: must say who reaches Ray",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "[{podSelector: {matchLabels: {app: mermaide}}}]",
+        "[{podSelector: {}}]",
+        "ingress[0].from.podSelector: must select pods by their labels, got all of a namespace",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "[{podSelector: {matchLabels: {app: mermaide}}}]",
+        "[{ipBlock: {cidr: 0.0.0.0/0}}]",
+        "ingress[0].from.ipBlock.cidr: must bound the addresses, got 0.0.0.0/0",
+    ),
     # Secrets.
     ("aws.yaml", "export RAY_AUTH_MODE=token", "export RAY_AUTH_TOKEN=abc", "setup_commands[2]: must hold no secret"),
     ("aws.yaml", "rsync_exclude: [", "rsync_exclude: [AKIAABCDEFGHIJKLMNOP, ", "rsync_exclude[0]: must hold no secret"),
@@ -245,6 +289,12 @@ def test_token_that_is_missing_or_readable_by_others_is_found(root: Path, home: 
     [finding] = check(root / "cluster" / "aws.yaml")
     assert "must exist on this machine" in str(finding)
     assert "ray get-auth-token --generate" in str(finding)
+
+
+@pytest.mark.parametrize("name", ["README.md", "slurm.sh"])
+def test_the_token_is_at_no_moment_readable_by_others(name: str) -> None:
+    text, made = (REPOSITORY / "cluster" / name).read_text(), "ray get-auth-token --generate"
+    assert text.count(made) == text.count(f"(umask 077; {made}") == 1
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def joining(monkeypatch: pytest.MonkeyPatch, stages: Sequence[list[Node]], most:
     """A cluster that grows by a stage each time it is looked at; returns what the autoscaler is asked for."""
     left, asked = list(stages), []
     monkeypatch.setattr(resources, "nodes", lambda: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(resources, "_most", lambda there: most)
+    monkeypatch.setattr(resources, "_most", lambda there, bundles: most)
     monkeypatch.setattr(resources, "_ask_autoscaler", lambda bundles: asked.append(len(bundles)))
     return asked
 
@@ -120,7 +120,7 @@ def test_machines_are_no_longer_asked_for_once_the_run_has_given_up(
     asked = joining(monkeypatch, [[HEAD]], [HEAD, worker(16)])
     if ended is InputError:  # the cluster's file, changed meanwhile
         most = [[HEAD, worker(16)], [HEAD, worker(2)]]
-        monkeypatch.setattr(resources, "_most", lambda there: most.pop(0))
+        monkeypatch.setattr(resources, "_most", lambda there, bundles: most.pop(0))
     if ended is KeyboardInterrupt:
 
         def interrupt(seconds: float) -> None:
@@ -158,35 +158,69 @@ class _Ray:
         return type("Context", (), {"get_node_id": staticmethod(lambda: "me")})
 
 
+OF_TWO_KINDS = {
+    "provider": {"type": "aws"},
+    "max_workers": 3,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}},
+        "gpu": {"max_workers": 2, "resources": {"CPU": 16, "GPU": 1}},
+        "large": {"max_workers": 9, "resources": {"CPU": 64}},
+    },
+}
+
+
 @pytest.mark.parametrize(
-    ("made_by", "expected"),
+    ("made_by", "bundles", "expected"),
     [
-        ({"provider": {"type": "local", "worker_ips": ["a", "b"]}}, None),  # one is still to come
-        ({"provider": {"type": "local", "worker_ips": ["a"]}}, [0, 2]),
-        (
-            {
-                "provider": {"type": "aws"},
-                "max_workers": 3,
-                "head_node_type": "head",
-                "available_node_types": {
-                    "head": {"resources": {"CPU": 0}},
-                    "worker": {"max_workers": 2, "resources": {"CPU": 16}},
-                    "large": {"max_workers": 9, "resources": {"CPU": 64}},
-                },
-            },
-            [0, 16, 16, 64, 64, 64],
-        ),
+        ({"provider": {"type": "local", "worker_ips": ["a", "b"]}}, [], None),  # one is still to come
+        ({"provider": {"type": "local", "worker_ips": ["a"]}}, [], [0, 2]),
+        # No more than three in all, of whatever kind.
+        (OF_TWO_KINDS, [{"CPU": 64}] * 3, [0, 64, 64, 64]),
+        (OF_TWO_KINDS, [{"CPU": 1}] * 200, [0, 64, 64, 64]),
+        (OF_TWO_KINDS, [{"CPU": 1, "GPU": 1}, {"CPU": 64}, {"CPU": 64}], [0, 16, 64, 64]),
+        (OF_TWO_KINDS, [{"CPU": 1, "GPU": 1}] * 3, [0, 16, 16, 64]),
     ],
 )
 def test_most_that_a_cluster_can_become_is_read_from_the_file_that_made_it(
-    made_by: dict[str, Any], expected: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_by: dict[str, Any],
+    bundles: list[Any],
+    expected: list[int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resources, "BOOTSTRAP", tmp_path / "bootstrap.yaml")
     monkeypatch.setattr(resources, "ray", _Ray)
-    assert resources._most([HEAD, worker(2)]) is None
+    assert resources._most([HEAD, worker(2)], bundles) is None
     (tmp_path / "bootstrap.yaml").write_text(json.dumps(made_by))
-    most = resources._most([HEAD, worker(2)])
+    most = resources._most([HEAD, worker(2)], bundles)
     assert expected == (most if most is None else [node.resources.get("CPU", 0) for node in most])
+
+
+def test_what_only_more_machines_than_there_may_be_would_hold_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: io.StringIO
+) -> None:
+    monkeypatch.setattr(resources, "BOOTSTRAP", tmp_path / "bootstrap.yaml")
+    (tmp_path / "bootstrap.yaml").write_text(json.dumps(OF_TWO_KINDS))
+    monkeypatch.setattr(resources, "ray", _Ray)
+    monkeypatch.setattr(resources, "nodes", lambda: [HEAD])
+    with pytest.raises(InputError, match="but it has 96 CPUs and 2 GPUs on 3 nodes at most"):
+        await_resources([{"CPU": 1, "GPU": 1}] * 2 + [{"CPU": 64}] * 2, Console(file=told))
+    assert told.getvalue() == ""
+
+
+def test_so_many_kinds_of_machines_that_not_all_mixes_are_tried_refuse_nothing_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {f"of_{n}": {"max_workers": 50, "resources": {"CPU": n}} for n in range(1, 9)}
+    made_by = {"provider": {"type": "aws"}, "max_workers": 50, "available_node_types": kinds}
+    monkeypatch.setattr(resources, "BOOTSTRAP", tmp_path / "bootstrap.yaml")
+    (tmp_path / "bootstrap.yaml").write_text(json.dumps(made_by))
+    monkeypatch.setattr(resources, "ray", _Ray)
+    bundles = [{"CPU": n} for n in range(1, 9)] * 5
+    most = resources._most([HEAD], bundles)
+    assert most is not None
+    assert resources.fits(bundles, most)
 
 
 def test_nodes_whose_torch_cannot_use_their_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

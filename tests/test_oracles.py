@@ -9,6 +9,7 @@ import torch
 from conftest import all_families, of_mermaide
 from torch import Tensor
 
+from mermaide_ray import blocks
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named, oracles
 from mermaide_ray.baselines.oracles import PrivilegedRules, best_rules, oracle_rules, returns_of
@@ -100,7 +101,7 @@ def test_little_memory_changes_no_return(monkeypatch: pytest.MonkeyPatch) -> Non
     pairs = [ONE_OF_EACH] * 9
     at_once = returns_of(experiment.environment, tasks, pairs, KEY, 2)
     for most_episodes in (1, 5, 40):
-        monkeypatch.setattr(oracles, "_MOST_EPISODES", most_episodes)
+        monkeypatch.setattr(blocks, "MOST_EPISODES", most_episodes)
         assert torch.equal(returns_of(experiment.environment, tasks, pairs, KEY, 2), at_once)
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import of_mermaide
+from conftest import all_families, of_mermaide, tiny
 from torch import Tensor
 
+from mermaide_ray import blocks
 from mermaide_ray.agents.distribution import AgentDistribution
-from mermaide_ray.baselines import BASELINES, baseline_named
+from mermaide_ray.baselines import BASELINES, baseline_named, rules
 from mermaide_ray.baselines.contract import check_own_rules
 from mermaide_ray.baselines.rules import FixedRule, chosen_n, chosen_probability
 from mermaide_ray.environment import Environment
-from mermaide_ray.envs.incentive import Incentives
+from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Principal, Seen, deal_for, play
 from mermaide_ray.noise import Key
+from mermaide_ray.trajectory import Trajectories
 from mermaide_ray.view import View
 
 KINDS = ("signed", "bonus", "arm", "graded")
@@ -70,7 +73,7 @@ def test_to_intervene_is_to_favour_the_target_as_much_as_can_be(kind: str, label
     environment = experiment_of(
         environment={"intervention": kind, "arm_labels": labels, "graded_sizes": sizes}
     ).environment
-    view, incentives = View(environment), Incentives(environment)
+    view, incentives = View(environment), incentives_of(environment)
     target, other = torch.arange(4), (torch.arange(4) + 1) % 4
     action = FixedRule(environment, until=1).intervene(seen_at(0, torch.zeros(4), target), Untouchable())
     chosen = view.intervention(action, target)
@@ -100,11 +103,11 @@ def test_random_intervenes_at_its_rate_and_the_ends_are_never_and_always() -> No
 def mean_return(experiment: Experiment, principal: Principal) -> float:
     """On the validation agents and the dice on which numbers are chosen."""
     environment, evaluation = experiment.environment, experiment.evaluation
-    tasks = AgentDistribution(experiment).tasks("validation", range(evaluation.tasks))
+    tasks = AgentDistribution(experiment).held_out("validation", evaluation.tasks)
     key = Key(experiment.agents.seed, "validation", "baselines/choice", 0)
     dice = deal_for(environment, key, tasks, evaluation.episodes)
     played = play(environment, tasks, evaluation.episodes, dice, principal)
-    return Incentives(environment).rewards_of(played).sum(2).mean().item()
+    return incentives_of(environment).rewards_of(played).sum(2).mean().item()
 
 
 def test_n_and_p_have_the_highest_return_on_validation() -> None:
@@ -116,6 +119,37 @@ def test_n_and_p_have_the_highest_return_on_validation() -> None:
     assert chosen_probability(experiment) == max(by_p, key=lambda p: by_p[p])
     # An optimum inside the range: neither end would do.
     assert 0 < chosen_n(experiment) < 20
+
+
+GAMES: dict[str, Experiment] = {
+    "all families": all_families(evaluation={"tasks": 40, "episodes": 3}),
+    "places": all_families(environment={"arm_labels": "absolute"}, evaluation={"tasks": 40, "episodes": 3}),
+    "continuous": tiny(environment={"game": "continuous", "dimensions": 2}, evaluation={"tasks": 9, "episodes": 3}),
+    "changes": tiny(environment={"changes": {"target_moves": 2}, "sight": {"share": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_numbers_are_chosen_in_little_memory_by_the_same_returns(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit those of all validation agents at once."""
+    experiment = GAMES[game]
+    environment, evaluation = experiment.environment, experiment.evaluation
+    candidates = [partial(FixedRule, environment, 7), partial(FixedRule, environment, environment.horizon, 0.35)]
+    expected = [mean_return(experiment, candidate()) for candidate in candidates]
+    sizes: list[int] = []
+
+    def counted(*given: Any) -> Trajectories:
+        sizes.append(len(given[1]) * given[2])
+        return play(*given)
+
+    monkeypatch.setattr(rules, "play", counted)
+    for most_episodes in (blocks.MOST_EPISODES, 10, 1):
+        monkeypatch.setattr(blocks, "MOST_EPISODES", most_episodes)
+        sizes.clear()
+        returns = rules._returns_on_validation(experiment, candidates)
+        assert [each.mean().item() for each in returns] == expected
+        assert max(sizes) <= max(most_episodes, evaluation.episodes)
+        assert sum(sizes) == len(candidates) * evaluation.tasks * evaluation.episodes
 
 
 def test_an_intervention_that_costs_more_than_all_pulls_are_worth_is_never_chosen() -> None:

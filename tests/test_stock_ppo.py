@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -10,18 +11,24 @@ import pytest
 import torch
 import tree
 from conftest import stock_families
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
 
 from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.baselines.stock_run import StockPrincipal, train_stock
 from mermaide_ray.cli import main
-from mermaide_ray.errors import InputError
+from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Evaluation
 from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.report.sources import curves_of, read_source
 from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.view import View
+
+
+class ScoredError(Exception):
+    """Training is over."""
+
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -79,6 +86,30 @@ def test_the_player_of_the_lockstep_game_is_the_trained_module(network: Network,
     expected = choose(logits, dice.principal[: logits.shape[1]].T)
     assert torch.equal(expected, history.actions.transpose(1, 2).flatten(0, 1))
     assert 0 < float((expected > 0).float().mean()) < 1
+
+
+def test_actors_are_waited_for_and_an_iteration_without_episodes_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLlib's own limit of a minute is a moment here; where it holds, RLlib would train on nothing, for ever."""
+    sections: dict[str, Any] = {"env_runners": {"num_env_runners": 1}, "training": {"env_steps": 1000}}
+    experiment = stock_families(world_model={"policy_hidden": 8}, **sections)
+
+    def impatient(config: PPOConfig) -> PPOConfig:
+        return config.env_runners(sample_timeout_s=1e-6)
+
+    def scored(*given: Any) -> None:
+        raise ScoredError
+
+    monkeypatch.setattr("mermaide_ray.baselines.stock_run._score", scored)
+    monkeypatch.setattr("mermaide_ray.baselines.stock_ppo.PPOConfig", lambda: impatient(PPOConfig()))
+    with pytest.raises(ScoredError):
+        train_stock(experiment, "mlp", tmp_path / "waits")
+    told = json.loads((tmp_path / "waits" / "progress.jsonl").read_text().splitlines()[-1])
+    assert told["throughput/env_steps"] >= 1000
+    monkeypatch.setattr("mermaide_ray.baselines.stock_run.stock_ppo", lambda *given: impatient(stock_ppo(*given)))
+    with pytest.raises(RunFault, match="must bring episodes, but iteration 1 brought none: all sampling actors have"):
+        train_stock(experiment, "mlp", tmp_path / "does not")
 
 
 def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

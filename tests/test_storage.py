@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import grp
 import itertools
 import json
 import os
+import pwd
 import resource
 import sys
 import threading
@@ -19,7 +21,7 @@ import pytest
 import yaml
 from conftest import of_mermaide, tiny
 
-from mermaide_ray import storage
+from mermaide_ray import disk, storage
 from mermaide_ray.disk import one_process, whole_file, whole_folder
 from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
@@ -434,6 +436,11 @@ def _open_to_all(checkpoint: Path, elsewhere: Path) -> str:
     return f"everybody may write to {checkpoint / 'rllib'}"
 
 
+def _open_to_a_group(checkpoint: Path, elsewhere: Path) -> str:
+    (checkpoint / "rllib" / "state.pkl").chmod(0o664)
+    return f"group lab may write to {checkpoint / 'rllib' / 'state.pkl'}"
+
+
 def _of_another_user(checkpoint: Path, elsewhere: Path) -> str:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
@@ -441,11 +448,12 @@ def _of_another_user(checkpoint: Path, elsewhere: Path) -> str:
     return "belongs to user 12345"
 
 
-@pytest.mark.parametrize("spoil", [_linked, _linked_whole, _open_to_all, _of_another_user])
+@pytest.mark.parametrize("spoil", [_linked, _linked_whole, _open_to_all, _open_to_a_group, _of_another_user])
 def test_checkpoint_that_others_may_have_written_needs_a_flag(
-    tmp_path: Path, spoil: Callable[[Path, Path], str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, Path], str]
 ) -> None:
     """It is a pickle: whoever wrote it runs code in the process that loads it."""
+    monkeypatch.setattr(disk, "_shared_group", lambda number: "lab")
     run, elsewhere = RunDirectory.create(tmp_path / "run", tiny()), tmp_path / "elsewhere"
     elsewhere.mkdir()
     checkpoint = _checkpoint(run)
@@ -456,6 +464,65 @@ def test_checkpoint_that_others_may_have_written_needs_a_flag(
     assert expected in str(refused.value)
     assert "(--trust-checkpoint loads it all the same)" in str(refused.value)
     assert RunDirectory.open(run.path, trusted=True).check_checkpoint(checkpoint) == 1
+
+
+ME, BOB = 1000, 1001
+
+
+@pytest.mark.parametrize(
+    ("group", "members", "accounts", "shared"),
+    [
+        # (name, number, number of the first group) of each account that the machine lists
+        ("ann", [], [("ann", ME, 1000), ("bob", BOB, 1001)], False),  # a group of one's own, with umask 002
+        ("ann", ["ann", "root"], [("ann", ME, 1000)], False),
+        ("ann", [], [], False),  # the directory lists no accounts, but the name says whose it is
+        ("ann", ["bob"], [("ann", ME, 1000), ("bob", BOB, 1001)], True),
+        ("users", [], [("ann", ME, 1000)], False),  # a container: nobody else is in it
+        ("users", [], [("ann", ME, 1000), ("root", 0, 1000)], False),
+        ("lab", ["ann"], [("ann", ME, 7), ("bob", BOB, 1001)], False),
+        ("lab", ["ann", "bob"], [("ann", ME, 7), ("bob", BOB, 1001)], True),
+        ("lab", [], [("ann", ME, 1000), ("bob", BOB, 1000)], True),  # the first group of both, which lists neither
+        ("lab", [], [("bob", BOB, 1001)], True),  # the directory lists no accounts: nobody knows
+        (None, [], [], False),  # a container that runs as a user of its host: number for number
+        (None, [], [("ann", ME, 1000)], False),
+    ],
+)
+def test_a_group_that_holds_nobody_else_is_as_good_as_one_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+    group: str | None,
+    members: list[str],
+    accounts: list[tuple[str, int, int]],
+    shared: bool,
+) -> None:
+    def group_of(number: int) -> grp.struct_group:
+        if group is None:
+            raise KeyError
+        return grp.struct_group((group, "x", number, members))
+
+    listed = [pwd.struct_passwd((name, "x", user, first, "", "", "")) for name, user, first in accounts]
+    monkeypatch.setattr(disk.os, "geteuid", lambda: ME)
+    monkeypatch.setattr(disk.grp, "getgrgid", group_of)
+    monkeypatch.setattr(disk.pwd, "getpwall", lambda: listed)
+    monkeypatch.setattr(disk.pwd, "getpwuid", lambda user: pwd.struct_passwd(("ann", "x", user, 1000, "", "", "")))
+    disk._shared_group.cache_clear()
+    try:
+        assert disk._shared_group(1000) == ((group or "1000") if shared else None)
+        if group is None:
+            assert disk._shared_group(7) == "7"  # a number that tells nothing
+    finally:
+        disk._shared_group.cache_clear()
+
+
+def test_a_checkpoint_is_written_for_its_owner_alone_to_change(tmp_path: Path) -> None:
+    """Under a umask with which a lab shares its files."""
+    run, before = RunDirectory.create(tmp_path / "run", tiny()), os.umask(0o002)
+    try:
+        checkpoint = _checkpoint(run)
+    finally:
+        os.umask(before)
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        assert not path.stat().st_mode & 0o022, path
+        assert path.stat().st_mode & 0o044 == 0o044, path
 
 
 @pytest.mark.parametrize(

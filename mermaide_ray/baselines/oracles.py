@@ -15,7 +15,6 @@ down to nearly none: how small a lead suffices differs from agent to agent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import get_args
 
 import torch
@@ -26,6 +25,7 @@ from mermaide_ray.agents.base import Family
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines.rule_grid import NextArm, Rule, first_rules, foresight_rules, gap_rules, goal_rules
 from mermaide_ray.baselines.rules import announced, once_per_game, toward_target
+from mermaide_ray.blocks import blocks_of, tasks_at_once
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
@@ -38,8 +38,6 @@ _NEXT: tuple[NextArm, ...] = get_args(NextArm)
 
 # Selection in two rounds: all rules on a few episodes, then the best few of each task on more.
 _FIRST_ROUND, _SECOND_ROUND, _FINALISTS = 16, 48, 10
-# Floats of dice and agent state held at once (128 MiB), and episodes in one `play`, beyond which nothing is won.
-_MOST_FLOATS, _MOST_EPISODES = 2**25, 2**14
 
 
 class PrivilegedRules:
@@ -239,16 +237,9 @@ def returns_of(
     """
     incentives, count = incentives_of(environment), len(rules[0])
     returns = torch.empty(len(tasks), count, episodes)
-    normals = any(family.normals for family in tasks.families)
-    candidates = environment.num_candidates
-    per_episode = environment.horizon * (4 + candidates * normals) + 8 * candidates
-    per_episode += sum(prod(size) for _, size in environment.more_dice.values())
-    if environment.space is not None:
-        per_episode += 2 * candidates**2  # a Gaussian process keeps a covariance
-    fitting = max(1, min(_MOST_FLOATS // per_episode, _MOST_EPISODES) // episodes)
-    # Tasks of a family side by side, which `play` steps fastest; every task with each of its rules in turn.
-    by_family = tasks.family.argsort(stable=True)
-    for block in torch.split(by_family, max(1, fitting // count)):
+    fitting = tasks_at_once(environment, tasks, episodes)
+    # Every task with each of its rules in turn.
+    for block in blocks_of(tasks, max(1, fitting // count)):
         some = tasks.select(block)
         dice = deal_for(environment, key, some, episodes, first_episode)
         met = torch.arange(len(block)).repeat_interleave(count)

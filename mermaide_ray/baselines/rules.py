@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mermaide_ray.agent_settings import Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
+from mermaide_ray.blocks import blocks_of, tasks_at_once
 from mermaide_ray.environment import Environment
 from mermaide_ray.envs.incentive import incentives_of
 from mermaide_ray.experiment import Experiment
@@ -139,13 +140,21 @@ def shares_of(horizon: int, shares: Sequence[float]) -> list[int]:
 
 def _best_on_validation(experiment: Experiment, candidates: Sequence[Callable[[], Principal]]) -> int:
     """Index of the candidate with the highest mean return; all meet the same validation agents and luck."""
+    means = [returns.mean().item() for returns in _returns_on_validation(experiment, candidates)]
+    return means.index(max(means))
+
+
+def _returns_on_validation(experiment: Experiment, candidates: Sequence[Callable[[], Principal]]) -> Tensor:
+    """What each of R candidates earns in each episode with the validation agents, float [R, B, E]."""
     environment, evaluation = experiment.environment, experiment.evaluation
     tasks = AgentDistribution(experiment).held_out("validation", evaluation.tasks)
     key = Key(experiment.agents.seed, "validation", "baselines/choice", 0)
-    dice = deal_for(environment, key, tasks, evaluation.episodes)
     incentives = incentives_of(environment)
-    means = []
-    for candidate in candidates:
-        played = play(environment, tasks, evaluation.episodes, dice, candidate())
-        means.append(incentives.rewards_of(played).sum(2).mean().item())
-    return means.index(max(means))
+    returns = torch.empty(len(candidates), len(tasks), evaluation.episodes)
+    for block in blocks_of(tasks, tasks_at_once(environment, tasks, evaluation.episodes)):
+        some = tasks.select(block)
+        dice = deal_for(environment, key, some, evaluation.episodes)
+        for place, candidate in enumerate(candidates):
+            played = play(environment, some, evaluation.episodes, dice, candidate())
+            returns[place, block] = incentives.rewards_of(played).sum(2)
+    return returns

@@ -53,6 +53,9 @@ def stock_ppo(
             num_envs_per_env_runner=envs_per_runner,
             # An episode is one agent met: cut ones would meet the same agent without a memory of it.
             batch_mode="complete_episodes",
+            # After its minute RLlib throws away what actors bring, and goes on without: long episodes, or a busy
+            # machine, would then never train. None waits; of an actor that dies Ray tells at once.
+            sample_timeout_s=None,
         )
         .learners(**experiment.env_runners.learners)
         .training(

@@ -25,6 +25,7 @@ from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
 from mermaide_ray.cluster.join import ray_running
 from mermaide_ray.cluster.resources import check_own_gpu
 from mermaide_ray.disk import whole_file
+from mermaide_ray.errors import RunFault
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
@@ -85,7 +86,7 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
 
     Raises:
         InputError: The folder can't be used, or RLlib's agents can't play these.
-        RunFault: Ray can't be started, or the folder can't be written.
+        RunFault: Ray can't be started, nobody samples any more, or the folder can't be written.
     """
     torch.set_num_threads(1)
     console = terminal()
@@ -115,14 +116,23 @@ def train_stock(experiment: Experiment, network: Network, out: Path | None = Non
 
 
 def _iterations(algorithm: Algorithm, experiment: Experiment, console: Console) -> Iterator[dict[str, float]]:
-    """Trains until the budget is spent; what is told of each iteration."""
+    """Trains until the budget is spent; what is told of each iteration.
+
+    Raises:
+        RunFault: RLlib has gone through an iteration without an episode, as it would for ever.
+    """
     budget, steps, iteration = experiment.training.env_steps, 0, 0
     progress = Progress(console, experiment.name, budget, 0)
     try:
         while steps < budget:
-            result = algorithm.train()
-            runners = result["env_runners"]
-            steps, iteration = int(runners["num_env_steps_sampled_lifetime"]), iteration + 1
+            runners, iteration = algorithm.train().get("env_runners", {}), iteration + 1
+            before, steps = steps, int(runners.get("num_env_steps_sampled_lifetime", 0))
+            if steps <= before:
+                raise RunFault(
+                    f"each iteration must bring episodes, but iteration {iteration} brought none: all sampling actors "
+                    "have failed, and Ray's lines above say how (--set env_runners.num_env_runners=0 samples in this "
+                    "process)"
+                )
             told = {
                 "iteration": iteration,
                 STEPS: float(steps),

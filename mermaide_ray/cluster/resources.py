@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import ray
@@ -23,6 +24,8 @@ Bundle = Mapping[str, float]
 # What `ray up` leaves on the head of the file that made the cluster.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 _LONGEST_WAIT = 600.0  # seconds
+# Ways to fill a cluster with machines of its kinds, beyond which it would take long to try them all.
+_MOST_MIXES = 1000
 
 
 def fits(bundles: Sequence[Bundle], on: Sequence[Node]) -> bool:
@@ -70,7 +73,7 @@ def await_resources(
     started, told, asked = time.monotonic(), -LOG_EVERY, False
     try:
         while not fits(bundles, there := nodes()):
-            most = _most(there) if grows else there
+            most = _most(there, bundles) if grows else there
             if most is not None and not fits(bundles, most):
                 place, where = ("the cluster", "; max_workers of the cluster's file") if grows else ("this machine", "")
                 raise InputError(
@@ -104,8 +107,11 @@ def _ask_autoscaler(bundles: Sequence[Bundle]) -> None:
     request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
-def _most(there: Sequence[Node]) -> list[Node] | None:
-    """The most that the cluster can become, as far as this machine knows; None where it doesn't."""
+def _most(there: Sequence[Node], bundles: Sequence[Bundle]) -> list[Node] | None:
+    """The most that the cluster can become, as far as this machine knows; None where it doesn't.
+
+    Where it is machines of some kinds or of others, those on which the bundles fit, or else the largest.
+    """
     file = BOOTSTRAP.expanduser()
     me = ray.get_runtime_context().get_node_id()
     on_head = any(node["NodeID"] == me and "node:__internal_head__" in node["Resources"] for node in ray.nodes())
@@ -116,12 +122,32 @@ def _most(there: Sequence[Node]) -> list[Node] | None:
     if provider.get("type") == "local":
         # A head, and as many workers as are named: what those that are still to come have isn't known.
         return list(there) if len(there) > len(provider.get("worker_ips") or ()) else None
-    grown = [node for node in there if not node.resources.get("CPU")]
+    idle = [node for node in there if not node.resources.get("CPU")]
+    limit, kinds = int(made_by.get("max_workers", 0)), list[tuple[Node, int]]()
     for name, kind in (made_by.get("available_node_types") or {}).items():
         if name != made_by.get("head_node_type"):
-            count = min(int(kind.get("max_workers", 0)), int(made_by.get("max_workers", 0)))
-            grown += [Node("", {key: float(value) for key, value in kind["resources"].items()})] * count
-    return grown
+            node = Node("", {key: float(value) for key, value in kind["resources"].items()})
+            kinds.append((node, min(int(kind.get("max_workers", 0)), limit)))
+    mixes = islice(_mixes([count for _, count in kinds], limit), _MOST_MIXES + 1)
+    grown = [
+        [*idle, *(node for (node, _), count in zip(kinds, mix, strict=True) for _ in range(count))] for mix in mixes
+    ]
+    if len(grown) > _MOST_MIXES:  # too many to try: then more than there can be, which refuses nothing that fits
+        return [*idle, *(node for node, count in kinds for _ in range(count))]
+    asked = [key for key in ("GPU", "CPU") if any(bundle.get(key) for bundle in bundles)]
+    grown.sort(key=lambda mix: [sum(node.resources.get(key, 0) for node in mix) for key in asked], reverse=True)
+    return next((mix for mix in grown if fits(bundles, mix)), grown[0])
+
+
+def _mixes(most: Sequence[int], limit: int) -> Iterator[tuple[int, ...]]:
+    """All ways to have as many machines as can be, at most `limit`, and of each kind no more than `most`."""
+    if not most:
+        yield ()
+        return
+    total = min(limit, sum(most))
+    for count in range(max(0, total - sum(most[1:])), min(most[0], total) + 1):
+        for others in _mixes(most[1:], total - count):
+            yield count, *others
 
 
 def _needs(bundles: Sequence[Bundle]) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from mermaide_ray.cluster_check.finding import HEAD_WORKS, IDLE_COSTS, LOOPBACK, NOT_SHARED, Finding
 from mermaide_ray.cluster_check.versions import image_findings, pinned_ray, version_findings
 
+# The label that Kubernetes itself puts on each namespace: its name.
+_NAMESPACE = "kubernetes.io/metadata.name"
+
 
 def kuberay_findings(documents: list[dict[str, Any]], root: Path) -> Iterator[Finding]:
     """Everything wrong with a RayCluster or RayJob and what stands beside it in its file."""
@@ -47,6 +50,9 @@ def kuberay_findings(documents: list[dict[str, Any]], root: Path) -> Iterator[Fi
                 f"must be 0, got {group['minReplicas']}: {IDLE_COSTS}",
             )
     yield from _kuberay_pods(below, cluster, root)
+    for document in documents:
+        if document.get("kind") == "NetworkPolicy":
+            yield from _policy(document, below, cluster)
 
 
 def _kuberay_head(where: str, head: Mapping[str, Any], documents: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -67,13 +73,53 @@ def _kuberay_head(where: str, head: Mapping[str, Any], documents: list[dict[str,
         yield Finding(f"{where}.serviceType", "must be ClusterIP, without ingress: `kubectl port-forward` reaches it")
 
 
+def _groups(cluster: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Where each group of pods stands, and what it is."""
+    workers = {f"workerGroupSpecs[{place}]": group for place, group in enumerate(cluster["workerGroupSpecs"])}
+    return {"headGroupSpec": cluster["headGroupSpec"], **workers}
+
+
+def _policy(policy: Mapping[str, Any], below: str, cluster: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whom a NetworkPolicy guards, and whom it lets in."""
+    spec, where = policy["spec"], "NetworkPolicy spec"
+    selected = spec["podSelector"].get("matchLabels") or {}
+    for name, group in _groups(cluster).items():
+        labels = (group["template"].get("metadata") or {}).get("labels") or {}
+        if not selected.items() <= labels.items():
+            yield Finding(
+                f"{where}.podSelector",
+                f"must select the pods of {below}.{name}, whose labels are {_listed(labels)}, got {_listed(selected)}",
+            )
+    if "Ingress" not in (spec.get("policyTypes") or ["Ingress"]):
+        yield Finding(f"{where}.policyTypes", "must hold Ingress: else it keeps nobody out")
+    for place, rule in enumerate(spec.get("ingress") or ()):
+        here = f"{where}.ingress[{place}].from"
+        if not rule.get("from"):
+            yield Finding(here, "must say who reaches Ray, got nothing: that is everybody")
+        for peer in rule.get("from") or ():
+            spaces, pods = (
+                (peer.get(key) or {}).get("matchLabels") or {} for key in ("namespaceSelector", "podSelector")
+            )
+            if "namespaceSelector" in peer and _NAMESPACE not in spaces:
+                yield Finding(
+                    f"{here}.namespaceSelector",
+                    f"must name one namespace by {_NAMESPACE}, got {_listed(spaces)}: a pod of any other would only "
+                    "have to take the same labels",
+                )
+            elif not pods and "ipBlock" not in peer:
+                yield Finding(f"{here}.podSelector", "must select pods by their labels, got all of a namespace")
+            elif str((peer.get("ipBlock") or {}).get("cidr", "")).endswith("/0"):
+                yield Finding(f"{here}.ipBlock.cidr", f"must bound the addresses, got {peer['ipBlock']['cidr']}")
+
+
+def _listed(labels: Mapping[str, Any]) -> str:
+    """'app: mermaide'."""
+    return ", ".join(f"{key}: {value}" for key, value in labels.items()) or "none"
+
+
 def _kuberay_pods(below: str, cluster: Mapping[str, Any], root: Path) -> Iterator[Finding]:
-    groups = {
-        "headGroupSpec": cluster["headGroupSpec"],
-        **{f"workerGroupSpecs[{place}]": group for place, group in enumerate(cluster["workerGroupSpecs"])},
-    }
     claims = {}
-    for name, group in groups.items():
+    for name, group in _groups(cluster).items():
         pod, where = group["template"]["spec"], f"{below}.{name}.template.spec"
         yield from image_findings(f"{where}.containers[0].image", pod["containers"][0].get("image") or "", root)
         claims[where] = {

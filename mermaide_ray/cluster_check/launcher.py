@@ -108,7 +108,7 @@ def _setup(config: dict[str, Any], prepared: dict[str, Any], root: Path) -> Iter
 def _mount(where: str, source: Path, root: Path) -> Iterator[Finding]:
     found = source if source.is_absolute() else root / source
     if not found.exists():
-        hint = ": make it with `ray get-auth-token --generate`" if found.name == "auth_token" else ""
+        hint = ": make it with `(umask 077; ray get-auth-token --generate)`" if found.name == "auth_token" else ""
         yield Finding(where, f"must exist on this machine, got {source}{hint}")
     elif found.name == "auth_token" and stat.S_IMODE(found.stat().st_mode) & 0o077:
         yield Finding(where, f"must be readable by you alone, got a file that others can read: chmod 600 {source}")

@@ -97,7 +97,7 @@ def lab() -> Iterator[Hosts]:
         laptop = hosts.hosts["laptop"]
         (laptop.work / "home" / "local.yaml").write_text(text)
         (hosts.shared / "arms.yaml").write_text(SWEEP)
-        laptop.run("ray get-auth-token --generate && chmod 600 ~/.ray/auth_token")
+        laptop.run("(umask 077; ray get-auth-token --generate) && chmod 600 ~/.ray/auth_token")
         assert "nothing to find fault with" in laptop.run(f"mermaide cluster check {FILE}")
         laptop.run(f"ray up -y {FILE}", timeout=600)
         yield hosts
