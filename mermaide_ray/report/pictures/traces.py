@@ -72,10 +72,10 @@ def calibration(study: Study) -> Iterator[Picture]:
     if found is None:
         return
     frame, setting = found
-    frame = frame[frame["split"].isin(panels_of(study))]
+    frame = frame[frame["condition"].isin(panels_of(study))]
     if frame.empty:
         return
-    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
+    frame = frame.sort_values("condition", key=lambda names: names.map(study.conditions.index), kind="stable")
     told = f"training seeds: {frame['seed'].nunique()}, all families together"
     yield Picture(
         "calibration",
@@ -84,7 +84,7 @@ def calibration(study: Study) -> Iterator[Picture]:
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
         "diagonal, with a histogram below.",
         calibration_curve(
-            frame.assign(split=frame["split"].map(study.title)),
+            frame.assign(condition=frame["condition"].map(study.title)),
             note=small_print(study, f"{label(study.main)}{setting}, {told}."),
         ),
     )
@@ -99,14 +99,14 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
         return
     frame, setting = found
     families = sorted(frame["family"].unique())[:MOST_FAMILIES]
-    frame = frame[frame["split"].isin(panels_of(study)) & frame["family"].isin(families)]
-    frame = frame[frame["k"] == frame["split"].map(largest)]
+    frame = frame[frame["condition"].isin(panels_of(study)) & frame["family"].isin(families)]
+    frame = frame[frame["k"] == frame["condition"].map(largest)]
     if frame.empty:
         return
-    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
+    frame = frame.sort_values("condition", key=lambda names: names.map(study.conditions.index), kind="stable")
     early = frame["step"] < frame["step"].max() / 4
     first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
-    tasks = frame.drop_duplicates(["split", "family", "task"])["split"].value_counts().max()
+    tasks = frame.drop_duplicates(["condition", "family", "task"])["condition"].value_counts().max()
     note = (
         f"{label(study.main)}{setting}, K = {largest_text(study)}; training seeds: {frame['seed'].nunique()}, tasks "
         f"per condition: {tasks}. Exploration: first hyperparameter of the family."
@@ -152,12 +152,12 @@ def _of_main(
 
 
 def _read(path: Path, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]) -> pd.DataFrame | None:
-    """Rows with the condition, as far as there is one, in place of the split."""
+    """Rows, each with its condition: of older ones, which name none, that is the split."""
     optional = ("condition", "coordinate")  # the latter only in a calibration of points
     frame = read_rows(path, columns, optional=lambda column: column in optional, where=where, categorical=True)
     if frame is None:
         return None
-    return frame.assign(split=frame["condition"] if "condition" in frame else frame["split"]).astype({"split": str})
+    return frame.assign(condition=frame.get("condition", frame["split"])).astype({"condition": str})
 
 
 def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
