@@ -157,9 +157,7 @@ def _contrast(
     found = compare(cells, mine, theirs, measure, between=between, sign=sign)
     if found is None:
         return None
-    x, y, difference, probability, _ = found
-    # Training runs of their own are of several settings, and of those only what the other side has.
-    runs = {name.rpartition(", seed ")[0] for name in x.index if isinstance(name, str)}
+    x, y, difference, probability, _, runs_of = found
     better = sign * difference.value > 0
     too_few = any(
         len(matrix) < SEEDS_FOR_A_VERDICT and is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
@@ -173,8 +171,8 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        num_settings=1 if runs else _num_settings(study, mine, measure),
-        runs_of=len(runs),
+        num_settings=1 if runs_of else _num_settings(study, mine, measure),
+        runs_of=runs_of,
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
