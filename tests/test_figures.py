@@ -13,18 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_terminal import result_rows
 
+from mermaide_ray.calibration_bins import calibration_error, of_points, pooled_bins
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.report.drawing import PALETTE
+from mermaide_ray.report.drawing import PALETTE, on_common_steps
 from mermaide_ray.report.files import read_progress
 from mermaide_ray.report.pictures import traces, write_figures
 from mermaide_ray.report.pictures.scores import kshot_curve
 from mermaide_ray.report.run_charts import (
     calibration_curve,
-    calibration_error,
     intervention_heatmap,
     kshot_panels,
     learning_curves,
-    of_points,
 )
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
@@ -257,6 +256,20 @@ def test_calibration_error_by_hand() -> None:
     # 30 predictions off by 0.2, 10 off by 0.1: (30 * 0.2 + 10 * 0.1) / 40.
     bins = pd.DataFrame({"count": [30, 10], "confidence": [0.5, 0.9], "frequency": [0.7, 0.8]})
     assert calibration_error(bins) == pytest.approx(0.175)
+
+
+def test_bins_are_pooled_by_what_is_in_them() -> None:
+    lines = [("a", 3, 30, 0.5, 0.7), ("b", 3, 10, 0.9, 0.3), ("b", 4, 0, np.nan, np.nan), ("b", 5, 1, 0.1, 0.0)]
+    bins = pd.DataFrame(lines, columns=["family", "bin", "count", "confidence", "frequency"])
+    pooled = pooled_bins(bins, ["bin"])
+    assert pooled.to_numpy() == pytest.approx(np.array([[3, 40, 0.6, 0.6], [5, 1, 0.1, 0.0]]))
+    assert pooled_bins(bins, ["family", "bin"])["confidence"].tolist() == [0.5, 0.9, 0.1]
+
+
+def test_curves_are_laid_over_each_other_where_all_have_been() -> None:
+    steps, values = on_common_steps([(np.array([0.0, 10, 20]), np.zeros(3)), (np.array([5.0, 25]), np.array([1.0, 5]))])
+    assert steps.tolist() == [10, 20]
+    assert values.tolist() == [[0, 0], [2, 4]]
 
 
 def test_all_figures_of_a_run_are_written_as_pictures_and_nothing_else_is_left(tmp_path: Path) -> None:

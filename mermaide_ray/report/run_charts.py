@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from mermaide_ray.calibration_bins import calibration_error, of_points, pooled_bins
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import METRICS, validation_key
 from mermaide_ray.report.drawing import (
@@ -183,8 +184,8 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
             chosen = of_condition[of_condition["k"] == k]
             if not chosen["count"].sum():
                 continue
-            bins = _pooled(chosen)
-            ece = np.mean([calibration_error(_pooled(part)) for _, part in chosen.groupby(apart)])
+            bins = pooled_bins(chosen, ["bin"])
+            ece = np.mean([calibration_error(pooled_bins(part, ["bin"])) for _, part in chosen.groupby(apart)])
             colour, marker = PALETTE[1 - index], MARKERS[index]
             name = f"{when} (K = {k}), ECE {ece:.3f}"
             curve.plot(bins["confidence"], bins["frequency"], color=colour, marker=marker, markersize=4, label=name)
@@ -207,27 +208,3 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
     axes[1][0].set_ylabel(below)
     finish(figure)
     return figure
-
-
-def of_points(calibration: pd.DataFrame) -> bool:
-    """Whether rows of calibration.parquet are of the continuous game: by coordinate, no other rows have one."""
-    return "coordinate" in calibration and bool(calibration["coordinate"].notna().all())
-
-
-def calibration_error(bins: pd.DataFrame) -> float:
-    """Expected calibration error: mean over predictions of |confidence - frequency| of their bin.
-
-    Of points, whose bins all count alike: the mean gap of the PIT's distribution function to the uniform one.
-
-    Source: Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3.
-    """
-    gaps = (bins["confidence"] - bins["frequency"]).abs()
-    return float((gaps * bins["count"]).sum() / bins["count"].sum())
-
-
-def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
-    """Bins of several families or seeds as one: counts add up, confidence and frequency are weighted by them."""
-    filled = bins[bins["count"] > 0]
-    weighted = filled[["confidence", "frequency"]].mul(filled["count"], axis=0).assign(count=filled["count"])
-    sums = weighted.groupby(filled["bin"]).sum()
-    return sums.assign(confidence=sums["confidence"] / sums["count"], frequency=sums["frequency"] / sums["count"])

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mermaide_ray.calibration_bins import of_points
 from mermaide_ray.metrics import validation_key
-from mermaide_ray.report.drawing import MOST_POINTS, thinned
+from mermaide_ray.report.drawing import MOST_POINTS, on_common_steps, thinned
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
-from mermaide_ray.report.run_charts import RETURN, calibration_curve, of_points
+from mermaide_ray.report.run_charts import RETURN, calibration_curve
 from mermaide_ray.report.run_charts import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.run_charts import learning_curves as draw_learning
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
@@ -183,8 +184,6 @@ def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.Da
     for key in keys:
         points = [thinned(frame, key) for frame in frames if key in frame and frame[key].notna().any()]
         if points:
-            first, last = max(steps[0] for steps, _ in points), min(steps[-1] for steps, _ in points)
-            steps = points[0][0][(points[0][0] >= first) & (points[0][0] <= last)]
-            values = np.mean([np.interp(steps, *each) for each in points], axis=0)
-            parts.append(pd.DataFrame({STEPS: steps, key: values}))
+            steps, values = on_common_steps(points)
+            parts.append(pd.DataFrame({STEPS: steps, key: values.mean(axis=0)}))
     return pd.concat(parts, ignore_index=True).sort_values(STEPS, ignore_index=True)
