@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mermaide_ray.calibration_bins import pooled_bins
 from mermaide_ray.learners.losses import prediction_nll
 from mermaide_ray.models.categorical import ArmHead, log_softmax
 from mermaide_ray.models.mixture import MixtureHead
@@ -116,14 +117,10 @@ def frequency_floor(labels: Tensor, num_arms: int) -> dict[str, Any]:
 
 
 def pooled(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Calibration curves of several parts of the tasks as one: means weighted by what is in each bin."""
+    """Calibration curves of several parts of the tasks as one."""
     filled = [curve for curve in curves if len(curve)]
     if not filled:
         return pd.DataFrame()
     stacked = pd.concat(filled, ignore_index=True)
     by_coordinate = ["coordinate"] if "coordinate" in stacked else []
-    keys = ["method", "seed", "split", "condition", "k", "family", *by_coordinate, "bin"]
-    shares = ["confidence", "frequency"]
-    summed = stacked.assign(**{name: stacked[name] * stacked["count"] for name in shares})
-    summed = summed.groupby(keys, as_index=False)[["count", *shares]].sum()
-    return summed.assign(**{name: summed[name] / summed["count"] for name in shares})
+    return pooled_bins(stacked, ["method", "seed", "split", "condition", "k", "family", *by_coordinate, "bin"])

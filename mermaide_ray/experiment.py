@@ -29,9 +29,9 @@ PRESETS_DIR = Path(__file__).parent / "presets"
 
 
 def _printable(name: str) -> str:
-    # It names a folder and a row of tables.
-    if not name.isprintable() or "/" in name or not name.strip(". "):
-        raise ValueError(f"must be printable text without '/', got {one_line(name)}")
+    # It names a folder and a row of tables, in which ':' tells a rule of one's own from what was trained.
+    if not name.isprintable() or "/" in name or ":" in name or not name.strip(". "):
+        raise ValueError(f"must be printable text without '/' or ':', got {one_line(name)}")
     return name
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mermaide_ray.errors import InputError
-from mermaide_ray.report.cells import Cell, Cells
+from mermaide_ray.report.cells import Cell, Cells, Run
 
 
 def rows(*cells: tuple[str, str, str, int, dict[int, list[float]]], never: float = 10.0) -> pd.DataFrame:
@@ -186,7 +186,7 @@ def test_settings_without_a_seed_in_common_are_runs_of_their_own() -> None:
     pooled = cells.pooled([Cell("m", "a", "test", 0), Cell("m", "b", "test", 0)])
     assert pooled.to_numpy().ravel().tolist() == [0.0, 1.0]
     # No numbers, which could be seeds of what they are compared with.
-    assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
+    assert list(pooled.index) == [Run("a", 0), Run("b", 1)]
 
 
 LEVELS = {"a": 0.2, "b": 0.5, "c": 0.9}
@@ -205,7 +205,7 @@ def test_no_seed_is_a_mean_over_other_settings_than_another() -> None:
     rule = ("first_n", "a", "test", 0, {0: [0.7] * 4})
     cells = Cells(rows(*runs["x"], *runs["y"], rule))
     one, other = ([Cell(method, setting, "test", 0) for setting in LEVELS] for method in runs)
-    names = [f"{setting}, seed {seed}" for setting in LEVELS for seed in range(3) if (setting, seed) not in LACKING]
+    names = [Run(setting, seed) for setting in LEVELS for seed in range(3) if (setting, seed) not in LACKING]
     assert list(cells.pooled(one).index) == names
     assert list(cells.pooled(other).index) == [0, 1, 2]
     gain = cells.gain(one, other)
@@ -220,7 +220,7 @@ def test_conditions_of_which_one_has_no_seed_in_common_are_runs_of_their_own_in_
     apart = [("m", "a", "test", 0, {0: [0.2]}), ("m", "b", "test", 0, {1: [0.4]})]
     pooled = Cells(rows(*whole, *apart)).pooled([Cell(*cell[:4]) for cell in (*whole, *apart)])
     assert pooled.shape == (2, 2)
-    assert list(pooled.index) == ["a, seed 0", "b, seed 1"]
+    assert list(pooled.index) == [Run("a", 0), Run("b", 1)]
 
 
 def test_settings_that_met_other_agents_stand_side_by_side() -> None:

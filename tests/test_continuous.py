@@ -21,6 +21,7 @@ from mermaide_ray.baselines import SCORED_BESIDE, baseline_named
 from mermaide_ray.baselines.oracles import PrivilegedRules
 from mermaide_ray.baselines.rule_grid import Rule
 from mermaide_ray.calibration import CALIBRATION_BINS, point_calibration, prediction_scores
+from mermaide_ray.calibration_bins import calibration_error, of_points
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.contender import Contender
@@ -40,7 +41,6 @@ from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.noise import Key
 from mermaide_ray.points import Space
 from mermaide_ray.report.pictures import calibration as draw_calibration
-from mermaide_ray.report.run_charts import calibration_error, of_points
 from mermaide_ray.report.study import read_study
 from mermaide_ray.trajectory import Trajectories
 from mermaide_ray.view import PointView, view_of

@@ -14,18 +14,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_terminal import result_rows
 
+from mermaide_ray.calibration_bins import calibration_error, of_points, pooled_bins
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.report.drawing import PALETTE
+from mermaide_ray.report.drawing import PALETTE, on_common_steps
 from mermaide_ray.report.files import read_progress
-from mermaide_ray.report.pictures import write_figures
+from mermaide_ray.report.pictures import traces, write_figures
 from mermaide_ray.report.pictures.scores import kshot_curve
 from mermaide_ray.report.run_charts import (
     calibration_curve,
-    calibration_error,
     intervention_heatmap,
     kshot_panels,
     learning_curves,
-    of_points,
 )
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import read_study
@@ -51,22 +50,27 @@ def progress(top: float, iterations: int = 300, seed: int = 0) -> pd.DataFrame:
 def profiles(tasks: int = 12, horizon: int = 50, method: str = "mermaide") -> pd.DataFrame:
     """Agent i of a family stops being steered at step 10 + i, and explores the more the larger i; i is shuffled."""
     lines = []
-    for split, family, k in itertools.product(("validation", "test"), ("ucb", "epsilon_greedy"), (0, 1)):
+    for condition, family, k in itertools.product(("validation", "test"), ("ucb", "epsilon_greedy"), (0, 1)):
         for task, rank in enumerate(np.random.default_rng(1).permutation(tasks)):
             for step in range(horizon):
-                lines.append((method, 0, split, k, family, task, 0.1 * rank, step, float(step < 10 + rank)))
-    columns = ["method", "seed", "split", "k", "family", "task", "exploration", "step", "intervention_rate"]
+                lines.append((method, 0, condition, k, family, task, 0.1 * rank, step, float(step < 10 + rank)))
+    columns = ["method", "seed", "condition", "k", "family", "task", "exploration", "step", "intervention_rate"]
     return pd.DataFrame(lines, columns=columns)
 
 
 def calibration(method: str = "mermaide") -> pd.DataFrame:
     """Before adaptation each bin is 0.1 over-confident; afterwards it is right."""
     lines = []
-    for split, family, k, index in itertools.product(("validation", "test"), ("ucb", "exp3"), (0, 1), range(2, 15)):
+    for condition, family, k, index in itertools.product(("validation", "test"), ("ucb", "exp3"), (0, 1), range(2, 15)):
         confidence = (index + 0.5) / 15
-        lines.append((method, 0, split, k, family, index, 100 * index, confidence, confidence - 0.1 * (1 - k)))
-    columns = ["method", "seed", "split", "k", "family", "bin", "count", "confidence", "frequency"]
+        lines.append((method, 0, condition, k, family, index, 100 * index, confidence, confidence - 0.1 * (1 - k)))
+    columns = ["method", "seed", "condition", "k", "family", "bin", "count", "confidence", "frequency"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def older(rows: pd.DataFrame) -> pd.DataFrame:
+    """As older runs left them: the condition was the split."""
+    return rows.rename(columns={"condition": "split"})
 
 
 def run_directory(folder: Path) -> Path:
@@ -81,8 +85,8 @@ def run_directory(folder: Path) -> Path:
         ]
         (where / "progress.jsonl").write_text("\n".join(lines) + "\n")
     result_rows().to_parquet(folder / "rows.parquet")
-    profiles().to_parquet(folder / "profiles.parquet")
-    calibration().to_parquet(folder / "calibration.parquet")
+    older(profiles()).to_parquet(folder / "profiles.parquet")
+    older(calibration()).to_parquet(folder / "calibration.parquet")
     return folder
 
 
@@ -197,10 +201,10 @@ def test_the_heatmap_sorts_agents_by_exploration() -> None:
     assert overlaps(figure) == []
 
 
-def test_the_heatmap_takes_families_without_hyperparameters_and_splits_without_a_family() -> None:
+def test_the_heatmap_takes_families_without_hyperparameters_and_conditions_without_a_family() -> None:
     data = profiles()
     data.loc[data["family"] == "ucb", "exploration"] = np.nan
-    data = data[(data["k"] == 1) & ~((data["split"] == "test") & (data["family"] == "epsilon_greedy"))]
+    data = data[(data["k"] == 1) & ~((data["condition"] == "test") & (data["family"] == "epsilon_greedy"))]
     figure = intervention_heatmap(data)
     assert sum(bool(axis.images) for axis in figure.axes) == 3
 
@@ -225,8 +229,10 @@ def test_calibration_of_points_shows_the_distribution_of_the_pit_and_its_histogr
     lines = [
         pd.DataFrame(
             {"bin": range(14), "confidence": p, "frequency": p + 0.06 * (1 - k) * (3 - 2 * coordinate)}
-        ).assign(split=split, seed=0, family=family, k=k, coordinate=coordinate, count=1600)
-        for split, family, k, coordinate in itertools.product(("validation", "test"), ("ucb", "exp3"), (0, 1), (1, 2))
+        ).assign(condition=condition, seed=0, family=family, k=k, coordinate=coordinate, count=1600)
+        for condition, family, k, coordinate in itertools.product(
+            ("validation", "test"), ("ucb", "exp3"), (0, 1), (1, 2)
+        )
     ]
     assert not of_points(calibration())
     figure = calibration_curve(pd.concat(lines), note="synthetic")
@@ -251,6 +257,20 @@ def test_calibration_error_by_hand() -> None:
     # 30 predictions off by 0.2, 10 off by 0.1: (30 * 0.2 + 10 * 0.1) / 40.
     bins = pd.DataFrame({"count": [30, 10], "confidence": [0.5, 0.9], "frequency": [0.7, 0.8]})
     assert calibration_error(bins) == pytest.approx(0.175)
+
+
+def test_bins_are_pooled_by_what_is_in_them() -> None:
+    lines = [("a", 3, 30, 0.5, 0.7), ("b", 3, 10, 0.9, 0.3), ("b", 4, 0, np.nan, np.nan), ("b", 5, 1, 0.1, 0.0)]
+    bins = pd.DataFrame(lines, columns=["family", "bin", "count", "confidence", "frequency"])
+    pooled = pooled_bins(bins, ["bin"])
+    assert pooled.to_numpy() == pytest.approx(np.array([[3, 40, 0.6, 0.6], [5, 1, 0.1, 0.0]]))
+    assert pooled_bins(bins, ["family", "bin"])["confidence"].tolist() == [0.5, 0.9, 0.1]
+
+
+def test_curves_are_laid_over_each_other_where_all_have_been() -> None:
+    steps, values = on_common_steps([(np.array([0.0, 10, 20]), np.zeros(3)), (np.array([5.0, 25]), np.array([1.0, 5]))])
+    assert steps.tolist() == [10, 20]
+    assert values.tolist() == [[0, 0], [2, 4]]
 
 
 def test_all_figures_of_a_run_are_written_as_pictures_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -282,6 +302,11 @@ def test_conditions_that_share_a_split_are_drawn_apart(tmp_path: Path) -> None:
         rows = pd.read_parquet(path).query("split == 'test'")
         pd.concat([rows.assign(condition=name) for name in ("near", "far")]).to_parquet(path)
     assert [path.stem for path in write_figures(run)] == ALL
+    study = read_study([run])
+    [curves], [heatmap] = traces.calibration(study), traces.intervention_heatmap(study)
+    titles = [axis.get_legend().get_title().get_text() for axis in curves.figure.axes if axis.get_legend()]
+    assert titles == ["near", "far"]
+    assert {axis.get_title().partition(":")[0] for axis in heatmap.figure.axes if axis.images} == {"near", "far"}
 
 
 def test_a_run_that_was_scored_at_one_k_has_all_figures(tmp_path: Path) -> None:
@@ -350,7 +375,7 @@ def test_a_damaged_file_is_named_in_one_sentence(name: str, content: bytes, said
 
 def test_a_missing_column_and_a_missing_run_are_named(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
-    profiles().drop(columns="exploration").to_parquet(run / "profiles.parquet")
+    older(profiles()).drop(columns="exploration").to_parquet(run / "profiles.parquet")
     with pytest.raises(InputError, match="got none named exploration"):
         write_figures(run)
     with pytest.raises(InputError, match=r"run directory must exist, got .*nowhere"):

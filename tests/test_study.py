@@ -172,6 +172,22 @@ def test_a_sweep_from_before_rehearsals_was_scored_without_them(tmp_path: Path) 
         assert told == expected
 
 
+def test_what_was_trained_under_a_name_with_a_colon_is_read_and_told_of(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", name="mine:v2")
+    sweep = write_sweep(tmp_path / "sweep", {"mine:v2": Effects()}, seeds=1, **QUICK)
+    told = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    del told["methods"]
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump({**told, "settings": {"name": "mine:v2"}}))
+    for folder in (run, sweep):
+        study = read_study([folder])
+        assert study.main == "mine:v2"
+        assert study.notes == (
+            f"{folder.name}: mine:v2 was trained, but is taken for a rule, which has no training seeds: there is a ':' "
+            "in its name.",
+        )
+        assert answer(study).sentence.startswith("mine:v2 reaches")
+
+
 def test_conditions_of_one_name_that_are_different_ones_are_told_apart(tmp_path: Path) -> None:
     one = write_sweep(tmp_path / "one", seeds=3, **QUICK)
     split = {name: {"split": name} for name in ("validation", "test")}

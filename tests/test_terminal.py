@@ -18,7 +18,7 @@ from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.score_tables import score_tables
 from mermaide_ray.report.statistics import interquartile_mean
 from mermaide_ray.report.study import read_study
-from mermaide_ray.report.terminal import MEASURES, comparisons, print_scores, render_summary, summary
+from mermaide_ray.report.terminal import TABLE_MEASURES, comparisons, print_scores, render_summary, summary
 
 FAMILIES = ("ucb", "epsilon_greedy")
 # Method -> (normalised score at K = 0, training seeds); the learned ones gain 0.05 by adapting.
@@ -98,7 +98,7 @@ def test_scores_are_interquartile_means_and_the_rest_are_means(rows: pd.DataFram
     for name in ("return", "success_rate", "interventions", "cost", "support_return"):
         assert of_all[name] == pytest.approx(chosen[name].mean())
     assert (of_all["seeds"], of_all["tasks"], of_ucb["tasks"]) == (3, 8, 4)
-    for name in MEASURES:
+    for name in TABLE_MEASURES:
         assert of_all[f"{name}_low"] <= of_all[name] <= of_all[f"{name}_high"]
 
 

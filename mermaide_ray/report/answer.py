@@ -18,7 +18,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 MOST_CONDITIONS = 3
 # Two equal methods that were trained with one seed each would be told apart "for sure" in half of all studies, with two
 # seeds in a third, with three in a tenth (a twentieth is what 95% promise).
-FEWEST_SEEDS = 3
+SEEDS_FOR_A_VERDICT = 3
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def verdict_of(contrasts: Sequence[Contrast], by_condition: Sequence[Contrast] =
 
     Supported: better for sure than each of the others, and worse for sure in no condition. Contradicted: worse for sure
     than one of them. All else is undecided. "For sure": the 95% interval of the difference excludes 0, and rests on
-    `FEWEST_SEEDS` training seeds of each side that was trained. That each of several intervals must do so needs no
-    correction for their number (an intersection-union test).
+    `SEEDS_FOR_A_VERDICT` training seeds of each side that was trained. That each of several intervals must do so needs
+    no correction for their number (an intersection-union test).
     """
     worse = next((contrast for contrast in contrasts if contrast.better is False), None)
     if worse is not None:
@@ -157,12 +157,10 @@ def _contrast(
     found = compare(cells, mine, theirs, measure, between=between, sign=sign)
     if found is None:
         return None
-    x, y, difference, probability, _ = found
-    # Training runs of their own are of several settings, and of those only what the other side has.
-    runs = {name.rpartition(", seed ")[0] for name in x.index if isinstance(name, str)}
+    x, y, difference, probability, _, runs_of = found
     better = sign * difference.value > 0
     too_few = any(
-        len(matrix) < FEWEST_SEEDS and is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
+        len(matrix) < SEEDS_FOR_A_VERDICT and is_trained(cell.method) for matrix, (cell, *_) in ((x, mine), (y, theirs))
     )
     return Contrast(
         other=other.name,
@@ -173,8 +171,8 @@ def _contrast(
         probability=probability,
         seeds=len(x),
         tasks=x.shape[1],
-        num_settings=1 if runs else _num_settings(study, mine, measure),
-        runs_of=len(runs),
+        num_settings=1 if runs_of else _num_settings(study, mine, measure),
+        runs_of=runs_of,
         better=better if _excludes_zero(difference) and not too_few else None,
         too_few=too_few,
     )
@@ -252,7 +250,7 @@ def _sentence(
         f"{verdict.capitalize()}: {one.name} reaches a {measure_name(measure)} of {decisive.level.value:.3f} "
         f"({_where(decisive.conditions, k, decisive.num_settings)}{only}), {abs(difference.value):.3f} {way} "
         f"{decisive.other}{among} (95% interval of the difference {_span(difference)}; {_basis(decisive)})."
-        + f" With fewer than {FEWEST_SEEDS} training seeds there is no verdict."
+        + f" With fewer than {SEEDS_FOR_A_VERDICT} training seeds there is no verdict."
         * decisive.too_few
     )
 

@@ -6,6 +6,7 @@ Sweeps leave hundreds of thousands of rows, and every table, figure and diagnost
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,17 @@ class Cell(NamedTuple):
     setting: str
     condition: str
     k: int
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """What names a row of a matrix where training runs of several settings stand one by one, in place of a seed.
+
+    A seed's number alone would pair it with that seed of another side, which is of other settings.
+    """
+
+    setting: str
+    seed: int
 
 
 class Cells:
@@ -208,7 +220,8 @@ class Cells:
         task's values are averaged, seed by seed, so that each of these settings weighs the same; tasks that have no
         value in one of them are left out. Settings that met no task in common, such as those of other families of
         agents, stand side by side as conditions do. Only seeds that have all of it count; where settings of the same
-        tasks have no seed in common, each training run is a seed of its own (and a setting weighs as its runs do).
+        tasks have no seed in common, each training run is a seed of its own (and a setting weighs as its runs do): a
+        `Run` then names its row.
         """
         groups = self._groups(cells, measure)
         return self._joined(cells, groups, _must_be_runs(groups))
@@ -375,9 +388,8 @@ def _side_by_side(groups: Sequence[Group], runs: bool) -> pd.DataFrame:
         # A mean over other settings for some tasks than for others would compare nothing.
         stacked = pd.concat(group.values()).dropna(axis="columns") if len(group) > 1 else next(iter(group.values()))
         if runs:
-            # Names of their own: numbers would pair them with seeds of another side.
-            names = [f"{setting}, seed {seed}" for setting, matrix in group.items() for seed in matrix.index]
-            stacked = stacked.set_axis(pd.Index(names), axis="index")
+            named = [Run(setting, int(seed)) for setting, matrix in group.items() for seed in matrix.index]
+            stacked = stacked.set_axis(pd.Index(named, dtype=object), axis="index")
         elif len(group) > 1:
             stacked = stacked[stacked.index.isin(_in_all(group))].groupby(level=0).mean()
         wide.append(stacked)

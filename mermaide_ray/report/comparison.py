@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mermaide_ray.report.cells import Cell, Cells, trim_of
+from mermaide_ray.report.cells import Cell, Cells, Run, trim_of
 from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.statistics import (
     SEED,
@@ -27,6 +27,7 @@ class Comparison(NamedTuple):
         difference: The one side less the other.
         probability: That the one does better on a random task; None where they met other agents, or had other luck.
         is_paired: Whether by training seed and task.
+        runs_of: Settings whose training runs stand one by one in place of seeds, which they do not share; 0 if none do.
     """
 
     x: pd.DataFrame
@@ -34,6 +35,7 @@ class Comparison(NamedTuple):
     difference: Interval
     probability: Interval | None
     is_paired: bool
+    runs_of: int
 
 
 def compare(
@@ -70,8 +72,8 @@ def compare(
             return None
         x, y = x[tasks], y[tasks]
         # Where only some seeds of either side are the other's, pairing would throw the rest of both away. Training runs
-        # of their own (they have names) are of several settings: either side's rest may be of other ones.
-        is_paired = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, str) for seed in seeds)
+        # of their own are of several settings: either side's rest may be of other ones.
+        is_paired = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, Run) for seed in seeds)
         if is_paired and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
         dropped = np.subtract(shapes, (x.shape, y.shape)).sum(axis=0)
@@ -85,4 +87,5 @@ def compare(
     else:
         principals = (x.index, y.index) if are_conditions else None
         difference = unpaired_difference(x, y, seed=SEED, agents=agents, seeds=principals, trim=trim)
-    return Comparison(x, y, difference, probability, is_paired)
+    runs = {seed.setting for seed in x.index if isinstance(seed, Run)}
+    return Comparison(x, y, difference, probability, is_paired, len(runs))

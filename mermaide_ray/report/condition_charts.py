@@ -16,7 +16,7 @@ from mermaide_ray.report.statistics import Interval
 
 # Of the width between two conditions, what their points fill.
 SPREAD = 0.64
-FLOORS: tuple[Style, ...] = ({"color": "#000000", "linestyle": "-"}, {"color": "#777777", "linestyle": ":"})
+FLOOR_STYLES: tuple[Style, ...] = ({"color": "#000000", "linestyle": "-"}, {"color": "#777777", "linestyle": ":"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def condition_rows(
             offset = (index - (len(row.series) - 1) / 2) * SPREAD / max(len(row.series), 2)
             _points(axis, name, row.series[name], conditions, offset, own[name])
         for index, name in enumerate(floors):
-            _levels(axis, name, row.floors.get(name, {}), conditions, FLOORS[index % len(FLOORS)])
+            _levels(axis, name, row.floors.get(name, {}), conditions, FLOOR_STYLES[index % len(FLOOR_STYLES)])
         if row.zero:
             axis.axhline(0, color="0.3", linewidth=1)
         axis.set_ylabel(row.measure)

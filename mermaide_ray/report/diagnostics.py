@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.report.cells import Cell
-from mermaide_ray.report.names import FEW_SEEDS, FLOORS, is_trained
+from mermaide_ray.report.names import FLOORS, SEEDS_FOR_AN_INTERVAL, is_trained
 from mermaide_ray.report.study import Study
 from mermaide_ray.sweep.status import FAILED
 
@@ -187,8 +187,8 @@ def _collapse(study: Study) -> Iterator[tuple[str, str]]:
 def _few_seeds(study: Study) -> Iterator[tuple[str, str]]:
     for method in study.methods:
         cells = [cell for cell in study.cells if cell.method == method and is_trained(method)]
-        fewest = min((len(study.cells.seeds(cell)) for cell in cells), default=FEW_SEEDS)
-        if fewest < FEW_SEEDS:
+        fewest = min((len(study.cells.seeds(cell)) for cell in cells), default=SEEDS_FOR_AN_INTERVAL)
+        if fewest < SEEDS_FOR_AN_INTERVAL:
             only = "its intervals are over tasks only" if fewest == 1 else "its intervals are too narrow"
             yield NOTE, f"{method} has {fewest} training seed{'s' * (fewest > 1)} in some setting: {only}."
 
@@ -263,7 +263,7 @@ CHECKS: dict[str, Check] = {
     ),
     "few_seeds": Check(
         "few training seeds",
-        f"With fewer than {FEW_SEEDS} training seeds, 95% intervals cover less than they say.",
+        f"With fewer than {SEEDS_FOR_AN_INTERVAL} training seeds, 95% intervals cover less than they say.",
         _few_seeds,
     ),
 }

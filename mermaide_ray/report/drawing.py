@@ -92,12 +92,20 @@ def thinned(frame: pd.DataFrame, key: str) -> Points:
     return means[:, 0], means[:, 1]
 
 
+def on_common_steps(curves: Sequence[Points]) -> Points:
+    """Curves where all of them have been: environment steps, float [points], and values, float [curves, points].
+
+    The steps are the first curve's; between those of another its values are interpolated.
+    """
+    first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    steps = curves[0][0]
+    steps = steps[(steps >= first) & (steps <= last)]
+    return steps, np.stack([np.interp(steps, *points) for points in curves])
+
+
 def draw_curve(axis: Axes, name: str, seeds: Sequence[Points], style: Style, seed: int) -> None:
     """The mean over training seeds where all of them have been, with a 95% band if there are several."""
-    first, last = max(steps[0] for steps, _ in seeds), min(steps[-1] for steps, _ in seeds)
-    steps = seeds[0][0]
-    steps = steps[(steps >= first) & (steps <= last)]
-    values = np.stack([np.interp(steps, *points) for points in seeds])
+    steps, values = on_common_steps(seeds)
     (line,) = axis.plot(steps, values.mean(axis=0), label=name, color=style["color"], linestyle=style["linestyle"])
     if len(steps) <= MOST_MARKERS:
         line.set(marker=style["marker"], markersize=4)

@@ -6,7 +6,7 @@ from mermaide_ray.baselines import BASELINES
 
 SCORE = "normalised_score"
 # With fewer training seeds, 95% intervals cover less than they say.
-FEW_SEEDS = 5
+SEEDS_FOR_AN_INTERVAL = 5
 SPLIT_TITLES = {
     "train": "training agents",
     "validation": "in distribution (validation agents)",
@@ -14,7 +14,7 @@ SPLIT_TITLES = {
 }
 # Losses of predicting the next pull without having learned anything before the episode.
 FLOORS = {"wm_nll_uniform": "uniform prediction", "wm_nll_frequency": "running frequencies"}
-_MEASURES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
+_MEASURE_NAMES = {SCORE: "normalised score", "wm_nll_after": "world-model loss after adaptation"}
 
 
 def is_trained(method: str) -> bool:
@@ -36,7 +36,7 @@ def label(method: str) -> str:
 
 def measure_name(measure: str) -> str:
     """A measure as sentences and figures call it."""
-    return _MEASURES.get(measure, measure.replace("_", " "))
+    return _MEASURE_NAMES.get(measure, measure.replace("_", " "))
 
 
 def condition_title(condition: str, split: str) -> str:

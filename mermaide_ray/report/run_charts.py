@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from mermaide_ray.calibration_bins import calibration_error, of_points, pooled_bins
 from mermaide_ray.errors import InputError
 from mermaide_ray.metrics import METRICS, validation_key
 from mermaide_ray.report.drawing import (
@@ -77,29 +78,29 @@ def kshot_panels(
     press them together: they are listed at the foot of the panel.
 
     Args:
-        scores: Split or condition -> method -> K -> score.
+        scores: Condition -> method -> K -> score.
         methods: All methods, in the order that gives them their colours.
         note: Small print below the figure.
     """
     figure, axes = panels(1, len(scores), note, sharey=True)
     styles = styles_of(methods)
-    ks = sorted({k for of_split in scores.values() for points in of_split.values() for k in points})
+    ks = sorted({k for found in scores.values() for points in found.values() for k in points})
     # What adapts is drawn at its K even where it is scored at one alone; lines across are for what has no use for K.
     adapts = {method for found in scores.values() for method, points in found.items() if len(set(points.values())) > 1}
     moving = {
-        split: [method for method in found if found[method] and (method in adapts or len(ks) == 1)]
-        for split, found in scores.items()
+        condition: [method for method in found if found[method] and (method in adapts or len(ks) == 1)]
+        for condition, found in scores.items()
     }
-    for axis, (split, found) in zip(axes[0], scores.items(), strict=True):
-        for index, method in enumerate(moving[split]):
+    for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
+        for index, method in enumerate(moving[condition]):
             # Side by side, so that no error bar hides another.
-            shift = 0.015 * (index - (len(moving[split]) - 1) / 2) * max(1, ks[-1] - ks[0])
+            shift = 0.015 * (index - (len(moving[condition]) - 1) / 2) * max(1, ks[-1] - ks[0])
             shifted = {k + shift: interval for k, interval in found[method].items()}
             draw_error_bars(axis, label(method), shifted, styles[method])
     # Of all panels, which share the axis.
     low = axes[0][0].get_ylim()[0] if any(moving.values()) else -np.inf
-    for axis, (split, found) in zip(axes[0], scores.items(), strict=True):
-        flat = {method: next(iter(found[method].values())) for method in found if method not in moving[split]}
+    for axis, (condition, found) in zip(axes[0], scores.items(), strict=True):
+        flat = {method: next(iter(found[method].values())) for method in found if method not in moving[condition]}
         far = {method: interval for method, interval in flat.items() if interval.value < low - 0.3}
         for method in [method for method in flat if method not in far]:
             colour, dashes = styles[method]["color"], styles[method]["flat"]
@@ -108,7 +109,7 @@ def kshot_panels(
                 axis.axhspan(flat[method].low, flat[method].high, color=colour, alpha=0.12, linewidth=0)
         listed = [f"below: {label(method)} {interval.value:.2f}" for method, interval in far.items()]
         axis.set_xlabel("\n".join(["K (support episodes)", *listed]))
-        axis.set_title(in_lines(split))
+        axis.set_title(in_lines(condition))
         axis.set_xticks(ks)
     axes[0][0].set_ylabel("normalised score (0 never, 1 oracle)")
     finish(figure)
@@ -117,22 +118,23 @@ def kshot_panels(
 
 
 def intervention_heatmap(profiles: pd.DataFrame, *, note: str = "") -> Figure:
-    """When a principal intervenes, for which agents: steps x agents by exploration; splits by row, families by column.
+    """When a principal intervenes, for which agents: steps x agents by exploration, by condition and family.
 
     Args:
-        profiles: Rows of profiles.parquet of one method and one K; training seeds are averaged.
+        profiles: Rows of profiles.parquet of one method and one K, each with its condition; training seeds are
+            averaged. A row of panels per condition, a column per family.
         note: Small print below the figure.
     """
-    splits, families = list(profiles["split"].unique()), sorted(profiles["family"].unique())
-    figure, axes = panels(len(splits), len(families), note, sharey=False)
+    conditions, families = list(profiles["condition"].unique()), sorted(profiles["family"].unique())
+    figure, axes = panels(len(conditions), len(families), note, sharey=False)
     image = None
-    for row, split in enumerate(splits):
+    for row, condition in enumerate(conditions):
         for column, family in enumerate(families):
             axis = axes[row][column]
-            chosen = profiles[(profiles["split"] == split) & (profiles["family"] == family)]
+            chosen = profiles[(profiles["condition"] == condition) & (profiles["family"] == family)]
             # A family without hyperparameters has no exploration to sort by; its agents stay in order.
             chosen = chosen.fillna({"exploration": 0.0})
-            axis.set_title(f"{split}: {family}")
+            axis.set_title(f"{condition}: {family}")
             axis.grid(False)
             if chosen.empty:
                 axis.set_axis_off()
@@ -146,7 +148,7 @@ def intervention_heatmap(profiles: pd.DataFrame, *, note: str = "") -> Figure:
             exploration = rates.index.get_level_values("exploration")
             axis.set_yticks(ticks, [f"{exploration[tick]:.2g}" for tick in ticks])
             axis.set_ylabel("agents, by exploration" if column == 0 else "")
-            axis.set_xlabel("step" if row == len(splits) - 1 else "")
+            axis.set_xlabel("step" if row == len(conditions) - 1 else "")
     if image is not None:
         unit = "share of query episodes with an intervention"
         figure.colorbar(image, ax=axes.ravel().tolist(), label=unit, shrink=0.9)
@@ -155,7 +157,7 @@ def intervention_heatmap(profiles: pd.DataFrame, *, note: str = "") -> Figure:
 
 
 def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
-    """World-model reliability before (K = 0) and after (largest K) adaptation, with the ECE; one panel per split.
+    """World-model reliability before (K = 0) and after (largest K) adaptation, with the ECE; a panel per condition.
 
     The curve pools training seeds and families; the ECE is computed per seed, then averaged, so that errors of
     different seeds don't cancel. The lower row shows how many predictions fall into each bin. Of points (`of_points`)
@@ -163,26 +165,27 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
     coordinates' errors don't cancel either.
 
     Args:
-        calibration: Rows of calibration.parquet of one method.
+        calibration: Rows of calibration.parquet of one method, each with its condition.
         note: Small print below the figure.
     """
-    splits = list(calibration["split"].unique())
-    figure, axes = panels(2, len(splits), note, sharey="row", heights=(3, 1))
+    conditions = list(calibration["condition"].unique())
+    figure, axes = panels(2, len(conditions), note, sharey="row", heights=(3, 1))
     points = of_points(calibration)
     apart = ["seed", "coordinate"] if points else ["seed"]
     x, y, below = _OF_POINTS if points else _OF_ARMS
-    for column, split in enumerate(splits):
+    for column, condition in enumerate(conditions):
         curve, histogram = axes[0][column], axes[1][column]
-        most = int(calibration.loc[calibration["split"] == split, "k"].max())
+        of_condition = calibration[calibration["condition"] == condition]
+        most = int(of_condition["k"].max())
         curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect")
         if points:
             histogram.axhline(1 / (calibration["bin"].nunique() + 1), color="0.6", linewidth=1, linestyle=":")
         for index, (k, when) in enumerate({0: BEFORE, most: AFTER if most else BEFORE}.items()):
-            chosen = calibration[(calibration["split"] == split) & (calibration["k"] == k)]
+            chosen = of_condition[of_condition["k"] == k]
             if not chosen["count"].sum():
                 continue
-            bins = _pooled(chosen)
-            ece = np.mean([calibration_error(_pooled(part)) for _, part in chosen.groupby(apart)])
+            bins = pooled_bins(chosen, ["bin"])
+            ece = np.mean([calibration_error(pooled_bins(part, ["bin"])) for _, part in chosen.groupby(apart)])
             colour, marker = PALETTE[1 - index], MARKERS[index]
             name = f"{when} (K = {k}), ECE {ece:.3f}"
             curve.plot(bins["confidence"], bins["frequency"], color=colour, marker=marker, markersize=4, label=name)
@@ -193,7 +196,8 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
                 share, middle = (bins["count"] / bins["count"].sum()).to_numpy(), bins["confidence"].to_numpy()
             histogram.plot(middle, share, color=colour, marker=marker, markersize=3, linewidth=1)
         # Above the panel: inside, some curve or other would run through it.
-        curve.legend(title=split, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, alignment="left")
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+        curve.legend(title=condition, frameon=False, fontsize=8, **place)
         curve.set_xlim(0, 1)
         curve.set_ylim(0, 1)
         histogram.set_xlim(0, 1)
@@ -204,27 +208,3 @@ def calibration_curve(calibration: pd.DataFrame, *, note: str = "") -> Figure:
     axes[1][0].set_ylabel(below)
     finish(figure)
     return figure
-
-
-def of_points(calibration: pd.DataFrame) -> bool:
-    """Whether rows of calibration.parquet are of the continuous game: by coordinate, no other rows have one."""
-    return "coordinate" in calibration and bool(calibration["coordinate"].notna().all())
-
-
-def calibration_error(bins: pd.DataFrame) -> float:
-    """Expected calibration error: mean over predictions of |confidence - frequency| of their bin.
-
-    Of points, whose bins all count alike: the mean gap of the PIT's distribution function to the uniform one.
-
-    Source: Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3.
-    """
-    gaps = (bins["confidence"] - bins["frequency"]).abs()
-    return float((gaps * bins["count"]).sum() / bins["count"].sum())
-
-
-def _pooled(bins: pd.DataFrame) -> pd.DataFrame:
-    """Bins of several families or seeds as one: counts add up, confidence and frequency are weighted by them."""
-    filled = bins[bins["count"] > 0]
-    weighted = filled[["confidence", "frequency"]].mul(filled["count"], axis=0).assign(count=filled["count"])
-    sums = weighted.groupby(filled["bin"]).sum()
-    return sums.assign(confidence=sums["confidence"] / sums["count"], frequency=sums["frequency"] / sums["count"])

@@ -11,7 +11,7 @@ from mermaide_ray.report.document_table import Table
 from mermaide_ray.report.names import FLOORS, SCORE, is_privileged, is_trained, label, measure_name
 from mermaide_ray.report.statistics import Interval, interquartile_mean
 from mermaide_ray.report.study import Study, short, shown
-from mermaide_ray.report.terminal import MEASURES
+from mermaide_ray.report.terminal import TABLE_MEASURES
 
 # Longer tables are read by nobody; the rows hold everything.
 MOST_LINES = 40
@@ -20,7 +20,7 @@ MOST_VALUES = 12
 # The terminal's, whose headings are in lines.
 MEANS = {
     measure: (heading.replace("-\n", "").replace("\n", " "), form)
-    for measure, (heading, form) in MEASURES.items()
+    for measure, (heading, form) in TABLE_MEASURES.items()
     if measure != SCORE
 }
 NONE = "–"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def read_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise InputError(f"a report needs the folder of a sweep or a run, got {folder}, which is none")
-    return _read_sweep(folder) if (folder / SWEEP_FILE).is_file() else _read_run(folder)
+    source = _read_sweep(folder) if (folder / SWEEP_FILE).is_file() else _read_run(folder)
+    return replace(source, notes=(*source.notes, *_taken_for_rules(source)))
 
 
 def _read_run(folder: Path) -> Source:
@@ -135,6 +136,18 @@ def _read_sweep(folder: Path) -> Source:
     provenance = read_record(folder / "provenance.json")
     configs = _configs(_as_scored(settings, folder), str(folder / SWEEP_FILE), rows)
     return Source(folder, rows, settings, provenance, is_sweep=True, trials=trials, configs=configs, notes=tuple(notes))
+
+
+def _taken_for_rules(source: Source) -> Iterator[str]:
+    """What was trained before names were refused a ':', by which rules of one's own are told."""
+    settings = source.document.get("settings") if source.is_sweep else source.document
+    own = [str(settings.get("name"))] if isinstance(settings, Mapping) else []
+    for name in dict.fromkeys([*source.configs, *own]):
+        if ":" in name:
+            yield (
+                f"{source.name}: {name} was trained, but is taken for a rule, which has no training seeds: there is a "
+                "':' in its name."
+            )
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ RESAMPLES = 2000
 # Of the resampling in reports.
 SEED = 0
 # Quantiles at which a 95% interval ends.
-ENDS = (0.025, 0.975)
+INTERVAL_ENDS = (0.025, 0.975)
 # Share cut off at each end by the interquartile mean [1]; 0 gives the plain mean.
 QUARTILE = 0.25
 # Elements of a chunk's largest temporary array: 16 MB, whatever the number of seeds, tasks and resamples.
@@ -237,7 +237,7 @@ def performance_profile(
         total = np.einsum("rtn,rt->rn", (seeds @ flat).reshape(len(seeds), *above.shape[1:]), tasks)
         # As many tasks as drawn: agents may have different numbers of them.
         estimates.append(total / (len(matrix) * tasks.sum(axis=1, keepdims=True)))
-    low, high = np.quantile(np.concatenate(estimates), ENDS, axis=0)
+    low, high = np.quantile(np.concatenate(estimates), INTERVAL_ENDS, axis=0)
     return above.mean(axis=(0, 1)), low, high
 
 
@@ -330,7 +330,7 @@ def _at_once(x: ArrayLike, y: ArrayLike) -> tuple[tuple[int, ...], Callable[[Seq
 
 
 def _interval(value: float, estimates: list[Array]) -> Interval:
-    low, high = np.quantile(np.concatenate(estimates), ENDS)
+    low, high = np.quantile(np.concatenate(estimates), INTERVAL_ENDS)
     return Interval(value, float(low), float(high))
 
 

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from mermaide_ray.report.cells import Cell, Cells, trim_of
 from mermaide_ray.report.comparison import compare
-from mermaide_ray.report.names import FEW_SEEDS, SCORE, SPLIT_TITLES, is_privileged, label
+from mermaide_ray.report.names import SCORE, SEEDS_FOR_AN_INTERVAL, SPLIT_TITLES, is_privileged, label
 from mermaide_ray.report.statistics import Interval
 
 ALL_FAMILIES = "all"
-# Column of the rows -> (heading, format).
-MEASURES = {
+# Of tables of scores: column of the rows -> (heading, format).
+TABLE_MEASURES = {
     "return": ("return", "{:.1f}"),
     "success_rate": ("success\nrate", "{:.2f}"),
     "interventions": ("inter-\nventions", "{:.1f}"),
@@ -44,8 +44,8 @@ def summary(cells: Cells) -> pd.DataFrame:
 
     Returns:
         Columns condition, family, method, k, privileged, seeds, tasks, scored_tasks (those with a normalised score),
-        and per measure m of `MEASURES`: m, m_low, m_high, as `Cells.interval`; NaN where a method has no such measure.
-        Conditions and methods in the order of the rows, privileged methods last.
+        and per measure m of `TABLE_MEASURES`: m, m_low, m_high, as `Cells.interval`; NaN where a method has no such
+        measure. Conditions and methods in the order of the rows, privileged methods last.
     """
     families = sorted(cells.named("family"))
     first, *single = [ALL_FAMILIES, *families] if len(families) > 1 else families
@@ -63,7 +63,7 @@ def summary(cells: Cells) -> pd.DataFrame:
 
 def _measured(cells: Cells, cell: Cell, family: str) -> dict[str, float]:
     found = {}
-    for measure in MEASURES:
+    for measure in TABLE_MEASURES:
         values = cells.pooled([cell], measure)
         found[measure] = values.loc[:, [family in (ALL_FAMILIES, name) for name in cells.families(values.columns)]]
     scores, returns = found[SCORE], found["return"]
@@ -110,7 +110,7 @@ def render_summary(summary: pd.DataFrame, console: Console) -> None:
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.show_edge, table.padding, table.collapse_padding = False, (0, 1), True
         table.add_column("method", overflow="fold", max_width=METHOD_WIDTH)
-        for heading in ("K", *(heading for heading, _ in MEASURES.values()), "seeds\nx tasks"):
+        for heading in ("K", *(heading for heading, _ in TABLE_MEASURES.values()), "seeds\nx tasks"):
             table.add_column(heading, justify="right", no_wrap=True)
         for family, of_family in of_condition.groupby("family", sort=False):
             table.add_row(Text(_family_title(str(family)), style="bold"))
@@ -160,8 +160,8 @@ def caption(summary: pd.DataFrame) -> str:
     seeds = summary.loc[~summary["privileged"], "seeds"]
     if seeds.eq(1).any():
         text += " One seed: the interval is over tasks only; of other training runs it says nothing."
-    if seeds.between(2, FEW_SEEDS - 1).any():
-        text += f" Fewer than {FEW_SEEDS} training seeds: the interval is too narrow."
+    if seeds.between(2, SEEDS_FOR_AN_INTERVAL - 1).any():
+        text += f" Fewer than {SEEDS_FOR_AN_INTERVAL} training seeds: the interval is too narrow."
     return text
 
 
@@ -169,7 +169,7 @@ def _lines(group: pd.DataFrame) -> Iterator[list[str]]:
     """Cells of each line of one table."""
     for line in group.to_dict("records"):
         cells = [label(str(line["method"])), str(line["k"])]
-        for name, (_, form) in MEASURES.items():
+        for name, (_, form) in TABLE_MEASURES.items():
             mean = "-" if pd.isna(line[name]) else form.format(line[name])
             cells.append(_interval(line, name, form) if name == SCORE else mean)
         yield [*cells, f"{line['seeds']} x {line['tasks']}"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.comparison import compare
 from mermaide_ray.report.drawing import draw_error_bars, draw_legend, finish, panels, styles_of
-from mermaide_ray.report.statistics import ENDS, RESAMPLES, Interval
+from mermaide_ray.report.statistics import INTERVAL_ENDS, RESAMPLES, Interval
 
 NOISE = "setting.game.response_noise"
 REGRET = "normalised_regret"
@@ -49,7 +49,7 @@ def episodes_to_target(rows: pd.DataFrame, target: float, *, seed: int = 0, resa
     means = np.einsum("kst,rs,rt->rk", scores, drawn_seeds, drawn_tasks, optimize=True) / (seeds * tasks)
     reached = np.array([first_crossing(ks, mean, target) for mean in means])
     # Not interpolated between order statistics: between a number and infinity there is none.
-    low, high = np.quantile(reached, ENDS, method="nearest")
+    low, high = np.quantile(reached, INTERVAL_ENDS, method="nearest")
     return Interval(first_crossing(ks, scores.mean((1, 2)), target), float(low), float(high))
 
 

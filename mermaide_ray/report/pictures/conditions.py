@@ -9,12 +9,11 @@ from mermaide_ray.report.charts import fitted
 from mermaide_ray.report.condition_charts import Row, condition_rows
 from mermaide_ray.report.drawing import styles_of
 from mermaide_ray.report.names import FLOORS, SCORE, is_trained, label, measure_name
-from mermaide_ray.report.pictures.picture import ENDS, MOST_METHODS, MOST_PANELS, Picture, basis, small_print
+from mermaide_ray.report.pictures.picture import MOST_METHODS, MOST_PANELS, SCALE_ENDS, Picture, basis, small_print
 from mermaide_ray.report.statistics import Interval
 from mermaide_ray.report.study import Study, short, shown
 
 BOTH_SIDES = {"return": "return", "interventions": "interventions", "agent earns": "agent_return"}
-BOUNDS = ("oracle", "never")
 
 
 def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
@@ -27,7 +26,7 @@ def over_conditions(study: Study, answer: Answer) -> Iterator[Picture]:
     against: dict[str, dict[str, Interval]] = {}
     for contrast in answer.by_condition:
         # The score is itself the difference to never intervening.
-        if len(contrast.conditions) == 1 and contrast.other not in ENDS:
+        if len(contrast.conditions) == 1 and contrast.other not in SCALE_ENDS:
             against.setdefault(contrast.other, {})[contrast.conditions[0]] = contrast.difference
     rows = [
         Row("normalised score", {name: found for name, found in scores.items() if found}),
@@ -79,7 +78,7 @@ def settings_over_conditions(study: Study) -> Iterator[Picture]:
             for value in values:
                 settings = [str(setting) for setting in study.settings.index[study.settings[key] == value]]
                 series[f"{short(key)} = {shown(value)}"] = _means(study, study.main, measure, settings)
-            bounds = {bound: _means(study, bound, measure) for bound in BOUNDS if bound in study.methods}
+            bounds = {bound: _means(study, bound, measure) for bound in SCALE_ENDS if bound in study.methods}
             rows.append(Row(name, series, bounds))
         what = "Means, 95% bootstrap intervals over training seeds and tasks"
         told = [
@@ -90,7 +89,8 @@ def settings_over_conditions(study: Study) -> Iterator[Picture]:
         yield Picture(
             f"{short(key)}_over_conditions",
             f"Return, interventions and what the agent earns by {key}",
-            f"{label(study.main)} at its largest K in every condition, by {short(key)}. Lines: {' and '.join(BOUNDS)}.",
+            f"{label(study.main)} at its largest K in every condition, by {short(key)}. "
+            f"Lines: {' and '.join(SCALE_ENDS)}.",
             f"Points over {len(study.conditions)} conditions. Return: {'; '.join(told)}.",
             condition_rows(
                 rows,

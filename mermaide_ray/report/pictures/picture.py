@@ -19,8 +19,8 @@ Value = TypeVar("Value")
 MOST_PANELS = 3
 MOST_METHODS = 8
 MOST_FAMILIES = 4
-# The ends of the normalised scale.
-ENDS = ("never", "oracle")
+# The ends of the normalised scale, the upper one first.
+SCALE_ENDS = ("oracle", "never")
 
 
 @dataclass(frozen=True)

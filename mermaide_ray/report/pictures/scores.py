@@ -18,9 +18,9 @@ from mermaide_ray.report.charts import (
 from mermaide_ray.report.charts import performance_profiles as draw_profiles
 from mermaide_ray.report.names import is_privileged, label, measure_name
 from mermaide_ray.report.pictures.picture import (
-    ENDS,
     MOST_METHODS,
     MOST_PANELS,
+    SCALE_ENDS,
     Picture,
     basis,
     left_out,
@@ -98,7 +98,7 @@ def kshot_curve(study: Study, fewest: int = 2) -> Iterator[Picture]:
 
 def performance_profiles(study: Study) -> Iterator[Picture]:
     """How often each method scores above each threshold."""
-    methods = [method for method in _drawn_methods(study) if method not in ENDS]
+    methods = [method for method in _drawn_methods(study) if method not in SCALE_ENDS]
     scores: dict[str, dict[str, pd.DataFrame]] = {}
     for condition in panels_of(study):
         for method in methods:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mermaide_ray.calibration_bins import of_points
 from mermaide_ray.metrics import validation_key
-from mermaide_ray.report.drawing import MOST_POINTS, thinned
+from mermaide_ray.report.drawing import MOST_POINTS, on_common_steps, thinned
 from mermaide_ray.report.files import STEPS, read_rows
 from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
-from mermaide_ray.report.run_charts import RETURN, calibration_curve, of_points
+from mermaide_ray.report.run_charts import RETURN, calibration_curve
 from mermaide_ray.report.run_charts import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.run_charts import learning_curves as draw_learning
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
@@ -72,10 +73,10 @@ def calibration(study: Study) -> Iterator[Picture]:
     if found is None:
         return
     frame, setting = found
-    frame = frame[frame["split"].isin(panels_of(study))]
+    frame = frame[frame["condition"].isin(panels_of(study))]
     if frame.empty:
         return
-    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
+    frame = frame.sort_values("condition", key=lambda names: names.map(study.conditions.index), kind="stable")
     told = f"training seeds: {frame['seed'].nunique()}, all families together"
     yield Picture(
         "calibration",
@@ -84,7 +85,7 @@ def calibration(study: Study) -> Iterator[Picture]:
         f"Reliability curves of the world model of {label(study.main)} before and after adaptation, against the "
         "diagonal, with a histogram below.",
         calibration_curve(
-            frame.assign(split=frame["split"].map(study.title)),
+            frame.assign(condition=frame["condition"].map(study.title)),
             note=small_print(study, f"{label(study.main)}{setting}, {told}."),
         ),
     )
@@ -99,14 +100,14 @@ def intervention_heatmap(study: Study) -> Iterator[Picture]:
         return
     frame, setting = found
     families = sorted(frame["family"].unique())[:MOST_FAMILIES]
-    frame = frame[frame["split"].isin(panels_of(study)) & frame["family"].isin(families)]
-    frame = frame[frame["k"] == frame["split"].map(largest)]
+    frame = frame[frame["condition"].isin(panels_of(study)) & frame["family"].isin(families)]
+    frame = frame[frame["k"] == frame["condition"].map(largest)]
     if frame.empty:
         return
-    frame = frame.sort_values("split", key=lambda split: split.map(study.conditions.index), kind="stable")
+    frame = frame.sort_values("condition", key=lambda names: names.map(study.conditions.index), kind="stable")
     early = frame["step"] < frame["step"].max() / 4
     first, rest = (frame.loc[chosen, "intervention_rate"].mean() for chosen in (early, ~early))
-    tasks = frame.drop_duplicates(["split", "family", "task"])["split"].value_counts().max()
+    tasks = frame.drop_duplicates(["condition", "family", "task"])["condition"].value_counts().max()
     note = (
         f"{label(study.main)}{setting}, K = {largest_text(study)}; training seeds: {frame['seed'].nunique()}, tasks "
         f"per condition: {tasks}. Exploration: first hyperparameter of the family."
@@ -152,12 +153,12 @@ def _of_main(
 
 
 def _read(path: Path, columns: Sequence[str], where: Sequence[tuple[str, str, Any]]) -> pd.DataFrame | None:
-    """Rows with the condition, as far as there is one, in place of the split."""
+    """Rows, each with its condition: of older ones, which name none, that is the split."""
     optional = ("condition", "coordinate")  # the latter only in a calibration of points
     frame = read_rows(path, columns, optional=lambda column: column in optional, where=where, categorical=True)
     if frame is None:
         return None
-    return frame.assign(split=frame["condition"] if "condition" in frame else frame["split"]).astype({"split": str})
+    return frame.assign(condition=frame.get("condition", frame["split"])).astype({"condition": str})
 
 
 def _raw_settings(rows: pd.DataFrame, setting: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -183,8 +184,6 @@ def _over_settings(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> pd.Da
     for key in keys:
         points = [thinned(frame, key) for frame in frames if key in frame and frame[key].notna().any()]
         if points:
-            first, last = max(steps[0] for steps, _ in points), min(steps[-1] for steps, _ in points)
-            steps = points[0][0][(points[0][0] >= first) & (points[0][0] <= last)]
-            values = np.mean([np.interp(steps, *each) for each in points], axis=0)
-            parts.append(pd.DataFrame({STEPS: steps, key: values}))
+            steps, values = on_common_steps(points)
+            parts.append(pd.DataFrame({STEPS: steps, key: values.mean(axis=0)}))
     return pd.concat(parts, ignore_index=True).sort_values(STEPS, ignore_index=True)
