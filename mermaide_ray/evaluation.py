@@ -20,6 +20,7 @@ from torch import Tensor
 from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
+from mermaide_ray.blocks import tasks_at_once
 from mermaide_ray.calibration import calibration, frequency_floor, pooled, prediction_scores
 from mermaide_ray.changes import course_of
 from mermaide_ray.contender import Contender
@@ -139,12 +140,12 @@ class Evaluation:
         if key not in _played:
             if len(_played) >= _MOST_PLAYED:
                 del _played[next(iter(_played))]  # the oldest
-            _played[key] = {name: self._play(self._rule(name)) for name in ("never", "oracle")}
+            _played[key] = {name: self._played_by_rule(name) for name in ("never", "oracle")}
         return _played[key]
 
     def baseline(self, name: str) -> Results:
         """Scores a fixed rule or an oracle, by its registered name or dotted path. K means nothing to it: 0."""
-        played = self._ends[name] if name in self._ends else self._play(self._rule(name))
+        played = self._ends[name] if name in self._ends else self._played_by_rule(name)
         return self._results(self._origin(name, 0), 0, slice(None), played)
 
     def principal(self, name: str, seed: int, principal: Principal) -> Results:
@@ -155,7 +156,7 @@ class Evaluation:
             seed: Its training seed; 0 for what is not trained.
             principal: The player of all tasks x `episodes` at once.
         """
-        return self._results(self._origin(name, seed), 0, slice(None), self._play(principal))
+        return self._results(self._origin(name, seed), 0, slice(None), self._play(self.tasks, principal))
 
     def contender(self, contender: Contender, ks: Sequence[int]) -> Results:
         """Scores a trained principal after each number of support episodes.
@@ -233,12 +234,17 @@ class Evaluation:
     def _some(self, chunk: slice) -> Tasks:
         return self.tasks.select(torch.arange(len(self.tasks))[chunk])
 
-    def _rule(self, name: str) -> Principal:
-        return baseline_named(name)(self.experiment, self.split, self.tasks, self.episodes)
+    def _played_by_rule(self, name: str) -> Trajectories:
+        """What a fixed rule or an oracle plays, of some tasks at a time."""
+        build, parts = baseline_named(name), []
+        at_once = tasks_at_once(self.experiment.environment, self.tasks, self.episodes)
+        for start in range(0, len(self.tasks), at_once):
+            some = self._some(slice(start, start + at_once))
+            parts.append(self._play(some, build(self.experiment, self.split, some, self.episodes)))
+        return Trajectories.together(parts)
 
-    def _play(self, principal: Principal) -> Trajectories:
-        environment, episodes = self.experiment.environment, self.episodes
-        return play(environment, self.tasks, episodes, self._dice(self.tasks), principal)
+    def _play(self, tasks: Tasks, principal: Principal) -> Trajectories:
+        return play(self.experiment.environment, tasks, self.episodes, self._dice(tasks), principal)
 
     def _dice(self, tasks: Tasks) -> Dice:
         """The dice of the query episodes of some tasks."""

@@ -8,7 +8,7 @@ where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -48,6 +48,13 @@ class Trajectories:
         shown = None if self.shown is None else self.shown[wanted]
         moving = None if self.moving is None else self.moving[wanted]
         return Trajectories(self.arms[wanted], self.interventions[wanted], self.target[wanted], shown, moving)
+
+    @staticmethod
+    def together(parts: Sequence[Trajectories]) -> Trajectories:
+        """The episodes of all their tasks."""
+        columns = [part.columns("all") for part in parts]
+        joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
+        return Trajectories.of_columns(joined, "all")
 
     def columns(self, name: str) -> dict[str, Tensor]:
         """How they are shipped: `NAME_arms`, `NAME_interventions`, `NAME_shown`; of the tasks `target` and `moving`."""

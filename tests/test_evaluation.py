@@ -348,6 +348,15 @@ def test_a_principal_is_refused_where_its_model_of_learners_does_not_hold(
         Evaluation(elsewhere, "train", 2, 2).contender(contender, [1])
 
 
+@pytest.mark.parametrize("name", ["first_n", "random", "oracle"])
+def test_rules_play_some_tasks_at_a_time_to_the_same_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny()
+    together = Evaluation(experiment, "test", 5, 2).baseline(name).rows
+    monkeypatch.setattr("mermaide_ray.evaluation._played", {})
+    monkeypatch.setattr("mermaide_ray.evaluation.tasks_at_once", lambda *_: 2)
+    pd.testing.assert_frame_equal(Evaluation(experiment, "test", 5, 2).baseline(name).rows, together)
+
+
 def test_who_trains_is_of_no_account_where_a_principal_is_scored() -> None:
     # A meta-batch of eight could not be shared out to five learners.
     elsewhere = _experiment(env_runners={"num_learners": 5}, meta_learning={"meta_batch_size": 20})
