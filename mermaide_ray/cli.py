@@ -92,8 +92,8 @@ def _add_train(commands: _Commands) -> None:
     train = commands.add_parser("train", help="meta-train a principal, then score it beside baselines")
     _add_settings(train)
     _add_seed(train)
-    train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
-    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
+    train.add_argument("--out", type=_folder, metavar="DIR", help="new folder for the run's results")
+    train.add_argument("--resume", type=_folder, metavar="DIR", help="go on with the run in DIR, with its own settings")
     _add_trust(train, "with --resume: ")
     train.add_argument(
         "--baseline",
@@ -107,12 +107,12 @@ def _add_train(commands: _Commands) -> None:
 
 def _add_evaluate(commands: _Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="score a trained principal on agents that it never met")
-    evaluate.add_argument("checkpoint", type=Path, help="run folder, checkpoint or exported principal")
+    evaluate.add_argument("checkpoint", type=_folder, help="run folder, checkpoint or exported principal")
     evaluate.add_argument("--k", type=_at_least(0), nargs="+", metavar="K", help="numbers of adaptation episodes")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
     evaluate.add_argument("--tasks", type=_at_least(1), metavar="N", help="agents to meet")
     evaluate.add_argument("--episodes", type=_at_least(1), metavar="N", help="query episodes per agent and K")
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for rows and figures")
+    evaluate.add_argument("--out", type=_folder, metavar="DIR", help="folder for rows and figures")
     _add_overrides(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
@@ -122,14 +122,15 @@ def _add_stock_ppo(commands: _Commands) -> None:
     _add_settings(stock)
     _add_seed(stock)
     stock.add_argument("--network", choices=("lstm", "mlp"), default="lstm", help="default: lstm; mlp: no memory")
-    stock.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run's results")
+    stock.add_argument("--out", type=_folder, metavar="DIR", help="new folder for the run's results")
+    _add_address(stock)
     stock.set_defaults(call=_stock_ppo)
 
 
 def _add_export(commands: _Commands) -> None:
     export = commands.add_parser("export", help="write a principal as safetensors + JSON, to share")
-    export.add_argument("checkpoint", type=Path, help="run folder or checkpoint")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("checkpoint", type=_folder, help="run folder or checkpoint")
+    export.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder to write")
     export.set_defaults(call=_export)
 
 
@@ -149,7 +150,7 @@ def _add_sweep(commands: _Commands) -> None:
         "--principals",
         action="append",
         default=[],
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="another sweep: its finished runs with the same settings are scored, not trained again; repeatable",
     )
@@ -175,10 +176,12 @@ def _add_schema(commands: _Commands) -> None:
 
 def _add_report(commands: _Commands) -> None:
     report = commands.add_parser("report", help="turn sweeps and runs into a report: answer, tables, figures")
-    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="sweep's or run's; several are compared")
+    report.add_argument(
+        "folders", type=_folder, nargs="+", metavar="DIR", help="sweep's or run's; several are compared"
+    )
     report.add_argument(
         "--out",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="folder for it; default: report in DIR, of several report_with_… in the first",
     )
@@ -194,7 +197,7 @@ def _add_stackelberg(commands: _Commands) -> None:
     stackelberg.add_argument("--scale", choices=("smoke", "laptop", "full"), default="laptop", help="default: laptop")
     _add_overrides(stackelberg)
     stackelberg.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the results; one that is there already is gone on with"
+        "--out", type=_folder, metavar="DIR", help="folder for the results; one that is there already is gone on with"
     )
     stackelberg.set_defaults(call=_stackelberg)
 
@@ -265,6 +268,15 @@ def _address(text: str) -> str:
             f"must be auto, HOST:PORT or ray://HOST:PORT, got {text!r} (a dashboard's address is for `ray job submit`)"
         )
     return text
+
+
+def _folder(text: str) -> Path:
+    # As a path it would be made here, below a folder `s3:`.
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"must be a folder on this machine, got {text!r} (`mermaide sweep` alone takes URIs)"
+        )
+    return Path(text)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
