@@ -224,6 +224,19 @@ def test_a_second_report_replaces_the_first_with_the_same_bytes(tmp_path: Path) 
 FAST: dict[str, Any] = {"seeds": 2, "tasks": 4, "ks": (0,), "curves": False, "profiles": False}
 
 
+def test_settings_whose_keys_end_alike_have_pictures_and_tables_of_their_own(tmp_path: Path) -> None:
+    keys = [f"agents.families.{family}.weight" for family in ("ucb", "epsilon_greedy")]
+    folder = write_sweep(tmp_path / "sweep", {"mermaide": Effects()}, {key: [1.0, 2.0] for key in keys}, **FAST)
+    report = write_report([folder])
+    page = (report.folder / "report.md").read_text(encoding="utf-8")
+    for place, key in enumerate(keys):
+        name = f"over_weight{'' if not place else '_2'}"
+        after = page[page.index(f"### Score over {key}") :]
+        assert f"](figures/{name}.png)" in after[: after.index("\n### ")]
+        assert (report.folder / "figures" / f"{name}.png").is_file()
+    assert {path.stem for path in (report.folder / "tables").glob("by_*")} == {"by_weight", "by_weight_2"}
+
+
 @pytest.mark.parametrize("mine", ["figures/plot.png", "tables/mine.csv", "tables", "report.md", "figures/own/plot.png"])
 def test_what_no_report_wrote_is_not_replaced(mine: str, tmp_path: Path) -> None:
     paper = tmp_path / "paper"

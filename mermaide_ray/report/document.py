@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,6 +36,8 @@ MOST_TOLD = 8
 LIST = ".report"
 # Stands in every report.html.
 MARK = '<meta name="generator" content="mermaide'
+
+_Part = TypeVar("_Part", Picture, Table)
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     study = read_study(folders)
     found = answer(study)
     told = (contrast_table(found), *score_tables(study), *setting_tables(study), world_model_table(study))
-    tables = [table for table in told if table]
+    tables = _named_apart([table for table in told if table])
     findings = diagnose(study)
-    drawn = list(pictures(study, found))
+    drawn = _named_apart(list(pictures(study, found)))
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _listed_folder(target / "figures") as folder:
@@ -113,6 +116,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     except OSError as error:
         raise RunFault(f"the report must be writable, but {target} is not: {error.strerror or error}") from None
     return Report(target, found, findings, study.notes)
+
+
+def _named_apart(parts: list[_Part]) -> list[_Part]:
+    """Pictures, or tables, in files of their own: keys may end alike, and conditions differ in a sign alone."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for part in parts:
+        seen[part.name] += 1
+        apart.append(part if seen[part.name] == 1 else replace(part, name=f"{part.name}_{seen[part.name]}"))
+    return apart
 
 
 def _default_folder(folders: Sequence[Path]) -> Path:
