@@ -87,6 +87,15 @@ def test_tasks_without_any_score_are_left_out() -> None:
     assert cells.matrix(Cell("m", "", "test", 0)).shape == (2, 1)
 
 
+def test_a_task_without_a_score_for_one_seed_costs_the_task_and_not_the_seed() -> None:
+    cells = Cells(rows(("m", "", "test", 0, {0: [0.1, 0.2, 0.3], 1: [0.3, np.nan, 0.5], 2: [0.4, 0.5, 0.6]})))
+    pooled = cells.pooled([Cell("m", "", "test", 0)])
+    assert (list(pooled.index), pooled.shape) == ([0, 1, 2], (3, 2))
+    assert list(cells.left_out) == [
+        "m, test, K = 0: 1 of 3 tasks have no normalised_score for some seeds, and are left out."
+    ]
+
+
 def test_the_same_row_twice_is_refused() -> None:
     doubled = pd.concat([rows(("m", "", "test", 0, {4: [0.1, 0.2]}))] * 2)
     with pytest.raises(InputError, match=r"one per method.* but m \(seed 4, K = 0, test, setting ''\) has task 0"):

@@ -43,6 +43,17 @@ def test_runs_that_differ_in_their_seed_are_seeds_of_one_method(tmp_path: Path) 
     assert (study.rows["method"] == "first_n").sum() == 2 * 20
 
 
+def test_training_agents_of_several_seeds_are_refused(tmp_path: Path) -> None:
+    """Each training seed has agents of its own: task 3 of one is another agent than task 3 of the other."""
+    folders = [write_run(tmp_path / str(seed), seed) for seed in range(2)]
+    for folder in folders:
+        rows = pd.read_parquet(folder / "rows.parquet")
+        rows[rows["split"] == "test"].assign(split="train").to_parquet(folder / "rows.parquet")
+    read_study(folders[:1])
+    with pytest.raises(InputError, match="must be of one training seed, since each has agents of its own, got 0, 1"):
+        read_study(folders)
+
+
 def test_runs_that_differ_in_a_setting_are_settings(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / f"{rate}", training={"meta_lr": rate}) for rate in (0.001, 0.002)]
     study = read_study(folders)

@@ -271,8 +271,8 @@ def _alone(study: Study, one: Side, conditions: Sequence[str], measure: str, k: 
     interval = study.cells.interval(one.over(conditions), measure)
     where = _where(conditions, k, _num_settings(study, one.over(conditions), measure))
     cells = one.over(conditions)
-    if interval is None and any(study.cells.matrix(cell, measure).size for cell in cells):
-        return f"{one.name} ({where}): its settings have no training seed with a value in each: nothing can be said."
+    if interval is None and any(study.cells.has_values(cell, measure) for cell in cells):
+        return f"{one.name} ({where}): no training seed has a value in each of its settings: nothing can be said."
     if interval is None and measure == SCORE:
         return (
             f"No score for {one.name} ({where}): on none of these agents does the oracle gain anything "

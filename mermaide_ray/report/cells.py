@@ -210,8 +210,22 @@ class Cells:
                         f"training seeds {seeds_out} lack tasks that others have, and are left out."
                     ] = None
                 matrix = matrix[whole]
-            self._matrices[key] = matrix.dropna(axis=1, how="all")
+            self._matrices[key] = self._whole(cell, measure, matrix.dropna(axis=1, how="all"))
         return self._matrices[key]
+
+    def _whole(self, cell: Cell, measure: str, matrix: pd.DataFrame) -> pd.DataFrame:
+        """Without the tasks that have a value for some seeds alone: any figure over several would lose those seeds."""
+        partial = matrix.columns[matrix.dropna(how="all").isna().any()]
+        if len(partial):
+            self.left_out[
+                f"{cell.method}, {cell.condition}, K = {cell.k}{', ' * bool(cell.setting)}{cell.setting}: "
+                f"{len(partial)} of {matrix.shape[1]} tasks have no {measure} for some seeds, and are left out."
+            ] = None
+        return matrix.drop(columns=partial)
+
+    def has_values(self, cell: Cell, measure: str = SCORE) -> bool:
+        """Whether any row of the cell has a value, of whatever seed and task."""
+        return bool(np.isfinite(self._column(measure)[self._slices[cell]]).any())
 
     def pooled(self, cells: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
         """Values [S, T] of one method over several settings and conditions.

@@ -164,6 +164,7 @@ def read_study(folders: Sequence[Path]) -> Study:
     frames = [frame.assign(source=np.int16(number)) for number, frame in enumerate(frames)]
     frames, told = _told_apart(sources, frames)
     rows = frames[0] if len(frames) == 1 else _stacked(frames)
+    _check_agents(rows)
     keys = [column.removeprefix(SETTING) for column in rows.columns if column.startswith(SETTING)]
     rows, settings = _labelled(rows, keys)
     cells = Cells(rows)
@@ -173,6 +174,17 @@ def read_study(folders: Sequence[Path]) -> Study:
     claim = _claim(sources)
     main = _main_method(sources, claim, list(dict.fromkeys(cell.method for cell in cells)))
     return Study(sources, cells, rows, settings, claim, main, (*notes, *differ, *told))
+
+
+def _check_agents(rows: pd.DataFrame) -> None:
+    """Refuses training agents of several training seeds: each seed has its own, and a task's number names another."""
+    met = rows.loc[rows["split"] == "train", ["method", "seed"]].drop_duplicates()
+    seeds = sorted({int(seed) for method, seed in met.itertuples(index=False) if is_trained(str(method))})
+    if len(seeds) > 1:
+        raise InputError(
+            "a report on training agents must be of one training seed, since each has agents of its own, got "
+            f"{', '.join(map(str, seeds))} (report their folders one by one, or evaluate with --split validation)"
+        )
 
 
 def short(key: str) -> str:
