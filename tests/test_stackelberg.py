@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +27,7 @@ from mermaide_ray.stackelberg.experiment import _opened, run
 from mermaide_ray.stackelberg.games import GameDistribution, Games, commitment_value, deal
 from mermaide_ray.stackelberg.meeting import Believer, meet
 from mermaide_ray.stackelberg.planner import Planner, choose_commitment, lattice
-from mermaide_ray.stackelberg.report import episodes_to_target, first_crossing, verdict
+from mermaide_ray.stackelberg.report import episodes_to_target, figure, first_crossing, verdict
 from mermaide_ray.stackelberg.settings import Game, PrincipalSettings, Scratch, Settings, Training, load_settings
 from mermaide_ray.stackelberg.training import advantages, meta_loss, meta_train
 
@@ -297,7 +299,20 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(finished: Path, tmp_path:
     (killed / "parts").mkdir()
     for part in parts[::2]:
         (killed / "parts" / part.name).write_bytes(part.read_bytes())
+    begun = json.loads((killed / "provenance.json").read_text(encoding="utf-8"))
+    (killed / "provenance.json").write_text(json.dumps({**begun, "sources": "other"}), encoding="utf-8")
     pd.testing.assert_frame_equal(run(SMOKE, killed), rows)
+    told = json.loads((killed / "provenance.json").read_text(encoding="utf-8"))
+    assert (told["sources"], [step["sources"] for step in told["continued"]]) == ("other", [begun["sources"]])
+
+
+def test_a_damaged_part_is_told_in_one_sentence(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    first = sorted((copy / "parts").iterdir())[0]
+    first.write_bytes(b"half of it")
+    with pytest.raises(InputError, match=r"but .*\.parquet is damaged .*: delete it, and the same command makes it ag"):
+        run(SMOKE, copy)
 
 
 def test_other_settings_do_not_go_on_with_a_run(finished: Path) -> None:
@@ -353,6 +368,7 @@ def test_nothing_is_trained_where_there_is_nothing_to_know(
     monkeypatch.setattr("mermaide_ray.stackelberg.experiment.meta_train", None)
     with pytest.raises(InputError, match="the equilibrium is worth more"):
         run(load_settings(scale="smoke", overrides=game), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # the corrected command may use it
 
 
 def test_scratch_adapts_as_the_settings_of_the_principal_say() -> None:
@@ -386,6 +402,13 @@ def test_wrong_settings_are_one_sentence(
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "full"])
 def test_every_scale_is_valid(scale: str) -> None:
     assert isinstance(load_settings(scale=scale), Settings)  # type: ignore[arg-type]
+
+
+def test_every_k_is_within_the_figure(finished: Path) -> None:
+    rows = pd.read_parquet(finished / "rows.parquet")
+    drawn = figure(rows.assign(k=rows["k"].replace({rows["k"].max(): 64})), 0.5)
+    assert drawn.axes[0].get_xlim()[1] > 64
+    assert [tick.get_text() for tick in drawn.axes[0].get_xticklabels()][-1] == "64"
 
 
 def test_first_crossing_by_hand() -> None:

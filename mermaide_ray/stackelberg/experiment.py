@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mermaide_ray.config_file import read_yaml
-from mermaide_ray.disk import one_process, whole_file
+from mermaide_ray.disk import damaged, one_process, whole_file
 from mermaide_ray.errors import InputError
-from mermaide_ray.provenance import provenance
+from mermaide_ray.provenance import gone_on, provenance
 from mermaide_ray.report.drawing import save_figure
+from mermaide_ray.report.files import read_record
 from mermaide_ray.stackelberg.evaluation import CONDITIONS, FollowerScoring, tuned_scratch
 from mermaide_ray.stackelberg.report import figure, verdict
 from mermaide_ray.stackelberg.settings import LEARNED, Settings
@@ -30,6 +31,7 @@ from mermaide_ray.storage import refuse_used
 
 # Payoffs are of the size of 1: a difference below is rounding.
 _LEAST_SPAN = 1e-6
+_CONFIG = "config.yaml"
 
 
 def run(settings: Settings, out: Path, console: Console | None = None) -> pd.DataFrame:
@@ -47,8 +49,11 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
     """
     console = console or Console()
     torch.set_num_threads(1)
+    _refuse_others(settings, out)
+    # Of a new folder, before anything is made there: they may be refused. Else when first needed: it takes seconds.
+    evaluations = [] if (out / _CONFIG).is_file() else _evaluations(settings)
     with _opened(settings, out):
-        rows = pd.concat(_parts(settings, out, console), ignore_index=True)
+        rows = pd.concat(_parts(settings, evaluations, out, console), ignore_index=True)
         with whole_file(out / "rows.parquet") as file:
             rows.to_parquet(file, index=False)
         target = settings.evaluation.target
@@ -67,9 +72,10 @@ def run(settings: Settings, out: Path, console: Console | None = None) -> pd.Dat
     return rows
 
 
-def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataFrame]:
+def _parts(
+    settings: Settings, evaluations: list[FollowerScoring], out: Path, console: Console
+) -> Iterator[pd.DataFrame]:
     """The rows of each method, noise and seed: read where they are, else made and written."""
-    evaluations: list[FollowerScoring] = []
     # Seed by seed, so that a run cut short has something to say on each noise.
     jobs = [
         (method, noise, seed)
@@ -82,7 +88,6 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
         path = out / "parts" / f"{method},response_noise={noise:g},seed={seed}.parquet"
         if not path.is_file():
             started = time.process_time()
-            # Made when first needed: the equilibria of all followers take seconds.
             evaluations = evaluations or _evaluations(settings)
             if method == "scratch":
                 validation = FollowerScoring(settings, "validation", num_tasks=settings.evaluation.validation_tasks)
@@ -94,7 +99,14 @@ def _parts(settings: Settings, out: Path, console: Console) -> Iterator[pd.DataF
                 rows.to_parquet(file, index=False)
             seconds = time.process_time() - started
             console.print(f"{done}/{len(jobs)} {path.stem} ({seconds:.0f} CPU s)", markup=False, highlight=False)
-        yield pd.read_parquet(path)
+        yield _read(path)
+
+
+def _read(part: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(part)
+    except (OSError, ValueError) as error:  # the bases of all that pyarrow raises
+        raise damaged(part, error, "delete it, and the same command makes it again") from None
 
 
 def _evaluations(settings: Settings) -> list[FollowerScoring]:
@@ -117,14 +129,14 @@ def _evaluations(settings: Settings) -> list[FollowerScoring]:
 @contextmanager
 def _opened(settings: Settings, out: Path) -> Iterator[None]:
     """While this process works in the folder, new or one of the same settings, no other may."""
-    _refuse_others(settings, out)  # before anything is made there
     out.mkdir(parents=True, exist_ok=True)
     with one_process(out):
-        _refuse_others(settings, out)  # again: another process may have begun there at the same moment
-        config = out / "config.yaml"
+        _refuse_others(settings, out)  # again: another process may have begun there meanwhile
+        config, origin = out / _CONFIG, out / "provenance.json"
+        record = gone_on(read_record(origin)) if config.is_file() else provenance()
+        with whole_file(origin) as file:
+            file.write_text(json.dumps(record, indent=1), encoding="utf-8")
         if not config.is_file():
-            with whole_file(out / "provenance.json") as file:
-                file.write_text(json.dumps(provenance(), indent=1), encoding="utf-8")
             with whole_file(config) as file:
                 file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         yield
@@ -132,7 +144,7 @@ def _opened(settings: Settings, out: Path) -> Iterator[None]:
 
 def _refuse_others(settings: Settings, out: Path) -> None:
     """Refuses a folder that holds anything but a run of the same settings."""
-    config = out / "config.yaml"
+    config = out / _CONFIG
     if not config.is_file():
         refuse_used(out)
     elif not _are_in(config, settings):

@@ -79,9 +79,10 @@ def figure(rows: pd.DataFrame, target: float, note: str = "") -> Figure:
                 draw_error_bars(axis, method, {float(k): value for k, value in curve(chosen).items()}, styles[method])
             axis.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
             axis.set_xscale("symlog", base=2, linthresh=1)
-            ks = [k for k in (0, 1, 2, 4, 8, 16, 32) if k <= rows["k"].max()]
+            most = int(rows["k"].max())
+            ks = [0, *(2**power for power in range(most.bit_length()))]
             axis.set_xticks(ks, [str(k) for k in ks])
-            axis.set_xlim(-0.3, 1.2 * max(ks))
+            axis.set_xlim(-0.3, 1.2 * most)
             axis.set_ylim(0, 1.25)
             axis.set(title=f"{TITLES[condition]}\nobservation noise {noise:g}", xlabel="adaptation episodes")
         axes[line][0].set_ylabel("normalised regret")
