@@ -2,7 +2,8 @@
 
     DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/,
     meta.json}, principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet,
-    figures/, baselines/NAME/ (runs of the same shape), .lock (held by who works there)
+    figures/, baselines/NAME/ (runs of the same shape), .lock (held by who works there); of RLlib's own PPO
+    module.safetensors in place of checkpoints/ and principal/
 
 RLlib's checkpoints are pickles, which run code when they are loaded: they serve to resume the run that wrote them, and
 are taken only from its own folder and from its own user. A principal to share is safetensors and JSON: loading one
@@ -42,6 +43,8 @@ _PRINCIPAL = "principal"
 _PROVENANCE = "provenance.json"
 # What provenance says of a run that RLlib's PPO has trained: it has no checkpoints of ours.
 STOCK = "mermaide stock-ppo"
+# Its policy, written when it is trained, and what scores such a run again.
+STOCK_MODULE, SCORE_STOCK = "module.safetensors", "python -m mermaide_ray.baselines.stock_run"
 
 
 class RunDirectory:
@@ -372,6 +375,8 @@ def what_is(path: Path) -> str:
     # Scores without checkpoints are of no training that could go on.
     if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
         if _is_stock(path):
+            if (path / STOCK_MODULE).is_file():
+                return f", the folder of a run of {STOCK}, trained but not scored ({SCORE_STOCK} {path} scores it)"
             return (
                 f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
                 f"delete it and run {STOCK} again)"
