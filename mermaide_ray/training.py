@@ -31,7 +31,14 @@ from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.cells import Cells
 from mermaide_ray.report.pictures import write_figures
 from mermaide_ray.report.terminal import print_scores
-from mermaide_ray.storage import RunDirectory, checkpoint_seconds, load_principal, refuse_used, save_principal
+from mermaide_ray.storage import (
+    RunDirectory,
+    checkpoint_seconds,
+    load_principal,
+    origin_of,
+    refuse_used,
+    save_principal,
+)
 
 _COMPANION, _TRUSTED = "--companion", "--trust-checkpoint"
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
@@ -133,12 +140,12 @@ def evaluate(
 
 
 def export(checkpoint: Path, out: Path) -> None:
-    """Writes a run's or a checkpoint's principal as safetensors and JSON, to share."""
+    """Writes a run's or a checkpoint's principal as safetensors and JSON, to share, and where it comes from."""
     refuse_used(out)
     if out.is_dir() and (found := sorted(path.name for path in out.iterdir())):  # the folder is replaced whole
         raise InputError(f"--out must be a new or empty folder, got {out}, which holds {found[0]}")
     experiment, parameters = load_principal(checkpoint)
-    save_principal(out, experiment, parameters)
+    save_principal(out, experiment, parameters, origin_of(checkpoint))
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
 
 
