@@ -157,7 +157,7 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
         name: Its name in the rows; that of its settings if not given.
 
     Raises:
-        InputError: Not a principal, or one whose arrays don't fit its settings.
+        InputError: Not a principal, or one whose arrays don't fit its settings or are not finite.
     """
     experiment, arrays = load_principal(Path(folder))
     method = Method.of(experiment)
@@ -170,6 +170,8 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
             f"a principal's arrays must fit its settings: {wrong[0]} must have shape {expected[wrong[0]]}, "
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
+    if broken := sorted(name for name in expected if not parameters[name].isfinite().all()):
+        raise InputError(f"a principal's arrays must be finite, got NaN or infinity in {broken[0]} ({folder})")
     weights, rates = split_parameters(method, parameters)
     evaluation = experiment.evaluation
     kshot, planning = KShot(experiment.environment, method, evaluation.rehearsals), evaluation.planning

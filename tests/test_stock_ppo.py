@@ -15,6 +15,7 @@ from conftest import stock_families
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
+from safetensors.numpy import save
 
 from mermaide_ray.agents.rl_module import PRINCIPAL
 from mermaide_ray.baselines import stock_run
@@ -178,6 +179,10 @@ def test_a_run_that_is_broken_off_while_it_is_scored_is_not_trained_again(
     assert read_source(out).rows.equals(rows)
 
     file = out / STOCK_MODULE
+    name = next(iter(held))
+    file.write_bytes(save({**held, name: held[name] + np.float32("nan")}))
+    assert stock_run._score_only([str(out)]) == 2
+    assert f"arrays must be finite, got NaN or infinity in {name} ({file})" in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:100])
     assert stock_run._score_only([str(out)]) == 2
     assert f"files of results must be whole, but {file} is damaged" in capsys.readouterr().err

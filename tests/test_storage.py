@@ -27,7 +27,7 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.provenance import refuse_secrets, versions
 from mermaide_ray.storage import CHECKPOINT_FORMAT, RunDirectory, clear, load_principal, save_principal
-from mermaide_ray.training import export
+from mermaide_ray.training import contender_from, export
 
 
 class StopError(Exception):
@@ -356,6 +356,21 @@ def test_an_export_tells_where_its_principal_was_trained(tmp_path: Path, monkeyp
     about = json.loads((tmp_path / "again" / "principal.json").read_text())
     assert about.keys() == {"format", "versions", "experiment"}
     assert about["versions"] == trained
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_principal_that_is_not_finite_is_not_scored(tmp_path: Path, value: float) -> None:
+    arrays = _principal().arrays()
+    name = max(arrays, key=lambda name: arrays[name].ndim)
+    save_principal(tmp_path / "mine", tiny(), arrays)
+    assert contender_from(tmp_path / "mine")[1] == tiny()
+    arrays[name] = np.array(arrays[name])
+    arrays[name].flat[-1] = value
+    save_principal(tmp_path / "mine", tiny(), arrays)
+    with pytest.raises(InputError) as refused:
+        contender_from(tmp_path / "mine")
+    expected = f"a principal's arrays must be finite, got NaN or infinity in {name} ({tmp_path / 'mine'})"
+    assert str(refused.value) == expected
 
 
 def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:

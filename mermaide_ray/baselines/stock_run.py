@@ -187,7 +187,7 @@ def _trained(run: RunDirectory, experiment: Experiment) -> RLModule:
     """The policy that `_keep` has written.
 
     Raises:
-        InputError: It is damaged, or not that of these settings.
+        InputError: It is damaged, not that of these settings, or not finite.
     """
     file = run.path / STOCK_MODULE
     try:
@@ -198,6 +198,8 @@ def _trained(run: RunDirectory, experiment: Experiment) -> RLModule:
     given, expected = ({name: value.shape for name, value in each.items()} for each in (arrays, _policy(module)))
     if given != expected:
         raise InputError(f"a run's policy must be that of its {run.config.name}, got another ({file})")
+    if broken := sorted(name for name, value in arrays.items() if not np.isfinite(value).all()):
+        raise InputError(f"a policy's arrays must be finite, got NaN or infinity in {broken[0]} ({file})")
     module.set_state(arrays)
     return module
 
