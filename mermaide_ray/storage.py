@@ -2,7 +2,8 @@
 
     DIR/config.yaml, provenance.json, progress.jsonl, tensorboard/, checkpoints/iteration_000042/{rllib/, principal/,
     meta.json}, principal/{principal.safetensors, principal.json}, rows.parquet, calibration.parquet, profiles.parquet,
-    figures/, baselines/NAME/ (runs of the same shape), .lock (held by who works there)
+    figures/, baselines/NAME/ (runs of the same shape), .lock (held by who works there); of RLlib's own PPO
+    module.safetensors in place of checkpoints/ and principal/
 
 RLlib's checkpoints are pickles, which run code when they are loaded: they serve to resume the run that wrote them, and
 are taken only from its own folder and from its own user. A principal to share is safetensors and JSON: loading one
@@ -42,6 +43,8 @@ _PRINCIPAL = "principal"
 _PROVENANCE = "provenance.json"
 # What provenance says of a run that RLlib's PPO has trained: it has no checkpoints of ours.
 STOCK = "mermaide stock-ppo"
+# Its policy, written when it is trained, and what scores such a run again.
+STOCK_MODULE, SCORE_STOCK = "module.safetensors", "python -m mermaide_ray.baselines.stock_run"
 
 
 class RunDirectory:
@@ -340,13 +343,16 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
-def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) -> None:
+def save_principal(
+    folder: Path, experiment: Experiment, state: dict[str, Any], origin: Mapping[str, Any] | None = None
+) -> None:
     """Writes a principal as safetensors and JSON.
 
     Args:
         folder: To be made; an older one there is replaced.
         experiment: Settings that it was trained with.
         state: Parameters by name, as `PrincipalModule.arrays()` returns them.
+        origin: What `origin_of` told of it, if it wasn't trained by this process.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -356,7 +362,8 @@ def save_principal(folder: Path, experiment: Experiment, state: dict[str, Any]) 
         arrays = {name: np.asarray(value, order="C") for name, value in state.items()}
         # Written by Python, so that a full disk is an OSError like any other.
         (new / "principal.safetensors").write_bytes(save(arrays))
-        about = {"format": PRINCIPAL_FORMAT, "versions": versions(), "experiment": experiment.to_dict()}
+        origin = {"versions": versions()} if origin is None else origin
+        about = {"format": PRINCIPAL_FORMAT, **origin, "experiment": experiment.to_dict()}
         (new / "principal.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
@@ -372,12 +379,7 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not (folder / "principal.json").is_file() and (folder / _PRINCIPAL).is_dir():
-        folder = folder / _PRINCIPAL
-    if not (folder / "principal.json").is_file() and (latest := RunDirectory(folder).latest_checkpoint()):
-        raise InputError(f"a run must be finished to be loaded, {folder} is not: resume it, or give {latest}")
-    if not (folder / "principal.json").is_file():
-        raise InputError(f"a run, a checkpoint or an export must hold principal.json, got {folder}{what_is(folder)}")
+    folder = _principal_in(folder)
     about = _read_json(folder / "principal.json", "a principal")
     if about.get("format") != PRINCIPAL_FORMAT:
         raise InputError(f"a principal must have format {PRINCIPAL_FORMAT}, got {about.get('format')} ({folder})")
@@ -388,6 +390,37 @@ def load_principal(folder: Path) -> tuple[Experiment, dict[str, Any]]:
     if not isinstance(about.get("experiment"), dict):
         raise InputError(f"principal.json must hold the settings as `experiment`, got none ({folder})")
     return validate(completed(about["experiment"]), where=str(folder / "principal.json")), state
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Where a principal comes from: the `versions` that trained it, and, if it is known, the `provenance` of its run.
+
+    Args:
+        folder: As of `load_principal`. An export holds its origin, a run and its checkpoints have it beside.
+
+    Raises:
+        InputError: Nothing there, or what should tell it is broken.
+    """
+    folder = _principal_in(folder).resolve()
+    about = _read_json(folder / "principal.json", "a principal")
+    told = {key: about[key] for key in ("versions", "provenance") if isinstance(about.get(key), dict)}
+    if "provenance" not in told and folder.name == _PRINCIPAL:
+        run, above = folder.parent, folder.parent.parent
+        run = above.parent if above.name == "checkpoints" else run
+        if (run / _PROVENANCE).is_file():
+            told["provenance"] = _read_json(run / _PROVENANCE, "a run's folder")
+    return told
+
+
+def _principal_in(folder: Path) -> Path:
+    """The folder that holds principal.json: the one given, or within that of a run or a checkpoint."""
+    if not (folder / "principal.json").is_file() and (folder / _PRINCIPAL).is_dir():
+        folder = folder / _PRINCIPAL
+    if not (folder / "principal.json").is_file() and (latest := RunDirectory(folder).latest_checkpoint()):
+        raise InputError(f"a run must be finished to be loaded, {folder} is not: resume it, or give {latest}")
+    if not (folder / "principal.json").is_file():
+        raise InputError(f"a run, a checkpoint or an export must hold principal.json, got {folder}{what_is(folder)}")
+    return folder
 
 
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -405,6 +438,8 @@ def what_is(path: Path) -> str:
     # Scores without checkpoints are of no training that could go on.
     if run.config.is_file() and (run.checkpoints.is_dir() or not (path / "rows.parquet").is_file()):
         if _is_stock(path):
+            if (path / STOCK_MODULE).is_file():
+                return f", the folder of a run of {STOCK}, trained but not scored ({SCORE_STOCK} {path} scores it)"
             return (
                 f", the folder of an unfinished run of {STOCK}, which nothing goes on with (unless it is under way, "
                 f"delete it and run {STOCK} again)"

@@ -36,6 +36,7 @@ from mermaide_ray.storage import (
     RunDirectory,
     checkpoint_seconds,
     load_principal,
+    origin_of,
     refuse_changes,
     refuse_used,
     save_principal,
@@ -137,12 +138,12 @@ def evaluate(
 
 
 def export(checkpoint: Path, out: Path) -> None:
-    """Writes a run's or a checkpoint's principal as safetensors and JSON, to share."""
+    """Writes a run's or a checkpoint's principal as safetensors and JSON, to share, and where it comes from."""
     refuse_used(out)
     if out.is_dir() and (found := sorted(path.name for path in out.iterdir())):  # the folder is replaced whole
         raise InputError(f"--out must be a new or empty folder, got {out}, which holds {found[0]}")
     experiment, parameters = load_principal(checkpoint)
-    save_principal(out, experiment, parameters)
+    save_principal(out, experiment, parameters, origin_of(checkpoint))
     Console().print(f"principal in {out}", soft_wrap=True, highlight=False)
 
 
@@ -154,7 +155,7 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
         name: Its name in the rows; that of its settings if not given.
 
     Raises:
-        InputError: Not a principal, or one whose arrays don't fit its settings.
+        InputError: Not a principal, or one whose arrays don't fit its settings or are not finite.
     """
     experiment, arrays = load_principal(Path(folder))
     method = Method.of(experiment)
@@ -167,6 +168,8 @@ def contender_from(folder: str | os.PathLike[str], name: str | None = None) -> t
             f"a principal's arrays must fit its settings: {wrong[0]} must have shape {expected[wrong[0]]}, "
             f"got {given.get(wrong[0], 'none')} ({folder})"
         )
+    if broken := sorted(name for name in expected if not parameters[name].isfinite().all()):
+        raise InputError(f"a principal's arrays must be finite, got NaN or infinity in {broken[0]} ({folder})")
     weights, rates = split_parameters(method, parameters)
     kshot = KShot(experiment.environment, method, experiment.evaluation.planned_rehearsals)
     return Contender(name or experiment.name, experiment.seed, kshot, weights, rates), experiment

@@ -7,14 +7,18 @@ import math
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import tree
 from conftest import stock_families
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from safetensors.numpy import save
 
-from mermaide_ray.baselines.stock_ppo import Network, stock_ppo
+from mermaide_ray.baselines import stock_run
+from mermaide_ray.baselines.stock_ppo import Network, stock_module, stock_ppo
 from mermaide_ray.baselines.stock_run import StockPrincipal, train_stock
 from mermaide_ray.cli import main
 from mermaide_ray.errors import InputError, RunFault
@@ -23,6 +27,7 @@ from mermaide_ray.lockstep import deal_for, play
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.report.sources import curves_of, read_source
 from mermaide_ray.roles import PRINCIPAL
+from mermaide_ray.storage import STOCK_MODULE, RunDirectory
 from mermaide_ray.view import View
 
 
@@ -130,3 +135,57 @@ def test_a_run_leaves_rows_and_progress_that_a_report_takes(tmp_path: Path, caps
     assert "must be one of `mermaide train` to be gone on with" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"--out must be a new or empty folder, got [^ ]*$"):
         train_stock(experiment, "lstm", tmp_path / "stock")
+
+
+def test_a_run_that_is_broken_off_while_it_is_scored_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = stock_families(world_model={"policy_hidden": 8}, training={"env_steps": 1000})
+    out, trained, keep = tmp_path / "stock", [], stock_run._keep
+
+    def keeps(run: RunDirectory, module: RLModule) -> None:
+        trained.append({name: value.copy() for name, value in module.get_state(inference_only=True).items()})
+        keep(run, module)
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stock_run, "_keep", keeps)
+        patch.setattr(Evaluation, "baseline", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_stock(experiment, "lstm", out)
+    assert not (out / "rows.parquet").exists()
+    assert main(["stock-ppo", "--out", str(out)]) == 2
+    how = f"python -m mermaide_ray.baselines.stock_run {out}"
+    assert f"a run of mermaide stock-ppo, trained but not scored ({how} scores it)" in capsys.readouterr().err
+    run = RunDirectory(out)
+    module, fresh = stock_run._trained(run, run.experiment()), stock_module(experiment, "lstm")
+    held, untrained = (each.get_state(inference_only=True) for each in (module, fresh))
+    assert held.keys() == trained[0].keys()
+    assert all(np.array_equal(held[name], trained[0][name]) for name in held)
+    assert not all(np.array_equal(held[name], untrained[name]) for name in held)
+
+    monkeypatch.setattr(stock_run, "stock_ppo", killed)  # nothing is trained
+    assert stock_run._score_only([str(out)]) == 0
+    rows = read_source(out).rows
+    assert set(rows["condition"]) == {"validation", "test"}
+    played = Evaluation(experiment, "test").principal(
+        "stock_ppo_lstm", 0, StockPrincipal(module, View(experiment.environment))
+    )
+    mine = rows[(rows["method"] == "stock_ppo_lstm") & (rows["condition"] == "test")]
+    assert mine["return"].tolist() == played.rows["return"].tolist()
+    assert stock_run._score_only([str(out)]) == 0
+    assert read_source(out).rows.equals(rows)
+
+    file = out / STOCK_MODULE
+    name = next(iter(held))
+    file.write_bytes(save({**held, name: held[name] + np.float32("nan")}))
+    assert stock_run._score_only([str(out)]) == 2
+    assert f"arrays must be finite, got NaN or infinity in {name} ({file})" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:100])
+    assert stock_run._score_only([str(out)]) == 2
+    assert f"files of results must be whole, but {file} is damaged" in capsys.readouterr().err
+    file.unlink()
+    assert stock_run._score_only([str(out)]) == 2
+    assert f"(it holds module.safetensors), got {out}\n" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import resource
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.models.rl_module import PrincipalModule
 from mermaide_ray.provenance import refuse_secrets, versions
 from mermaide_ray.storage import CHECKPOINT_FORMAT, RunDirectory, clear, first_change, load_principal, save_principal
+from mermaide_ray.training import contender_from, export
 
 
 class StopError(Exception):
@@ -332,6 +334,44 @@ def test_a_principal_from_before_the_model_of_learners_has_none(tmp_path: Path) 
     del about["experiment"]["world_model"]["kind"], about["experiment"]["evaluation"]["planning"]
     (tmp_path / "principal/principal.json").write_text(json.dumps(about))
     assert load_principal(tmp_path / "principal")[0] == tiny()
+
+
+def test_an_export_tells_where_its_principal_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, trained = _principal().arrays(), versions()
+    run = RunDirectory.create(tmp_path / "run", tiny())
+    save_principal(run.principal, tiny(), arrays)
+    checkpoint = run.save_checkpoint(3, lambda folder: save_principal(folder / "principal", tiny(), arrays))
+    origin = json.loads((run.path / "provenance.json").read_text())
+    monkeypatch.setattr(storage, "versions", lambda: {"ray": "that of whoever exports it"})
+    sources = [run.path, run.principal, checkpoint, checkpoint / "principal", tmp_path / "export0"]
+    for place, source in enumerate(sources):
+        export(source, tmp_path / f"export{place}")
+        about = json.loads((tmp_path / f"export{place}" / "principal.json").read_text())
+        assert (about["versions"], about["provenance"]) == (trained, origin)
+        experiment, loaded = load_principal(tmp_path / f"export{place}")
+        assert experiment == tiny()
+        assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
+    # One whose run is not known, as exports were before: it says no more than it knows.
+    shutil.copytree(run.principal, tmp_path / "alone")
+    export(tmp_path / "alone", tmp_path / "again")
+    about = json.loads((tmp_path / "again" / "principal.json").read_text())
+    assert about.keys() == {"format", "versions", "experiment"}
+    assert about["versions"] == trained
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_principal_that_is_not_finite_is_not_scored(tmp_path: Path, value: float) -> None:
+    arrays = _principal().arrays()
+    name = max(arrays, key=lambda name: arrays[name].ndim)
+    save_principal(tmp_path / "mine", tiny(), arrays)
+    assert contender_from(tmp_path / "mine")[1] == tiny()
+    arrays[name] = np.array(arrays[name])
+    arrays[name].flat[-1] = value
+    save_principal(tmp_path / "mine", tiny(), arrays)
+    with pytest.raises(InputError) as refused:
+        contender_from(tmp_path / "mine")
+    expected = f"a principal's arrays must be finite, got NaN or infinity in {name} ({tmp_path / 'mine'})"
+    assert str(refused.value) == expected
 
 
 def test_runs_settings_and_origin_are_kept(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
-from mermaide_ray.agents.rl_module import as_principal
+from mermaide_ray.agents.rl_module import as_principal, policy_mapping
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.roles import PRINCIPAL
 
 Network = Literal["mlp", "lstm"]
 
@@ -73,6 +74,17 @@ def stock_ppo(
         )
         .debugging(seed=experiment.seed, log_level="ERROR")
     )
+
+
+def stock_module(experiment: Experiment, network: Network) -> RLModule:
+    """The principal's network in `stock_ppo`, untrained. Starts no Ray."""
+    config = stock_ppo(experiment, network)
+    env = config.env(config.env_config)
+    spaces = {
+        policy_mapping(agent): (env.observation_spaces[agent], env.action_spaces[agent])
+        for agent in env.possible_agents
+    }
+    return config.get_multi_rl_module_spec(spaces=spaces).rl_module_specs[PRINCIPAL].build()
 
 
 def _model(experiment: Experiment, network: Network) -> DefaultModelConfig:
