@@ -333,10 +333,10 @@ def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -
         RunDirectory(run).read_progress,
         lambda: read_milestones(Store(str(tmp_path)), run.name),
     )
-    lines = [json.dumps({"throughput/env_steps": steps, "validation/x": steps / 10}) for steps in (10, 20, 30)]
+    lines = [json.dumps({"throughput/env_steps": steps, "validation/score_k0": steps / 10}) for steps in (10, 20, 30)]
     for last in ("", lines[0][:15], lines[0]):  # a whole line has an end
         path.write_text("\n".join([*lines, last]))
-        assert [[told["validation/x"] for told in read()] for read in readers] == [[1, 2, 3]] * 3
+        assert [[told["validation/score_k0"] for told in read()] for read in readers] == [[1, 2, 3]] * 3
     for damage in (lines[1][:15].encode(), b"[1]", b"", b"\xff"):
         path.write_bytes(b"\n".join([lines[0].encode(), damage, lines[2].encode(), b""]))
         said = re.escape(f"files of results must be whole, but {path} is damaged (line 2 is no JSON object: ")

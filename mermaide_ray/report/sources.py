@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, varied
-from mermaide_ray.metrics import ROW_METRICS
-from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
+from mermaide_ray.metrics import ROW_METRICS, STEPS
+from mermaide_ray.report.files import read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.storage import completed, what_is
 from mermaide_ray.sweep.file import SWEEP_FILE, validate_sweep

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.disk import whole_records
+from mermaide_ray.metrics import is_score, is_validation
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed
 from mermaide_ray.sweep.status import ON_RECORD, SETTING, RunStatus, read_status, read_statuses, undamaged
@@ -39,7 +40,7 @@ class Outcome:
 
 def read_milestones(store: Store, run_name: str) -> list[dict[str, float]]:
     """The metrics of a run that has ended, at each of its milestones."""
-    return [told for told in _told(store, run_name) if any(key.startswith("validation/") for key in told)]
+    return [told for told in _told(store, run_name) if any(map(is_validation, told))]
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:
@@ -139,9 +140,7 @@ def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
 
 def _line(status: RunStatus, metric: str) -> pd.DataFrame:
     metrics = {
-        key: value
-        for key, value in status.metrics.items()
-        if key == metric or key.startswith(("score/", "validation/"))
+        key: value for key, value in status.metrics.items() if key == metric or is_score(key) or is_validation(key)
     }
     was_begun = status.hostname is not None  # else there is nothing to tell, not nothing done
     told = {key: getattr(status, key) if was_begun or key in ON_RECORD[:3] else None for key in ON_RECORD}
