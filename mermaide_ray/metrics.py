@@ -1,8 +1,9 @@
 """Every metric: its key, its unit, what it means. The one home of all three; imports nothing heavy.
 
-Two kinds. Row metrics are columns of `rows.parquet` (evaluation: one row per method x training seed x task x K).
-Training scalars are the keys of `progress.jsonl` and of TensorBoard, over environment steps. Names are flat and the
-same everywhere: in files, in TensorBoard, in YAML.
+Three kinds. Row metrics are columns of `rows.parquet` (evaluation: one row per method x training seed x task x K).
+Training scalars are the keys of `progress.jsonl` and of TensorBoard, over environment steps. Final scores (`score_key`)
+stand beside a run's settings in TensorBoard and in `trials.parquet`. Names are flat and the same everywhere: in files,
+in TensorBoard, in YAML.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from dataclasses import dataclass
 # TensorBoard is read by people: more curves than this, and nobody looks at any of them.
 MOST_SCALARS = 25
 SCALAR_GROUPS = ("principal", "adaptation", "world_model", "throughput", "validation")
+STEPS, RETURN = "throughput/env_steps", "principal/return"
+# Begins the key of each validation score, which ends with K.
+VALIDATION = "validation/score_k"
+_SCORE = "score/"
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,30 @@ class Metric:
 
 def validation_key(k: int) -> str:
     """Key of the normalised score on validation tasks after `k` support episodes."""
-    return f"validation/score_k{k}"
+    return f"{VALIDATION}{k}"
+
+
+def is_validation(key: str) -> bool:
+    """Whether a key is that of a validation score, at whatever K."""
+    return key.startswith(VALIDATION)
+
+
+def score_key(condition: str, k: int) -> str:
+    """Key of a trained principal's final normalised score (unit 1) in a condition, after `k` support episodes.
+
+    Like all scores the interquartile mean over tasks.
+    """
+    return f"{_SCORE}{condition}_k{k}"
+
+
+def is_score(key: str) -> bool:
+    """Whether a key is that of a final score, in whatever condition and at whatever K."""
+    return key.startswith(_SCORE)
+
+
+def k_of(key: str) -> int:
+    """K of a validation score's or a final score's key."""
+    return int(key.rpartition("_k")[2])
 
 
 def validation_metric(k: int) -> Metric:
@@ -70,7 +98,7 @@ ROW_METRICS = (
 )
 
 SCALARS = (
-    Metric("principal/return", "principal reward per episode", "undiscounted return on query episodes"),
+    Metric(RETURN, "principal reward per episode", "undiscounted return on query episodes"),
     Metric("principal/success_rate", "share of pulls", "pulls on the target arm in query episodes"),
     Metric("principal/interventions", "per episode", "interventions other than none in query episodes", falls=True),
     Metric("principal/cost", "per episode", "what the interventions cost, before the cost weight alpha", falls=True),
@@ -87,7 +115,7 @@ SCALARS = (
     ),
     Metric("world_model/nll_after", "nats per pull", "next-pull loss on query episodes, after adaptation", falls=True),
     Metric("world_model/accuracy", "share of pulls", "pulls that were the likeliest arm, after adaptation"),
-    Metric("throughput/env_steps", "env steps", "environment steps so far, support and query together"),
+    Metric(STEPS, "env steps", "environment steps so far, support and query together"),
     Metric("throughput/env_steps_per_s", "env steps per second", "environment steps per wall-clock second"),
     Metric("throughput/sample_s", "seconds per iteration", "sampling and inner adaptation", falls=True),
     Metric("throughput/update_s", "seconds per iteration", "meta-gradient and optimiser step", falls=True),

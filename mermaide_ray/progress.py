@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mermaide_ray.metrics import RETURN, is_validation, k_of
+
 # Seconds between lines where the output is no terminal.
 LOG_EVERY = 15.0
 _LOG_WIDTH = 100
@@ -33,14 +35,14 @@ class Progress:
     def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
         self._console, self._name, self._total, self._first = console, name, total, done
         self._started = self._last = time.monotonic()
-        self._scores: dict[str, float] = {}
+        self._scores: dict[int, float] = {}
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         if self._live:
             self._live.start()
 
     def update(self, iteration: int, env_steps: int, told: Mapping[str, float]) -> None:
         """Tells of one iteration."""
-        scored = {key.split("/")[1]: value for key, value in told.items() if key.startswith("validation/")}
+        scored = {k_of(key): value for key, value in told.items() if is_validation(key)}
         self._scores |= scored
         now = time.monotonic()
         line = self._line(iteration, env_steps, told, now)
@@ -58,10 +60,10 @@ class Progress:
     def _line(self, iteration: int, env_steps: int, told: Mapping[str, float], now: float) -> str:
         rate = (env_steps - self._first) / max(now - self._started, 1e-9)
         left = (self._total - env_steps) / max(rate, 1e-9)
-        scores = "  ".join(f"K={key.removeprefix('score_k')} {value:.3f}" for key, value in self._scores.items())
+        scores = "  ".join(f"K={k} {value:.3f}" for k, value in self._scores.items())
         return (
             f"{self._name}  iteration {iteration}  {count(env_steps)} of {count(self._total)} env steps  "
-            f"{rate / 1e3:.1f}k/s  return {told.get('principal/return', float('nan')):.1f}  "
+            f"{rate / 1e3:.1f}k/s  return {told.get(RETURN, float('nan')):.1f}  "
             f"{f'validation score {scores}  ' if scores else ''}{clock(left)} left"
         )
 

@@ -13,10 +13,10 @@ from torch.utils.tensorboard.summary import hparams
 
 from mermaide_ray.config_file import explained_yaml, flat, one_line
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.metrics import MOST_SCALARS, SCALAR_GROUPS, SCALARS, validation_key
+from mermaide_ray.metrics import MOST_SCALARS, SCALAR_GROUPS, SCALARS, STEPS, VALIDATION, is_validation
 
 # Env steps are the axis of the others.
-_CURVES = {metric.key for metric in SCALARS if not metric.key.startswith("validation/")} - {"throughput/env_steps"}
+_CURVES = {metric.key for metric in SCALARS if not is_validation(metric.key)} - {STEPS}
 _MOST_VALIDATION = 2
 
 
@@ -46,12 +46,12 @@ class Board:
             group, name = metric.key.split("/")
             if metric.key in _CURVES:
                 layout[group][name] = ["Multiline", [metric.key]]
-        layout["validation"]["score"] = ["Multiline", [validation_key(0).replace("0", r"\d+")]]
+        layout["validation"]["score"] = ["Multiline", [VALIDATION + r"\d+"]]
         self._writer.add_custom_scalars(layout)
 
     def scalars(self, told: Mapping[str, Any], env_steps: int) -> None:
         """Adds the flat metrics of one iteration; its number is not one of them."""
-        by_k = _at_ends({key: value for key, value in told.items() if key.startswith("validation/")})
+        by_k = _at_ends({key: value for key, value in told.items() if is_validation(key)})
         for key, value in told.items():
             if key in _CURVES or key in by_k:
                 self._writer.add_scalar(key, value, env_steps)

@@ -27,6 +27,7 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import TABLES, Evaluation, Results
 from mermaide_ray.experiment import Experiment, elsewhere, variant
 from mermaide_ray.kshot import KShot
+from mermaide_ray.metrics import score_key
 from mermaide_ray.models.method import RATE, Method, split_parameters
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.report.cells import Cells
@@ -277,7 +278,7 @@ def _report(run: RunDirectory, console: Console) -> None:
     board = Board(run.path / "tensorboard")
     cells = Cells.of_run(rows)
     levels = {cell: cells.interval([cell]) for cell in cells if cell.method == experiment.name}
-    scores = {f"score/{cell.condition}_k{cell.k}": level.value for cell, level in levels.items() if level}
+    scores = {score_key(cell.condition, cell.k): level.value for cell, level in levels.items() if level}
     board.finish(experiment.to_dict(), scores, figures, experiment.num_iterations * experiment.env_steps_per_iteration)
     board.close()
     print_scores(cells, console, experiment.name)

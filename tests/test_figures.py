@@ -334,11 +334,11 @@ def test_progress_survives_a_cut_last_line_but_no_other_damage(tmp_path: Path) -
         RunDirectory(run).read_progress,
         lambda: read_milestones(Store(str(tmp_path)), run.name, tiny()),
     )
-    told = ({"iteration": n, "throughput/env_steps": 10 * n, "validation/x": float(n)} for n in (1, 2, 3))
+    told = ({"iteration": n, "throughput/env_steps": 10 * n, "validation/score_k0": float(n)} for n in (1, 2, 3))
     lines = [json.dumps(each) for each in told]
     for last in ("", lines[0][:15], lines[0]):  # a whole line has an end
         path.write_text("\n".join([*lines, last]))
-        assert [[told["validation/x"] for told in read()] for read in readers] == [[1, 2, 3]] * 3
+        assert [[told["validation/score_k0"] for told in read()] for read in readers] == [[1, 2, 3]] * 3
     for damage in (lines[1][:15].encode(), b"[1]", b"", b"\xff"):
         path.write_bytes(b"\n".join([lines[0].encode(), damage, lines[2].encode(), b""]))
         said = re.escape(f"files of results must be whole, but {path} is damaged (line 2 is no JSON object: ")

@@ -10,6 +10,10 @@ from mermaide_ray.metrics import (
     ROW_METRICS,
     SCALAR_GROUPS,
     SCALARS,
+    is_score,
+    is_validation,
+    k_of,
+    score_key,
     validation_key,
     validation_metric,
 )
@@ -42,3 +46,13 @@ def test_validation_scores_of_any_k_are_named_alike() -> None:
     assert METRICS[validation_key(1)] == validation_metric(1)
     assert validation_metric(5).key == "validation/score_k5"
     assert "after 5 support" in validation_metric(5).meaning
+
+
+def test_scores_are_told_from_all_else_by_their_keys() -> None:
+    final, round_of = [score_key("far_k2", k) for k in (0, 10)], [validation_key(k) for k in (0, 10)]
+    assert final == ["score/far_k2_k0", "score/far_k2_k10"]
+    for keys in (final, round_of):
+        assert [k_of(key) for key in keys] == [0, 10]
+    every = [*METRICS, *final, *round_of]
+    assert [key for key in every if is_score(key)] == final
+    assert set(filter(is_validation, every)) == {validation_key(k) for k in (0, 1, 10)}

@@ -34,12 +34,11 @@ from mermaide_ray.errors import InputError, RunFault
 from mermaide_ray.evaluation import Evaluation, Results
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.lockstep import Hidden, Seen
+from mermaide_ray.metrics import RETURN, STEPS
 from mermaide_ray.models.categorical import choose
 from mermaide_ray.progress import Progress, terminal
 from mermaide_ray.provenance import provenance
 from mermaide_ray.report.cells import Cells
-from mermaide_ray.report.files import STEPS
-from mermaide_ray.report.run_charts import RETURN
 from mermaide_ray.report.terminal import print_scores
 from mermaide_ray.roles import PRINCIPAL
 from mermaide_ray.storage import SCORE_STOCK, STOCK, STOCK_MODULE, RunDirectory, refuse_used, what_is

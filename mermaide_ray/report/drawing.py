@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mermaide_ray.disk import whole_file
 from mermaide_ray.errors import RunFault
-from mermaide_ray.report.files import STEPS
+from mermaide_ray.metrics import STEPS
 from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import Interval, bootstrap_interval
 

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from mermaide_ray.config_file import read_yaml
 from mermaide_ray.disk import damaged, whole_records
 from mermaide_ray.errors import InputError
-
-STEPS = "throughput/env_steps"
+from mermaide_ray.metrics import STEPS
 
 
 def read_progress(path: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 
 from mermaide_ray.calibration_bins import calibration_error, of_points, pooled_bins
 from mermaide_ray.errors import InputError
-from mermaide_ray.metrics import METRICS, validation_key
+from mermaide_ray.metrics import METRICS, RETURN, VALIDATION, is_validation, k_of, validation_key
 from mermaide_ray.report.drawing import (
     MARKERS,
     PALETTE,
@@ -32,8 +32,6 @@ from mermaide_ray.report.drawing import (
 from mermaide_ray.report.names import is_privileged, label
 from mermaide_ray.report.statistics import Interval
 
-RETURN = "principal/return"
-VALIDATION = validation_key(0).removesuffix("0")
 # What the calibration's axes say: along both panels, up the curve, up the histogram.
 _OF_ARMS = ("predicted probability of the likeliest arm", "share of pulls\nthat were this arm", "share of\npredictions")
 _OF_POINTS = ("predicted probability of a smaller value (PIT)", "share of points\nbelow it", "share of\npoints")
@@ -49,7 +47,7 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str =
         seed: Seed of the bootstrap over training seeds.
     """
     columns = {column for frames in curves.values() for frame in frames for column in frame.columns}
-    ks = sorted(int(column.removeprefix(VALIDATION)) for column in columns if column.startswith(VALIDATION))
+    ks = sorted(k_of(column) for column in columns if is_validation(column))
     keys = [*([RETURN] if RETURN in columns else []), *map(validation_key, ks)]
     if not keys:
         raise InputError(f"learning curves need `{RETURN}` or `{VALIDATION}…` in progress.jsonl, got {sorted(columns)}")
@@ -59,7 +57,7 @@ def learning_curves(curves: Mapping[str, Sequence[pd.DataFrame]], *, note: str =
         for method, frames in curves.items():
             if all(key in frame and frame[key].notna().any() for frame in frames):
                 draw_curve(axis, label(method), [thinned(frame, key) for frame in frames], styles[method], seed)
-        axis.set_title("training" if key == RETURN else f"validation, K = {key.removeprefix(VALIDATION)}")
+        axis.set_title("training" if key == RETURN else f"validation, K = {k_of(key)}")
         axis.set_ylabel(f"return ({METRICS[RETURN].unit})" if key == RETURN else "normalised score")
         axis.set_xlabel("environment steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))

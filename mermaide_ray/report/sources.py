@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from mermaide_ray.config_file import merge, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, load_preset, overlaid, varied
-from mermaide_ray.metrics import ROW_METRICS
-from mermaide_ray.report.files import STEPS, read_progress, read_record, read_rows, read_settings
+from mermaide_ray.metrics import ROW_METRICS, STEPS
+from mermaide_ray.report.files import read_progress, read_record, read_rows, read_settings
 from mermaide_ray.report.names import SCORE, is_trained
 from mermaide_ray.storage import completed, what_is
 from mermaide_ray.sweep.file import SWEEP_FILE, validate_sweep
@@ -296,7 +296,7 @@ def _gaps(
 
 
 def curves_of(source: Source, keys: tuple[str, ...]) -> dict[str, list[pd.DataFrame]]:
-    """Training progress per method: a frame per training run, with `setting` (a hashable) and `seed` in its attrs.
+    """Training progress per method: a frame per training run, those of a sweep with their `seed` in `attrs`.
 
     Args:
         source: The folder.

@@ -14,7 +14,7 @@ from mermaide_ray.baselines.contract import check_own_rules
 from mermaide_ray.config_file import flat, one_line
 from mermaide_ray.errors import InputError
 from mermaide_ray.experiment import Experiment, check_game, check_imaginable
-from mermaide_ray.metrics import SCALARS, validation_key
+from mermaide_ray.metrics import SCALARS, is_validation, validation_key
 from mermaide_ray.registry import near
 from mermaide_ray.sweep.plan import HAIR, Plan, Setting
 from mermaide_ray.sweep.sections import label_of, typed
@@ -165,13 +165,14 @@ def rising(experiment: Experiment) -> list[str]:
         "adaptation/": meta.adaptation_episodes,
         "adaptation/inner_lr": meta.inner_steps,
         "world_model/": experiment.world_model.enabled,
-        "validation/": False,  # which there are is for `evaluation.k` to say
     }
     told = [
         metric.key
         for metric in SCALARS
         if not metric.falls and all(given for start, given in needs.items() if metric.key.startswith(start))
     ]
+    # Which validation scores there are is for `evaluation.k` to say.
+    told = [key for key in told if not is_validation(key)]
     return told + [validation_key(k) for k in sorted(experiment.evaluation.k)]
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mermaide_ray.disk import whole_records
 from mermaide_ray.experiment import Experiment
+from mermaide_ray.metrics import is_score
 from mermaide_ray.storage import is_milestone
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed
@@ -141,9 +142,7 @@ def _progress(store: Store, run: str, status: RunStatus) -> pd.DataFrame:
 
 def _line(status: RunStatus, metric: str) -> pd.DataFrame:
     metrics = {
-        key: value
-        for key, value in status.metrics.items()
-        if key == metric or key.startswith(("score/", "validation/"))
+        key: value for key, value in status.metrics.items() if key == metric or is_score(key) or is_validation(key)
     }
     was_begun = status.hostname is not None  # else there is nothing to tell, not nothing done
     told = {key: getattr(status, key) if was_begun or key in ON_RECORD[:3] else None for key in ON_RECORD}

@@ -24,6 +24,7 @@ from mermaide_ray.cluster.nodes import last_line
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.disk import whole_file, whole_folder
 from mermaide_ray.evaluation import Evaluation, Results
+from mermaide_ray.metrics import STEPS, score_key
 from mermaide_ray.provenance import latest, sources_digest
 from mermaide_ray.report.names import SCORE
 from mermaide_ray.report.pictures import write_figures
@@ -112,7 +113,7 @@ class SweepRun:
         if self._plan.sweep.tune.scheduler == "asha":
             # It compares trials milestone by milestone: of one that it hears of at its end alone it would know nothing.
             milestones = read_milestones(self._store, self.name, self._experiment)
-            self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
+            self._told_before = [told for told in milestones if told[STEPS] > self.env_steps]
 
     @property
     def is_over(self) -> bool:
@@ -123,7 +124,7 @@ class SweepRun:
         """Goes on to the next milestone and returns its metrics; scores the run where that is its last."""
         told = self._advance()
         if self._trained_sources is None:
-            self.env_steps = int(told["throughput/env_steps"])
+            self.env_steps = int(told[STEPS])
         return told
 
     def _advance(self) -> Told:
@@ -262,7 +263,7 @@ class SweepRun:
         if not self._changed:  # else they are another run's
             milestones = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
             # All in a new process; in one that only let go of the run, what it has not told yet.
-            self._told_before = [told for told in milestones if told["throughput/env_steps"] > self.env_steps]
+            self._told_before = [told for told in milestones if told[STEPS] > self.env_steps]
         return session
 
     def _hold(self) -> Path:
@@ -325,7 +326,7 @@ class SweepRun:
         self._held.callback(board.close)
         board.begin(self._experiment, self._swept(), self._plan.sweep.question)
         with self._clocked():
-            outcome = self._scored(run, board, told, int(told["throughput/env_steps"]))
+            outcome = self._scored(run, board, told, int(told[STEPS]))
         board.flush()
         self._conclude(run, outcome)
 
@@ -336,7 +337,7 @@ class SweepRun:
         scores = _scores(results.rows)
         figures = write_figures(run.path) if self._plan.num_runs <= MOST_RUNS_WITH_FIGURES else []
         board.finish(self._swept(), scores, figures, env_steps, self._words())
-        return {**told, **scores, "throughput/env_steps": float(env_steps)}
+        return {**told, **scores, STEPS: float(env_steps)}
 
     def _conclude(self, run: RunDirectory, outcome: Told) -> None:
         """Makes the run's files the store's, then says so, and only then lets go of what it could have gone on from."""
@@ -376,7 +377,7 @@ class SweepRun:
             values=self._setting.values,
             status=status,
             error=error,
-            env_steps=int(metrics.get("throughput/env_steps", 0)),
+            env_steps=int(metrics.get(STEPS, 0)),
             budget=budget_of(self._experiment),
             wall_s=self._clock["wall_s"],
             cpu_s=self._clock["cpu_s"],
@@ -392,6 +393,6 @@ def _scores(rows: pd.DataFrame) -> Told:
     """Normalised score (interquartile mean over tasks) by condition and K, as flat metrics."""
     scored = rows.dropna(subset=SCORE)
     return {
-        f"score/{condition}_k{k}": interquartile_mean(of_one[SCORE].to_numpy()[None])
+        score_key(str(condition), int(str(k))): interquartile_mean(of_one[SCORE].to_numpy()[None])
         for (condition, k), of_one in scored.groupby(["condition", "k"], sort=False)
     }

@@ -21,6 +21,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from mermaide_ray.algorithm import Mermaide
 from mermaide_ray.disk import written_by_others
 from mermaide_ray.errors import InputError
+from mermaide_ray.metrics import STEPS
 from mermaide_ray.sweep.panel import Panel
 from mermaide_ray.sweep.plan import Plan, Trial, trial_name
 from mermaide_ray.sweep.run import SweepRun
@@ -122,7 +123,7 @@ def _stop(plan: Plan, store: Store, trial: Trial, told: Mapping[str, Any], by_bu
         return
     # Per run, as if each had had its share: what Tune was told is of the trial as a whole.
     metrics = {key: value for key, value in told.items() if isinstance(value, float) and "/" in key}
-    metrics["throughput/env_steps"] = told["env_steps"] / len(trial.seeds)
+    metrics[STEPS] = told["env_steps"] / len(trial.seeds)
     for seed in trial.seeds:
         status = read_status(store, trial.setting.run_name(seed))
         if status is not None and status.status == UNFINISHED:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from mermaide_ray.calibration_bins import of_points
-from mermaide_ray.metrics import validation_key
+from mermaide_ray.metrics import RETURN, STEPS, validation_key
 from mermaide_ray.report.drawing import MOST_POINTS, on_common_steps, thinned
-from mermaide_ray.report.files import STEPS, read_rows
+from mermaide_ray.report.files import read_rows
 from mermaide_ray.report.names import label
 from mermaide_ray.report.pictures.picture import MOST_FAMILIES, MOST_METHODS, Picture, panels_of, small_print
-from mermaide_ray.report.run_charts import RETURN, calibration_curve
+from mermaide_ray.report.run_charts import calibration_curve
 from mermaide_ray.report.run_charts import intervention_heatmap as draw_heatmap
 from mermaide_ray.report.run_charts import learning_curves as draw_learning
 from mermaide_ray.report.score_tables import best_settings, largest_text, ranked_on
