@@ -109,7 +109,8 @@ def _changes(plan: Plan, status: RunStatus, theirs: Experiment) -> Iterator[tupl
     then, now = ([each for _, each, _ in plan.scored_in(_made_of(each))] for each in (theirs, mine))
     for one, other in zip(then, now, strict=True):
         if key := first_change(one, other):
-            yield key, *(dict(flat(each.to_dict(), whole=("families",))).get(key) for each in (one, other))
+            was, is_now = (dict(flat(each.to_dict(), whole=("families",))).get(key) for each in (one, other))
+            yield key, was, is_now
 
 
 def _made_of(experiment: Experiment) -> Setting:
