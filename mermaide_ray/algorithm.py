@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE
@@ -249,6 +250,17 @@ class Mermaide(Algorithm):
                 ) from None
             told = f"{last_line(why)}\n{why}"
             raise RunFault(f"the sampling actors must start, but one did not: {told}") from None
+        except RayError as error:
+            # A learner has failed while it was built. Their group ends them in its destructor (ray 2.60, LearnerGroup),
+            # which after Ray's own end would start another Ray for that: nothing may hold it for so long.
+            traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, RayTaskError):
+                raise
+            if sentence := refusal(error):
+                raise InputError(
+                    f"learners must take the settings on every node, but one does not: {sentence}"
+                ) from None
+            raise RunFault(f"the learners must start, but one did not: {last_line(error)}\n{error}") from None
         if self.env_runner_group.num_remote_env_runners():
             self._dispatch = Dispatch(self.env_runner_group)
         self.experiment = self.config.experiment

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from conftest import TrainedRun, tiny
 from numpy.typing import NDArray
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from safetensors.numpy import load_file, save_file
 
 import mermaide_ray.dispatch
@@ -26,6 +27,7 @@ from mermaide_ray.algorithm import Mermaide, MermaideConfig, lost
 from mermaide_ray.cli import main
 from mermaide_ray.config_file import explained_yaml
 from mermaide_ray.errors import InputError, RunFault, WorkersLost
+from mermaide_ray.learners.learner import MermaideLearner
 from mermaide_ray.rollout import LockstepEnvRunner
 from mermaide_ray.storage import RunDirectory, load_principal
 
@@ -141,6 +143,35 @@ def test_settings_that_a_runner_refuses_stop_the_run_in_its_words() -> None:
         "sampling actors must take the settings on every node, but one does not: "
         "agent family 'my_lab:MINE' must be importable from /here"
     )
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            InputError("no 'my_lab' here"),
+            "learners must take the settings on every node, but one does not: no 'my_lab' here",
+        ),
+        (ValueError("no luck"), "the learners must start, but one did not: ValueError: no luck"),
+    ],
+)
+def test_learner_that_cannot_be_built_stops_the_run_in_its_words_and_is_ended_while_ray_is_up(
+    raised: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLlib's group of learners ends them in its destructor: after Ray's end, it would start another Ray for that."""
+
+    class Refusing(MermaideLearner):
+        def build(self) -> None:
+            raise raised
+
+    shutdown, ended = LearnerGroup.shutdown, []
+    monkeypatch.setattr(LearnerGroup, "shutdown", lambda group: (ended.append("group"), shutdown(group)))
+    config = MermaideConfig.of(tiny(env_runners={"num_learners": 1})).training(learner_class=Refusing)
+    with pytest.raises((InputError, RunFault)) as fault:
+        config.build_algo()
+    assert ended == ["group"]
+    assert type(fault.value) is (InputError if isinstance(raised, InputError) else RunFault)
+    assert str(fault.value).splitlines()[0] == told
 
 
 def test_runner_that_always_crashes_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,10 +257,10 @@ def test_agents_that_know_the_policy_ask_a_rule_of_the_user_s_own_for_it(monkeyp
     monkeypatch.setitem(sys.modules, "own_rules", module)
     with pytest.raises(InputError, match="got Rule without `probabilities`, which informed_ucb agents ask for"):
         check_own_rules(["own_rules:RULE"], experiment, "validation")
-    vars(rule)["probabilities"] = lambda: torch.ones(120, 2, dtype=torch.float64) / 2
+    vars(rule)["probabilities"] = lambda: torch.ones(16, 2, dtype=torch.float64) / 2
     with pytest.raises(InputError, match=r"must return float32 \[N, 2\], got float64 \[N, 2\]"):
         check_own_rules(["own_rules:RULE"], experiment, "validation")
-    vars(rule)["probabilities"] = lambda: torch.ones(120, 2) / 2
+    vars(rule)["probabilities"] = lambda: torch.ones(16, 2) / 2
     check_own_rules(["own_rules:RULE"], experiment, "validation")
 
 

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import SECRET, tiny
 from pyarrow.fs import FileSelector, FileSystem
 from ray import tune
@@ -216,6 +217,54 @@ def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
     changed = load_sweep(write_sweep(tmp_path, search=search, answer=None, **later))
     with nullcontext() if goes_on else pytest.raises(InputError, match=r"must stay the same.*`seeds`, .* may grow"):
         _begin(store, changed)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "evaluation", "told"),
+    [
+        # As an older version has left it, which knew no rehearsals.
+        ({"planned": {"settings": {"evaluation": {"planning": True}}}}, {"rehearsals": None}, "rehearsals` was 0 "),
+        ({"as it is": {}}, {"rehearsals": None}, None),  # of one that does not plan, they are of no use
+        ({"as it is": {}}, {"episodes": 16}, "episodes` was 16 "),
+        ({"four": {"settings": {"evaluation": {"episodes": 4}}}}, {"episodes": 16}, None),  # of each run
+        ({"as it is": {}}, {}, None),
+    ],
+)
+def test_no_runs_are_added_to_others_that_were_scored_otherwise(
+    conditions: dict[str, Any], evaluation: dict[str, Any], told: str | None, tmp_path: Path
+) -> None:
+    config = write_sweep(tmp_path, seeds=1, answer=None, conditions=conditions)
+    plan, store = held(config, tmp_path / "out")
+    for setting in plan.settings:
+        run = SweepRun(plan, setting, 0, store)
+        run._write_status("done", {}, None)
+        settings = setting.with_seed(0).to_dict()
+        settings["evaluation"] |= evaluation
+        settings["evaluation"] = {key: value for key, value in settings["evaluation"].items() if value is not None}
+        store.write(f"runs/{run.name}/config.yaml", yaml.safe_dump(settings).encode())
+    before = store.read("sweep.yaml")
+    more = load_sweep(write_sweep(tmp_path, seeds=2, answer=None, conditions=conditions))
+    refused = pytest.raises(InputError, match=rf"but `evaluation.{told}\(.*\) and would be .*--out, and --principals")
+    with nullcontext() if told is None else refused:
+        _begin(store, more)
+    assert (store.read("sweep.yaml") == before) == (told is not None)
+    store.write("sweep.yaml", before or b"")
+    _begin(store, load_sweep(config))  # where nothing is added, nothing is mixed
+
+
+def test_what_a_population_has_changed_is_no_other_setting(tmp_path: Path) -> None:
+    search = {"training.meta_lr": {"loguniform": [1e-4, 1e-2]}}
+    tune = {"scheduler": "pbt", "samples": 2}
+    config = write_sweep(tmp_path, seeds=1, search=search, tune=tune, answer=None)
+    plan, store = held(config, tmp_path / "out")
+    run = SweepRun(plan, plan.setting({"training.meta_lr": "0.001"}), 0, store)
+    run._write_status("done", {}, None)
+    settings = run._experiment.to_dict()
+    for section, key, value in (("training", "meta_lr", 0.002), ("evaluation", "episodes", 16)):
+        settings[section][key] = value
+        store.write(f"runs/{run.name}/config.yaml", yaml.safe_dump(settings).encode())
+        with nullcontext() if section == "training" else pytest.raises(InputError, match=r"episodes` was 16 \("):
+            _begin(store, plan.sweep)
 
 
 def test_who_does_the_work_may_change_in_between(tmp_path: Path) -> None:

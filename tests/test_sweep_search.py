@@ -18,7 +18,7 @@ from mermaide_ray.sweep.job import _begin
 from mermaide_ray.sweep.results import assemble
 from mermaide_ray.sweep.run import SweepRun
 from mermaide_ray.sweep.search import optuna_search, scheduler_of
-from mermaide_ray.sweep.status import is_over, read_status, read_statuses, unfinished
+from mermaide_ray.sweep.status import is_over, read_status, read_statuses, spent, unfinished
 from mermaide_ray.sweep.store import Store
 from mermaide_ray.sweep.trainable import WORST
 from mermaide_ray.training import contender_from
@@ -87,6 +87,8 @@ def test_optuna_goes_on_from_what_it_knows(tmp_path: Path) -> None:
             SweepRun(plan, setting, seed, store)._write_status(status, {"validation/score_k1": 0.5}, None)
     found, left = optuna_search(plan, read_statuses(store))
     assert left == 3
+    few = plan_from(write_sweep(tmp_path, search=search, tune={"searcher": "optuna", "samples": 2}, answer=None))
+    assert [is_over(each, read_statuses(store)) for each in (plan, few)] == [False, True]
     tried = [trial.params["drawn/world_model.hidden_size"] for trial in found._ot_study.trials if trial.params]
     assert tried == [4, 5]
     # What failed, or was under way, is tried again before anything new.
@@ -112,16 +114,21 @@ def test_a_sweep_s_budget_counts_what_earlier_attempts_spent(tmp_path: Path, mon
     config = write_sweep(tmp_path, seeds=1, tune={"env_steps": 2000})
     plan, store = held(config, tmp_path / "out")
     told_by(SweepRun(plan, plan.settings[0], 0, store))
-    assert tuning._spent(plan, read_statuses(store)) == 1920
+    assert spent(plan, read_statuses(store)) == 1920
     # One seed of a trial that goes on is told of again.
     both = plan_from(write_sweep(tmp_path, "both.yaml", seeds=2, tune={"env_steps": 2000}))
-    assert tuning._spent(both, read_statuses(store)) == 0
+    assert spent(both, read_statuses(store)) == 0
     assert not tuning._Budget(2000, 1920).stop_all()
-    spent = tuning._Budget(2000, 1920)
-    assert [spent("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]
-    monkeypatch.setattr(tuning, "_spent", lambda *_: 2000)
+    budget = tuning._Budget(2000, 1920)
+    assert [budget("new", {"env_steps": steps}) for steps in (60, 90)] == [False, True]
+    monkeypatch.setattr(tuning, "spent", lambda *_: 2000)
     monkeypatch.setattr(tuning, "_fresh", lambda *given: pytest.fail("trained beyond the budget"))
     tuning.fit(plan, store, None)  # type: ignore[arg-type]
+    # Where it is known beforehand, no Ray is started to hear of it.
+    other = plan.settings[1].run_name(0)
+    assert other not in read_statuses(store)
+    less = plan_from(write_sweep(tmp_path, "less.yaml", seeds=1, tune={"env_steps": 1920}))
+    assert [is_over(each, read_statuses(store)) for each in (plan, less)] == [False, True]
 
 
 def test_a_finished_member_of_a_population_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +196,7 @@ def test_what_the_budget_stopped_goes_on_with_a_larger_one(tmp_path: Path) -> No
     _begin(store, load_sweep(larger))
     grown = plan_from(larger)
     assert unfinished(grown, read_statuses(store)) == [grown.trials[0]]
-    assert tuning._spent(grown, read_statuses(store)) == 240
+    assert spent(grown, read_statuses(store)) == 240
     again = told_by(SweepRun(grown, grown.settings[0], 0, store))
     assert [steps for steps, _ in again] == [240 * part for part in range(1, 9)]
     assert [score for _, score in again[:2]] == [part["validation/score_k1"] for part in told]

@@ -39,6 +39,8 @@ def ray_running(bundles: Sequence[Bundle], console: Console, storage: str | None
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    # Errors that nobody asks for any more, as of the second of two learners that refuse the same settings.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     joins, mine = joins_cluster(), not ray.is_initialized()
     # The driver has a CPU of its own here; on a cluster it runs on the head, which has none to give.
     workers = sum(round(bundle.get("CPU", 0)) for bundle in bundles) + 1

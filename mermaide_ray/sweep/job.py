@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from mermaide_ray.provenance import gone_on, provenance
 from mermaide_ray.storage import checkpoint_seconds, refuse_used
 from mermaide_ray.sweep.checks import check_plan
 from mermaide_ray.sweep.file import SWEEP_FILE, dump_sweep, read_sweep
+from mermaide_ray.sweep.identity import check_runs, check_sweep
 from mermaide_ray.sweep.plan import Plan
 from mermaide_ray.sweep.sections import Sweep
 from mermaide_ray.sweep.status import DONE, FAILED, STOPPED, UNFINISHED, bundles, is_over, read_statuses, reopen
@@ -213,52 +213,18 @@ def _begin(store: Store, sweep: Sweep) -> None:
         store.write(SWEEP_FILE, dump_sweep(sweep).encode())
         return
 
-    theirs = read_sweep(known.decode(), store.uri(SWEEP_FILE))
-    # What a trial takes may change between the two halves of a sweep; what is done may not.
-    free = {"resources", "answer", "question", "rows"}
-    other_rules = theirs.baselines != sweep.baselines and not any(
-        status.is_done for status in read_statuses(store).values()
-    )
-    if other_rules:
-        free.add("baselines")
-    grown = _grown(theirs, sweep)
-    for key in type(sweep).model_fields:
-        if key not in free and _done_by_anyone(grown, key) != _done_by_anyone(sweep, key):
-            may_grow = "; `seeds`, `tune.samples` and, but for a population, `tune.env_steps` may grow"
-            more = may_grow if key in ("seeds", "tune") else ""
-            told = f" {sweep.name!r} (of a file that gives none, its stem)" if key == "name" else ""
-            raise InputError(
-                f"a sweep that goes on must stay the same, but `{key}`{told} is not that of {store.uri(SWEEP_FILE)} "
-                f"(give another --out{more})"
-            )
-    if theirs.tune.env_steps != sweep.tune.env_steps:
+    where, runs = store.uri(SWEEP_FILE), read_statuses(store)
+    theirs, plan = read_sweep(known.decode(), where), Plan(sweep, where)
+    other_rules = theirs.baselines != sweep.baselines and not any(status.is_done for status in runs.values())
+    check_sweep(theirs, sweep, other_rules, where)
+    other_budget = theirs.tune.env_steps != sweep.tune.env_steps
+    if other_budget or not is_over(plan, runs):
+        check_runs(plan, store, runs)
+    if other_budget:
         reopen(store)
     if other_rules:
         store.delete("baselines")  # scored by a run that was killed before it was done
     store.write(SWEEP_FILE, dump_sweep(sweep).encode())
-
-
-def _done_by_anyone(sweep: Sweep, key: str) -> object:
-    """A key of a sweep, but for who does the work: another machine may have fewer cores, or no GPU."""
-    value = getattr(sweep, key)
-    return {name: v for name, v in value.items() if name != "env_runners"} if key == "settings" else value
-
-
-def _grown(theirs: Sweep, sweep: Sweep) -> Sweep:
-    """An earlier sweep, with the seeds, samples and budget that it has now, where these only add to what was done."""
-    before, now = theirs.tune, sweep.tune
-    tuning: dict[str, object] = {"max_failures": now.max_failures}
-    # A scheduler has judged trials by all their seeds, and against each other.
-    if before.scheduler == now.scheduler == "none" and before.samples < now.samples:
-        tuning["samples"] = now.samples
-    # Nor does Tune start those again that it has ended in a population.
-    if before.env_steps and before.scheduler != "pbt" and (now.env_steps or math.inf) > before.env_steps:
-        tuning["env_steps"] = now.env_steps
-    changed: dict[str, object] = {"tune": before.model_copy(update=tuning)}
-    enumerated = theirs.is_enumerated and sweep.tune.scheduler == "none"
-    if enumerated and theirs.seeds == sweep.seeds[: len(theirs.seeds)]:
-        changed["seeds"] = sweep.seeds
-    return theirs.model_copy(update=changed)
 
 
 def _note_other_code(store: Store) -> None:

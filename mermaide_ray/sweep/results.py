@@ -12,7 +12,7 @@ import pandas as pd
 
 from mermaide_ray.disk import whole_records
 from mermaide_ray.experiment import Experiment
-from mermaide_ray.metrics import is_score
+from mermaide_ray.metrics import is_score, is_validation
 from mermaide_ray.storage import is_milestone
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed

@@ -136,11 +136,26 @@ def reopen(store: Store) -> None:
 
 
 def is_over(plan: Plan, known: Statuses) -> bool:
-    """Whether no process is worth starting, as far as is known before Tune is asked."""
-    if plan.sweep.tune.scheduler == "pbt":
-        members = map(member_name, range(plan.sweep.tune.samples))
-        return all(_have_ended(known, member, plan.sweep.seeds) for member in members)
-    return plan.sweep.is_enumerated and not unfinished(plan, known)
+    """Whether no process is worth starting."""
+    tune, seeds = plan.sweep.tune, plan.sweep.seeds
+    if tune.env_steps and spent(plan, known) >= tune.env_steps:
+        return True
+    if tune.scheduler == "pbt":
+        return all(_have_ended(known, member, seeds) for member in map(member_name, range(tune.samples)))
+    if plan.sweep.is_enumerated:
+        return not unfinished(plan, known)
+    found = {status.setting for status in known.values()}
+    return sum(_have_ended(known, setting, seeds) for setting in found) >= tune.samples
+
+
+def spent(plan: Plan, known: Statuses) -> int:
+    """Environment steps of runs that have ended, and that no trial will tell of again."""
+    if plan.sweep.is_enumerated:
+        again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
+    else:
+        open_ones = {status.setting for status in known.values() if not status.has_ended}
+        again = {name for name, status in known.items() if status.setting in open_ones}
+    return sum(it.trained_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
 def unfinished(plan: Plan, known: Statuses) -> list[Trial]:

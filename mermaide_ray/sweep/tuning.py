@@ -34,6 +34,7 @@ from mermaide_ray.sweep.status import (
     only_scores,
     read_status,
     read_statuses,
+    spent,
     unfinished,
 )
 from mermaide_ray.sweep.store import Store, below
@@ -152,7 +153,7 @@ def fit(plan: Plan, store: Store, panel: Panel, trusted: bool = False) -> None:
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     known, env_steps = read_statuses(store), plan.sweep.tune.env_steps
-    budget = _Budget(env_steps, _spent(plan, known)) if env_steps else None
+    budget = _Budget(env_steps, spent(plan, known)) if env_steps else None
     _Watch.budget, _Watch.begun = budget, known.keys()
     if budget and budget.stop_all():
         return
@@ -295,16 +296,6 @@ def _tell_known(plan: Plan, name: str, statuses: Sequence[RunStatus | None]) -> 
     score = float(np.mean(scores)) if scores else WORST
     steps = sum(status.trained_steps for status in ended)
     _Watch.panel.known(name, steps, score if score > WORST else None)
-
-
-def _spent(plan: Plan, known: Statuses) -> int:
-    """Environment steps of runs that have ended, and that no trial will tell of again."""
-    if plan.sweep.is_enumerated:
-        again = {trial.setting.run_name(seed) for trial in unfinished(plan, known) for seed in trial.seeds}
-    else:
-        open_ones = {status.setting for status in known.values() if not status.has_ended}
-        again = {name for name, status in known.items() if status.setting in open_ones}
-    return sum(it.trained_steps for name, it in known.items() if it.has_ended and name not in again)
 
 
 def _root(store: Store) -> str:
