@@ -56,75 +56,103 @@ def conditions_of(study: Study, claim: Claim) -> list[str]:
 
 def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Side, list[Side], int]:
     """The side that is claimed to be better, the others, and K (-1 where K is what is compared)."""
-    compare, against = claim.compare, claim.against
+    compare = claim.compare
     method = str(claim.claimed([study.main])) if compare == METHOD else study.main
     if method not in study.methods:
         if any(method in (source.document.get("methods") or ()) for source in study.sources):
             raise Unjudged(f"no run of {method} is finished")
         raise InputError(f"`answer.value` must be a method of the rows ({', '.join(study.methods)}), got {method!r}")
-    named = study.conditions if against is None else against
-    given = [claim.claimed(study.conditions), *named] if compare == CONDITION else conditions
-    places = list(dict.fromkeys(map(str, given)))
-    # At the largest K that all these conditions have in common, if they have any.
-    shared = study.cells.shared_ks(method, places)
-    if compare == CONDITION and claim.k is None and not shared and any(study.cells.ks(method, at) for at in places):
-        raise Unjudged(f"{method} was scored at no K in common in {', '.join(places)}")
-    k = max(shared or study.cells.ks(method)) if claim.k is None else claim.k
-    if compare != K and k not in study.cells.ks(method):
-        raise InputError(f"`answer.k` must be a K of the rows of {method} {study.cells.ks(method)}, got {k}")
-    if compare == METHOD:
-        every: list[Any] = [method, *(name for name in study.methods if name != method and not is_privileged(name))]
-    elif compare == K:
-        every = study.cells.ks(method)
-    elif compare == CONDITION:
-        every = study.conditions
-    elif compare in study.settings:
-        every = study.values_of(compare)
-    else:
-        known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
-        raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
+    given = _Given(study, compare, method, _k_of(study, claim, method, conditions), conditions)
+    every = _every(given)
     value = claim.claimed(every)
-    claimed = _as_in_rows(study, compare, value)
-    default = [other for other in every if number(other) != claimed]
-    # Whose, where it isn't the only one: methods are not averaged over.
-    several = sum(is_trained(name) for name in study.methods) > 1
-    whose = f"{label(method)}, " if several and compare != METHOD else ""
-    rivals = default if against is None else list(against)
-    if compare == METHOD:
-        unknown = [name for name in rivals if name not in study.methods]
-        # A sweep that is still running may lack one of them yet.
-        rivals = [name for name in rivals if name not in unknown]
-        settings = list(map(str, study.settings.index))
-
-        def side(name: Any) -> Side:
-            own = study.cells.k_beside(str(name), k, conditions)
-            at = f" at K = {own}" * (own != k and is_trained(str(name)))
-            return Side(label(str(name)) + at, {c: study.cells_of(str(name), own, [c], settings) for c in conditions})
-
-    elif compare == K:
-
-        def side(name: Any) -> Side:
-            return Side(f"{whose}K = {int(name)}", {c: study.cells_of(method, int(name), [c]) for c in conditions})
-
-    elif compare == CONDITION:
-
-        def side(name: Any) -> Side:
-            return Side(f"{whose}{name}", {ANYWHERE: study.cells_of(method, k, [str(name)])})
-
-    else:
-
-        def side(name: Any) -> Side:
-            wanted = _as_in_rows(study, compare, name)
-            chosen = [str(s) for s, at in study.settings[compare].items() if at == wanted]
-            return Side(
-                f"{whose}{short(compare)} = {shown(number(name))}",
-                {c: study.cells_of(method, k, [c], chosen) for c in conditions},
-            )
-
-    one = side(value)
+    side = {METHOD: _of_method, K: _of_k, CONDITION: _of_condition}.get(compare, _of_setting)
+    one = side(given, value)
     if not one.over(conditions):
         raise Unjudged(f"no run with {compare} = {value} is finished")
-    return one, [other for other in map(side, rivals) if other.over(conditions)], -1 if compare == K else k
+    claimed = _as_in_rows(study, compare, value)
+    rivals = [other for other in every if number(other) != claimed] if claim.against is None else claim.against
+    # A sweep that is still running may lack some of them yet.
+    others = [side(given, rival) for rival in rivals]
+    return one, [other for other in others if other.over(conditions)], -1 if compare == K else given.k
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What both sides have in common, but for what is compared.
+
+    Attributes:
+        study: Whose rows.
+        compare: What is compared.
+        method: The method within which; where methods are compared, the claimed one.
+        k: Numbers of support episodes.
+        conditions: The conditions.
+    """
+
+    study: Study
+    compare: str
+    method: str
+    k: int
+    conditions: Sequence[str]
+
+    @property
+    def whose(self) -> str:
+        """The method, to begin a side's name, where it isn't the only one: methods are not averaged over."""
+        return f"{label(self.method)}, " if sum(map(is_trained, self.study.methods)) > 1 else ""
+
+
+def _of_method(given: _Given, name: Any) -> Side:
+    study, name = given.study, str(name)
+    k = study.cells.k_beside(name, given.k, given.conditions)
+    at = f" at K = {k}" * (k != given.k and is_trained(name))
+    return Side(label(name) + at, {c: study.cells_of(name, k, [c]) for c in given.conditions})
+
+
+def _of_k(given: _Given, k: Any) -> Side:
+    cells = {c: given.study.cells_of(given.method, int(k), [c]) for c in given.conditions}
+    return Side(f"{given.whose}K = {int(k)}", cells)
+
+
+def _of_condition(given: _Given, condition: Any) -> Side:
+    cells = given.study.cells_of(given.method, given.k, [str(condition)])
+    return Side(f"{given.whose}{condition}", {ANYWHERE: cells})
+
+
+def _of_setting(given: _Given, value: Any) -> Side:
+    study, key = given.study, given.compare
+    wanted = _as_in_rows(study, key, value)
+    chosen = [str(setting) for setting, at in study.settings[key].items() if at == wanted]
+    cells = {c: study.cells_of(given.method, given.k, [c], chosen) for c in given.conditions}
+    return Side(f"{given.whose}{short(key)} = {shown(number(value))}", cells)
+
+
+def _k_of(study: Study, claim: Claim, method: str, conditions: Sequence[str]) -> int:
+    """K at which the method is compared: the claim's, or the largest that all its conditions have in common, if any."""
+    are_compared, scored = claim.compare == CONDITION, study.cells.ks(method)
+    named = study.conditions if claim.against is None else claim.against
+    given = [claim.claimed(study.conditions), *named] if are_compared else conditions
+    places = list(dict.fromkeys(map(str, given)))
+    shared = study.cells.shared_ks(method, places)
+    if are_compared and claim.k is None and not shared and any(study.cells.ks(method, at) for at in places):
+        raise Unjudged(f"{method} was scored at no K in common in {', '.join(places)}")
+    k = max(shared or scored) if claim.k is None else claim.k
+    if claim.compare != K and k not in scored:
+        raise InputError(f"`answer.k` must be a K of the rows of {method} {scored}, got {k}")
+    return k
+
+
+def _every(given: _Given) -> list[Any]:
+    """All that could be compared: methods, numbers of support episodes, conditions, or values of a setting."""
+    study, compare, method = given.study, given.compare, given.method
+    if compare == METHOD:
+        return [method, *(name for name in study.methods if name != method and not is_privileged(name))]
+    if compare == K:
+        return list(study.cells.ks(method))
+    if compare == CONDITION:
+        return list(study.conditions)
+    if compare in study.settings:
+        return study.values_of(compare)
+    known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
+    raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
 
 
 def _as_in_rows(study: Study, compare: str, value: Any) -> Any:

@@ -296,7 +296,7 @@ def _gaps(
 
 
 def curves_of(source: Source, keys: tuple[str, ...]) -> dict[str, list[pd.DataFrame]]:
-    """Training progress per method: a frame per training run, with `setting` (a hashable) and `seed` in its attrs.
+    """Training progress per method: a frame per training run, those of a sweep with their `seed` in `attrs`.
 
     Args:
         source: The folder.
