@@ -76,7 +76,7 @@ def results(scored: Scored) -> dict[str, Curve]:
             found["score"][arms] = score
         if loss is not None and not math.isnan(loss.value):
             found["loss"][arms] = Interval(*(value / math.log(arms) for value in (loss.value, loss.low, loss.high)))
-        gain = study.cells.gain([high], [low])
+        gain = study.cells.gain([high], [low], between=f"K = {high.k} against K = {low.k}, {arms:g} arms")
         if low != high and gain.size:
             found["gain"][arms] = study.cells.interval_of(gain)
     return found

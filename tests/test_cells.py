@@ -57,8 +57,19 @@ def test_a_gain_is_over_the_tasks_and_seeds_that_both_sides_have() -> None:
     cells = Cells(
         rows(("m", "", "test", 0, {0: [0.1], 1: [0.2]}), ("m", "", "test", 1, {1: [0.5, 0.6], 2: [0.7, 0.8]}))
     )
-    gain = cells.gain([Cell("m", "", "test", 1)], [Cell("m", "", "test", 0)])
+    gain = cells.gain([Cell("m", "", "test", 1)], [Cell("m", "", "test", 0)], between="K = 1 against K = 0")
     assert (list(gain.index), gain.to_numpy().tolist()) == ([1], [[pytest.approx(0.3)]])
+    assert list(cells.left_out) == [
+        "K = 1 against K = 0: compared without 2 training seed(s) and 1 task(s) that only one of them has."
+    ]
+
+
+def test_a_gain_over_nothing_in_common_is_told() -> None:
+    cells = Cells(rows(("m", "", "test", 0, {0: [0.1]}), ("m", "", "test", 1, {1: [0.5]})))
+    assert not cells.gain([Cell("m", "", "test", 1)], [Cell("m", "", "test", 0)], between="one against other").size
+    assert list(cells.left_out) == [
+        "one against other: not compared, since they have no training seed and task in common."
+    ]
 
 
 def test_infinite_values_are_refused() -> None:
@@ -217,11 +228,12 @@ def test_no_seed_is_a_mean_over_other_settings_than_another() -> None:
     names = [Run(setting, seed) for setting in LEVELS for seed in range(3) if (setting, seed) not in LACKING]
     assert list(cells.pooled(one).index) == names
     assert list(cells.pooled(other).index) == [0, 1, 2]
-    gain = cells.gain(one, other)
+    gain = cells.gain(one, other, between="x against y")
     assert list(gain.index) == names
     assert not gain.to_numpy().any()
     assert list(cells.pooled_alike(one, [Cell(*rule[:4])])[1].index) == [0]
-    assert cells.left_out == {}
+    told = "x against y: compared without 3 training seed(s) that only one of them has."
+    assert list(cells.left_out) == [told]
 
 
 def test_conditions_of_which_one_has_no_seed_in_common_are_runs_of_their_own_in_both() -> None:

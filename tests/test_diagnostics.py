@@ -55,6 +55,16 @@ def test_failed_runs_and_few_seeds_are_told(tmp_path: Path) -> None:
     assert single.text == "mermaide has 1 training seed in some setting: its intervals are over tasks only."
 
 
+def test_a_gain_without_some_seeds_is_told_whoever_asked_for_it(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", curves=False, profiles=False)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    lacking = (rows["method"] == "rl2") & (rows["seed"] == 4) & (rows["k"] == 1) & (rows["condition"] == "test")
+    rows[~lacking].to_parquet(folder / "rows.parquet")
+    assert "rl2 at K = 1 against K = 0, test: compared without 1 training seed(s) that only one of them has." in [
+        finding.text for finding in diagnose(read_study([folder])) if finding.check == "failed_trials"
+    ]
+
+
 def test_seeds_disagree_within_one_setting_among_others(tmp_path: Path) -> None:
     search = {"training.meta_lr": [0.001, 0.01]}
     methods = {"mermaide": Effects(seed_offsets={0: -0.5}, noise_sd=0.05)}

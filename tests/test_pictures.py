@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from matplotlib.figure import Figure
 from sweep_folders import METHODS, Effects, write_sweep
 from test_figures import overlaps
 
-from mermaide_ray.report.answer import answer
-from mermaide_ray.report.charts import Point, binned, fitted, non_dominated
+from mermaide_ray.report.answer import Contrast, answer
+from mermaide_ray.report.charts import Point, binned, contrast_bars, far_out, fitted, non_dominated
 from mermaide_ray.report.pictures import pictures
 from mermaide_ray.report.pictures.picture import basis
 from mermaide_ray.report.pictures.traces import _over_settings
 from mermaide_ray.report.score_tables import world_model_table
-from mermaide_ray.report.statistics import bootstrap_interval
+from mermaide_ray.report.statistics import Interval, bootstrap_interval
 from mermaide_ray.report.study import Study, read_study
 
 
@@ -110,6 +111,41 @@ def test_many_conditions_stand_side_by_side_with_their_differences_and_gains(tmp
     assert gains.containers[0][0].get_ydata() == pytest.approx(np.full(4, 0.04), abs=1e-3)
     # All conditions together, rather than the first few of them.
     assert figures["comparison"].axes[0].containers[0][0].get_xdata() == pytest.approx([0.14], abs=1e-3)
+
+
+def against(other: str, difference: float, condition: str = "test") -> Contrast:
+    """A contrast with an interval of 0.01 to either side."""
+    interval = Interval(difference, difference - 0.01, difference + 0.01)
+    return Contrast(other, (condition,), interval, interval, interval, None, 3, 20, 1, None)
+
+
+def test_what_lies_far_beyond_the_others_is_told_at_an_arrow() -> None:
+    near, far = {"rl2": 0.0, "maml": 0.02, "reinforce": -0.03}, {"never": 0.97, "spiteful": -0.5}
+    contrasts = [against(other, difference) for other, difference in {**near, **far}.items()]
+    assert [contrast.other for contrast in far_out(contrasts)] == list(far)
+    figure = contrast_bars("mermaide", contrasts, "normalised_score")
+    [axis] = figure.axes
+    [bars] = axis.containers
+    assert bars[0].get_xdata().tolist() == list(near.values())
+    low, high = axis.get_xlim()
+    assert -0.1 < low < high < 0.1
+    told = {text.get_text(): text.xy for text in axis.texts}
+    assert told == {"+0.970 [+0.960, +0.980]": (high, -3), "-0.500 [-0.510, -0.490]": (low, -4)}
+    assert [line.get_marker() for line in axis.lines if line.get_marker() in "<>"] == [">", "<"]
+    assert overlaps(figure) == []
+
+
+def test_nothing_is_far_where_no_half_is_near() -> None:
+    assert far_out([against("never", 0.97)]) == []
+    assert far_out([against(name, difference) for name, difference in (("a", 0.2), ("b", 0.5), ("c", 0.8))]) == []
+    same = Interval(0, 0, 0)
+    assert far_out([replace(against("a", 0), difference=same), against("b", 0.5)]) == []
+
+
+def test_a_condition_with_nothing_but_arrows_stands_in_the_legend() -> None:
+    contrasts = [against("rl2", 0.0), against("maml", 0.01), against("rl2", 0.9, "far"), against("maml", 0.8, "far")]
+    figure = contrast_bars("mermaide", contrasts, "normalised_score")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["test", "far"]
 
 
 def test_a_gain_over_settings_of_other_families_draws_an_agent_with_all_its_tasks(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_both_ends_of_the_scale_and_rules_see_the_truth() -> None:
     one, other = Evaluation(plain, "validation"), Evaluation(partial, "validation")
     assert one._ends is other._ends  # found once, since
     for name in ("never", "oracle"):
-        returns = [found._returns(found._play(found._rule(name))) for found in (one, other)]
+        returns = [found._returns(found._played_by_rule(name)) for found in (one, other)]
         assert torch.equal(*returns), name
     for name in ("first_n", "random", "privileged_gap"):
         assert one.baseline(name).rows.equals(other.baseline(name).rows), name

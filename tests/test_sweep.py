@@ -224,17 +224,17 @@ def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
     [
         # As an older version has left it, which knew no rehearsals.
         ({"planned": {"settings": {"evaluation": {"planning": True}}}}, {"rehearsals": None}, "rehearsals` was 0 "),
-        ({"as it is": {}}, {"rehearsals": None}, None),  # of one that does not plan, they are of no use
-        ({"as it is": {}}, {"episodes": 16}, "episodes` was 16 "),
+        ({"plain": {}}, {"rehearsals": None}, None),  # of one that does not plan, they are of no use
+        ({"plain": {}}, {"episodes": 16}, "episodes` was 16 "),
         ({"four": {"settings": {"evaluation": {"episodes": 4}}}}, {"episodes": 16}, None),  # of each run
-        ({"as it is": {}}, {}, None),
+        ({"plain": {}}, {}, None),
     ],
 )
 def test_no_runs_are_added_to_others_that_were_scored_otherwise(
     conditions: dict[str, Any], evaluation: dict[str, Any], told: str | None, tmp_path: Path
 ) -> None:
     config = write_sweep(tmp_path, seeds=1, answer=None, conditions=conditions)
-    plan, store = held(config, tmp_path / "out")
+    first, (plan, store) = load_sweep(config), held(config, tmp_path / "out")
     for setting in plan.settings:
         run = SweepRun(plan, setting, 0, store)
         run._write_status("done", {}, None)
@@ -249,7 +249,7 @@ def test_no_runs_are_added_to_others_that_were_scored_otherwise(
         _begin(store, more)
     assert (store.read("sweep.yaml") == before) == (told is not None)
     store.write("sweep.yaml", before or b"")
-    _begin(store, load_sweep(config))  # where nothing is added, nothing is mixed
+    _begin(store, first)  # where nothing is added, nothing is mixed
 
 
 def test_what_a_population_has_changed_is_no_other_setting(tmp_path: Path) -> None:

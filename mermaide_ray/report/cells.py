@@ -323,10 +323,33 @@ class Cells:
         """Share of the scores above each threshold, with pointwise 95% bands over seeds and agents."""
         return performance_profile(matrix.to_numpy(), thresholds, seed=SEED, agents=self.agents(matrix.columns))
 
-    def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE) -> pd.DataFrame:
-        """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value."""
+    def gain(self, one: Sequence[Cell], other: Sequence[Cell], measure: str = SCORE, *, between: str) -> pd.DataFrame:
+        """What one side has more than the other, [S, T]: seed by seed and task by task, where both have a value.
+
+        Args:
+            one: A side.
+            other: The side that it is compared with.
+            measure: What is compared.
+            between: Both sides' names, for `left_out`, which is told what only one of them has.
+        """
         values, others = self.pooled_alike(one, other, measure)
-        return (values - others).dropna(how="all").dropna(axis="columns")
+        gain = (values - others).dropna(how="all").dropna(axis="columns")
+        if gain.size:
+            self.tell_dropped(between, np.subtract((values.shape, others.shape), gain.shape))
+        elif values.size and others.size:
+            self.left_out[f"{between}: not compared, since they have no training seed and task in common."] = None
+        return gain
+
+    def tell_dropped(self, between: str, dropped: NDArray[np.int64]) -> None:
+        """Tells `left_out` how many training seeds and tasks only one of two sides has.
+
+        Args:
+            between: Both sides' names.
+            dropped: Of either side, its training seeds and its tasks that are not compared, int64 [2, 2].
+        """
+        told = zip(dropped.sum(axis=0), ("training seed(s)", "task(s)"), strict=True)
+        if lacking := [f"{count} {what}" for count, what in told if count]:
+            self.left_out[f"{between}: compared without {' and '.join(lacking)} that only one of them has."] = None
 
     def same_tasks(self, one: Sequence[Cell], other: Sequence[Cell]) -> bool:
         """Whether both sides met the same agents with the same luck, so that their scores may be paired.

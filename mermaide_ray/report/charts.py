@@ -20,6 +20,7 @@ from mermaide_ray.report.answer import Contrast
 from mermaide_ray.report.drawing import (
     MARKERS,
     PALETTE,
+    Style,
     draw_legend,
     finish,
     in_lines,
@@ -33,6 +34,9 @@ from mermaide_ray.report.statistics import Interval
 Array = NDArray[np.float64]
 BINS = 8
 LETTERS = 26
+# Differences further out than this many times the reach of the nearer half would press that into a corner. So does the
+# one to never intervening, which is the score itself.
+FAR = 4
 
 
 @dataclass(frozen=True)
@@ -87,38 +91,69 @@ def performance_profiles(
 
 
 def contrast_bars(name: str, contrasts: Sequence[Contrast], measure: str, *, note: str = "") -> Figure:
-    """One side, by its name, against each of the others: difference, probability of improvement, 95% intervals."""
+    """One side, by its name, against each of the others: difference, probability of improvement, 95% intervals.
+
+    What is `far_out` is told in figures, at an arrow.
+    """
     conditions = list(dict.fromkeys(contrast.conditions for contrast in contrasts))
     others = list(dict.fromkeys(contrast.other for contrast in contrasts))
     likely = any(contrast.probability is not None for contrast in contrasts)
     figure, axes = panels(1, 1 + likely, note, sharey=True)
     figure.set_figheight(1.6 + 0.16 * len(conditions) * len(others) + 0.22 * len(others))
-    spread = 0.7 / len(conditions)
+    spread, far = 0.7 / len(conditions), far_out(contrasts)
+    arrows: list[tuple[Interval, float, Style]] = []
     for index, condition in enumerate(conditions):
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        style: Style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
         chosen = [contrast for contrast in contrasts if contrast.conditions == condition]
         heights = [-others.index(contrast.other) - (index - (len(conditions) - 1) / 2) * spread for contrast in chosen]
-        shown = " + ".join(map(str, condition))
-        _across(axes[0][0], shown, [contrast.difference for contrast in chosen], heights, style)
+        title = " + ".join(condition)
+        places = list(zip(chosen, heights, strict=True))
+        near = [(contrast.difference, at) for contrast, at in places if contrast not in far]
+        _across(axes[0][0], title, [interval for interval, _ in near], [at for _, at in near], style)
+        # Of a condition that has nothing near, an arrow stands in the legend.
+        named = style | ({} if near else {"label": title})
+        arrows += [(contrast.difference, at, named) for contrast, at in places if contrast in far]
         if likely:
-            found = [(c.probability, at) for c, at in zip(chosen, heights, strict=True) if c.probability is not None]
-            _across(axes[0][1], shown, [interval for interval, _ in found], [at for _, at in found], style)
+            found = [(contrast.probability, at) for contrast, at in places if contrast.probability is not None]
+            _across(axes[0][1], title, [interval for interval, _ in found], [at for _, at in found], style)
     axes[0][0].set_yticks(-np.arange(len(others)), [fitted(other) for other in others])
     axes[0][0].set_ylim(-len(others) + 0.4, 0.6)
     axes[0][0].axvline(0, color="0.3", linewidth=1)
     axes[0][0].set_xlabel(f"difference in {measure_name(measure)}")
     axes[0][0].set_title(f"{fitted(name)} less …")
     axes[0][0].locator_params(axis="x", nbins=6)
+    _draw_arrows(axes[0][0], arrows)
     if likely:
         axes[0][1].axvline(0.5, color="0.3", linewidth=1)
         axes[0][1].set_xlim(-0.02, 1.02)
         axes[0][1].set_xlabel("probability of improvement")
         axes[0][1].set_title(f"{fitted(name)} better than …")
     finish(figure)
-    handles, names = axes[0][0].get_legend_handles_labels()
     if len(conditions) > 1:
-        figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+        found, names = axes[0][0].get_legend_handles_labels()
+        handles = dict(zip(names, found, strict=True))
+        shown = [name for name in map(" + ".join, conditions) if name in handles]
+        figure.legend([handles[name] for name in shown], shown, loc="outside right upper", frameon=False, fontsize=8)
     return figure
+
+
+def far_out(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Those whose difference is so large that the axis which holds it would show nothing of the nearer half."""
+    reaches = sorted(max(abs(contrast.difference.low), abs(contrast.difference.high)) for contrast in contrasts)
+    most = FAR * reaches[(len(reaches) - 1) // 2]
+    return [contrast for contrast in contrasts if most and abs(contrast.difference.value) > most]
+
+
+def _draw_arrows(axis: Axes, arrows: Sequence[tuple[Interval, float, Style]]) -> None:
+    """Arrows at the axis's ends, at their heights, to what lies beyond; which value that is stands beside each."""
+    low, high = axis.get_xlim()
+    for interval, height, style in arrows:
+        at, marker, inwards, side = (high, ">", -6, "right") if interval.value > 0 else (low, "<", 6, "left")
+        drawn = {**style, "marker": marker}
+        axis.plot(at, height, linestyle="", markersize=6, clip_on=False, **drawn)
+        place: Style = {"xytext": (inwards, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axis.annotate(interval.text("{:+.3f}"), (at, height), color=style["color"], fontsize=7, **place)
+    axis.set_xlim(low, high)
 
 
 def pareto_front(

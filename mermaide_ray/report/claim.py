@@ -69,7 +69,10 @@ def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Sid
     one = side(given, value)
     if not one.over(conditions):
         raise Unjudged(f"no run with {compare} = {value} is finished")
-    others = [side(given, rival) for rival in _rivals(given, claim, every, value)]
+    claimed = _as_in_rows(study, compare, value)
+    rivals = [other for other in every if number(other) != claimed] if claim.against is None else claim.against
+    # A sweep that is still running may lack some of them yet.
+    others = [side(given, rival) for rival in rivals]
     return one, [other for other in others if other.over(conditions)], -1 if compare == K else given.k
 
 
@@ -150,17 +153,6 @@ def _every(given: _Given) -> list[Any]:
         return study.values_of(compare)
     known = [METHOD, K, CONDITION, *map(str, study.settings.columns)]
     raise InputError(f"`answer.compare` must be one of {', '.join(known)}, got {compare!r}{near(compare, known)}")
-
-
-def _rivals(given: _Given, claim: Claim, every: Sequence[Any], value: Any) -> list[Any]:
-    """What the claimed value is compared with: what the claim names, or all else."""
-    if claim.against is None:
-        claimed = _as_in_rows(given.study, given.compare, value)
-        return [other for other in every if number(other) != claimed]
-    if given.compare == METHOD:
-        # A sweep that is still running may lack one of them yet.
-        return [name for name in claim.against if name in given.study.methods]
-    return list(claim.against)
 
 
 def _as_in_rows(study: Study, compare: str, value: Any) -> Any:

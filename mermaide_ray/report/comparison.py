@@ -76,9 +76,7 @@ def compare(
         is_paired = min(len(x), len(y)) in (1, len(seeds)) or any(isinstance(seed, Run) for seed in seeds)
         if is_paired and min(len(x), len(y)) > 1:
             x, y = x.loc[seeds], y.loc[seeds]
-        dropped = np.subtract(shapes, (x.shape, y.shape)).sum(axis=0)
-        if lacking := [f"{n} {what}" for n, what in zip(dropped, ("training seed(s)", "task(s)"), strict=True) if n]:
-            cells.left_out[f"{between}: compared without {' and '.join(lacking)} that only one of them has."] = None
+        cells.tell_dropped(between, np.subtract(shapes, (x.shape, y.shape)))
         signed = (x, y) if sign > 0 else (y, x)
         probability = probability_of_improvement(*signed, seed=SEED, agents=cells.agents(tasks))
     agents = cells.agents(x.columns), cells.agents(y.columns)

@@ -62,8 +62,10 @@ class Check:
 
 def diagnose(study: Study) -> list[Finding]:
     """All findings, serious ones first."""
-    found = [Finding(key, *finding) for key, check in CHECKS.items() for finding in check.find(study)]
-    return sorted(found, key=lambda finding: finding.severity != SERIOUS)
+    # The first check tells of what had to be left out, which is known once the others have looked.
+    found = {key: list(check.find(study)) for key, check in reversed(CHECKS.items())}
+    findings = [Finding(key, *finding) for key in CHECKS for finding in found[key]]
+    return sorted(findings, key=lambda finding: finding.severity != SERIOUS)
 
 
 def _world_model(study: Study) -> Iterator[tuple[str, str]]:

@@ -94,8 +94,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Report:
     found = answer(study)
     told = (contrast_table(found), *score_tables(study), *setting_tables(study), world_model_table(study))
     tables = _named_apart([table for table in told if table])
-    findings = diagnose(study)
     drawn = _named_apart(list(pictures(study, found)))
+    findings = diagnose(study)  # last: it tells of what had to be left out of anything above
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _listed_folder(target / "figures") as folder:

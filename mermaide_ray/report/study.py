@@ -131,7 +131,10 @@ class Study:
             return pd.DataFrame()
         high = self.cells_of(method, ks[-1], [condition], settings)
         low = self.cells_of(method, ks[0], [condition], [cell.setting for cell in high])
-        gain = self.cells.gain(high, low)
+        between = f"{method} at K = {ks[-1]} against K = {ks[0]}, {condition}"
+        if settings is not None and len(settings) < len(self.settings):
+            between += f", {settings[0] if len(settings) == 1 else f'{len(settings)} settings'}"
+        gain = self.cells.gain(high, low, between=between)
         return gain if gain.size and gain.to_numpy().any() else pd.DataFrame()
 
     def better_floor(self, cells: Sequence[Cell]) -> tuple[str, pd.DataFrame]:

@@ -12,6 +12,7 @@ from mermaide_ray.report.cells import Cell
 from mermaide_ray.report.charts import (
     Point,
     contrast_bars,
+    far_out,
     non_dominated,
     pareto_front,
 )
@@ -58,7 +59,9 @@ def comparison(study: Study, answer: Answer) -> Iterator[Picture]:
         "comparison",
         f"{answer.name} against the others",
         f"Differences in {measure_name(answer.measure)} (right of the line: {answer.name} is higher), and the "
-        "probability that it does better on a random task. Intervals that cross the line leave the order open.",
+        "probability that it does better on a random task. Intervals that cross the line leave the order open."
+        + " An arrow leads to what lies beyond the axis, with its figures."
+        * bool(far_out(drawn)),
         f"Error bars of the difference between {answer.name} and each other: {'; '.join(told)}.",
         contrast_bars(answer.name, drawn, answer.measure, note=note),
     )
