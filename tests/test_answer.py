@@ -233,6 +233,13 @@ def test_methods_are_paired_on_the_agents_that_both_met_and_the_others_are_told(
     assert "mermaide against rl2, test: compared without 5 task(s) that only one of them has." in study.cells.left_out
 
 
+def test_a_rival_that_the_claim_names_and_that_has_no_rows_is_told(tmp_path: Path) -> None:
+    claim = {"compare": "method", "value": "mermaide", "against": ["rl2", "maml"], "conditions": ["test"]}
+    study = read_study([write_sweep(tmp_path / "sweep", answer=claim, **FAR)])
+    assert [contrast.other for contrast in answer(study).contrasts] == ["rl2"]
+    assert "maml: not compared, though the claim names it, since it has no rows." in study.cells.left_out
+
+
 def test_agents_that_do_not_respond_leave_a_sentence_instead_of_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,11 @@ def sides_of(study: Study, claim: Claim, conditions: Sequence[str]) -> tuple[Sid
         raise Unjudged(f"no run with {compare} = {value} is finished")
     claimed = _as_in_rows(study, compare, value)
     rivals = [other for other in every if number(other) != claimed] if claim.against is None else claim.against
-    # A sweep that is still running may lack some of them yet.
     others = [side(given, rival) for rival in rivals]
+    for other in others:
+        if claim.against is not None and not other.over(conditions):
+            # A sweep that is still running may lack some of them yet.
+            study.cells.left_out[f"{other.name}: not compared, though the claim names it, since it has no rows."] = None
     return one, [other for other in others if other.over(conditions)], -1 if compare == K else given.k
 
 
