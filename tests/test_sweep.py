@@ -220,36 +220,38 @@ def test_a_sweep_may_grow_by_what_leaves_its_runs_as_they_are(
 
 
 @pytest.mark.parametrize(
-    ("conditions", "evaluation", "told"),
+    ("conditions", "key", "then", "told"),
     [
         # As an older version has left it, which knew no rehearsals.
-        ({"planned": {"settings": {"evaluation": {"planning": True}}}}, {"rehearsals": None}, "rehearsals` was 0 "),
-        ({"plain": {}}, {"rehearsals": None}, None),  # of one that does not plan, they are of no use
-        ({"plain": {}}, {"episodes": 16}, "episodes` was 16 "),
-        ({"four": {"settings": {"evaluation": {"episodes": 4}}}}, {"episodes": 16}, None),  # of each run
-        ({"plain": {}}, {}, None),
+        ({"planned": {"settings": {"evaluation": {"planning": True}}}}, "evaluation.rehearsals", None, 0),
+        ({"plain": {}}, "evaluation.rehearsals", None, None),  # where nothing is planned they are of no use
+        ({"plain": {}}, "evaluation.episodes", 16, 16),
+        ({"four": {"settings": {"evaluation": {"episodes": 4}}}}, "evaluation.episodes", 16, None),  # of each run
+        ({"plain": {}}, "training.gamma", 0.5, 0.5),
+        ({"plain": {}}, "env_runners.restarts", 7, None),
     ],
 )
 def test_no_runs_are_added_to_others_that_were_scored_otherwise(
-    conditions: dict[str, Any], evaluation: dict[str, Any], told: str | None, tmp_path: Path
+    conditions: dict[str, Any], key: str, then: float | None, told: float | None, tmp_path: Path
 ) -> None:
     config = write_sweep(tmp_path, seeds=1, answer=None, conditions=conditions)
-    first, (plan, store) = load_sweep(config), held(config, tmp_path / "out")
+    plan, store = held(config, tmp_path / "out")
     for setting in plan.settings:
         run = SweepRun(plan, setting, 0, store)
         run._write_status("done", {}, None)
-        settings = setting.with_seed(0).to_dict()
-        settings["evaluation"] |= evaluation
-        settings["evaluation"] = {key: value for key, value in settings["evaluation"].items() if value is not None}
+        settings, (section, name) = setting.with_seed(0).to_dict(), key.split(".")
+        settings[section][name] = then
+        if then is None:
+            del settings[section][name]
         store.write(f"runs/{run.name}/config.yaml", yaml.safe_dump(settings).encode())
     before = store.read("sweep.yaml")
     more = load_sweep(write_sweep(tmp_path, seeds=2, answer=None, conditions=conditions))
-    refused = pytest.raises(InputError, match=rf"but `evaluation.{told}\(.*\) and would be .*--out, and --principals")
+    refused = pytest.raises(InputError, match=rf"but `{key}` was {told} \(.*\) and would be .*--out, and --principals")
     with nullcontext() if told is None else refused:
         _begin(store, more)
     assert (store.read("sweep.yaml") == before) == (told is not None)
     store.write("sweep.yaml", before or b"")
-    _begin(store, first)  # where nothing is added, nothing is mixed
+    _begin(store, plan.sweep)  # where nothing is added, nothing is mixed
 
 
 def test_what_a_population_has_changed_is_no_other_setting(tmp_path: Path) -> None:
