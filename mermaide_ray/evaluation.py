@@ -20,7 +20,7 @@ from torch import Tensor
 from mermaide_ray.agent_settings import SPLITS, Split
 from mermaide_ray.agents.distribution import AgentDistribution, Tasks
 from mermaide_ray.baselines import baseline_named
-from mermaide_ray.blocks import tasks_at_once
+from mermaide_ray.blocks import blocks_of, tasks_at_once
 from mermaide_ray.calibration import calibration, frequency_floor, pooled, prediction_scores
 from mermaide_ray.changes import course_of
 from mermaide_ray.contender import Contender
@@ -237,9 +237,9 @@ class Evaluation:
     def _played_by_rule(self, name: str) -> Trajectories:
         """What a fixed rule or an oracle plays, of some tasks at a time."""
         build, parts = baseline_named(name), []
-        at_once = tasks_at_once(self.experiment.environment, self.tasks, self.episodes)
-        for start in range(0, len(self.tasks), at_once):
-            some = self._some(slice(start, start + at_once))
+        # Sorted by family as they are, blocks come in their order.
+        for block in blocks_of(self.tasks, tasks_at_once(self.experiment.environment, self.tasks, self.episodes)):
+            some = self.tasks.select(block)
             parts.append(self._play(some, build(self.experiment, self.split, some, self.episodes)))
         return Trajectories.together(parts)
 

@@ -291,6 +291,13 @@ class Experiment(Section):
         """Meta-iterations from one validation to the next: those that spend `evaluation.every` of the budget."""
         return max(1, math.ceil(self.evaluation.every * self.num_iterations))
 
+    def is_milestone(self, iteration: int) -> bool:
+        """Whether an iteration is validated: each `evaluation.every` of the budget, and the last.
+
+        Not whether it has a score: agents on which the oracle gains nothing have none.
+        """
+        return iteration >= self.num_iterations or iteration % self.iterations_per_validation == 0
+
     def seed_of(self, split: Split) -> int:
         """Whose agents and luck: training's belong to the training seed, held-out ones are the same for all of them."""
         return self.seed if split == "train" else self.agents.seed

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from mermaide_ray.algorithm import Mermaide, MermaideConfig, flat_metrics, lost
 from mermaide_ray.errors import InputError, RunFault
-from mermaide_ray.storage import RunDirectory, is_milestone, load_principal, refuse_changes, save_principal
+from mermaide_ray.storage import RunDirectory, load_principal, refuse_changes, save_principal
 from mermaide_ray.tensorboard import Board
 
 
@@ -81,10 +81,6 @@ class Session:
         """Whether the budget is spent."""
         return self.iteration >= self.total
 
-    def is_milestone(self, iteration: int) -> bool:
-        """See `storage.is_milestone`."""
-        return is_milestone(self.experiment, iteration)
-
     def iterate(self) -> dict[str, float]:
         """One meta-iteration; returns its flat metrics, at a milestone with the validation scores."""
         with _losses_told():
@@ -95,7 +91,7 @@ class Session:
                 f"every metric must be finite, got {wrong[0]} = {told[wrong[0]]} at iteration {self.iteration}: "
                 "lower training.meta_lr or meta_learning.inner_lr"
             )
-        if self.is_milestone(self.iteration):
+        if self.experiment.is_milestone(self.iteration):
             told |= {key: score for key, score in self._algorithm.evaluate().items() if math.isfinite(score)}
         self.run.tell({"iteration": self.iteration, **told})
         self.board.scalars(told, self.env_steps)

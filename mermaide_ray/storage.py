@@ -279,14 +279,6 @@ class RunDirectory:
             file.write(json.dumps(told) + "\n")
 
 
-def is_milestone(experiment: Experiment, iteration: int) -> bool:
-    """Whether an iteration of a run is validated: each `evaluation.every` of the budget, and the last.
-
-    Not whether it has a score: agents on which the oracle gains nothing have none.
-    """
-    return iteration >= experiment.num_iterations or iteration % experiment.iterations_per_validation == 0
-
-
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints: the environment variable MERMAIDE_CHECKPOINT_SECONDS, or a minute."""
     return seconds_from("MERMAIDE_CHECKPOINT_SECONDS", 60.0)

@@ -13,7 +13,6 @@ import pandas as pd
 from mermaide_ray.disk import whole_records
 from mermaide_ray.experiment import Experiment
 from mermaide_ray.metrics import is_score, is_validation
-from mermaide_ray.storage import is_milestone
 from mermaide_ray.sweep.plan import Plan, Values
 from mermaide_ray.sweep.sections import typed
 from mermaide_ray.sweep.status import ON_RECORD, SETTING, RunStatus, read_status, read_statuses, undamaged
@@ -42,7 +41,7 @@ class Outcome:
 
 def read_milestones(store: Store, run_name: str, experiment: Experiment) -> list[dict[str, float]]:
     """The metrics of a run with these settings that has ended, at each of its milestones."""
-    return [told for told in _told(store, run_name) if is_milestone(experiment, int(told["iteration"]))]
+    return [told for told in _told(store, run_name) if experiment.is_milestone(int(told["iteration"]))]
 
 
 def assemble(plan: Plan, store: Store) -> Outcome:

@@ -137,7 +137,7 @@ class SweepRun:
                 told = self._told_before.pop(0)
             else:
                 told = session.iterate()
-                while not session.is_milestone(session.iteration):
+                while not session.experiment.is_milestone(session.iteration):
                     if session.saved_at == session.iteration:
                         self._keep()
                     told = session.iterate()
@@ -261,7 +261,9 @@ class SweepRun:
                 )
             )
         if not self._changed:  # else they are another run's
-            milestones = [told for told in run.read_progress() if session.is_milestone(int(told["iteration"]))]
+            milestones = [
+                told for told in run.read_progress() if session.experiment.is_milestone(int(told["iteration"]))
+            ]
             # All in a new process; in one that only let go of the run, what it has not told yet.
             self._told_before = [told for told in milestones if told[STEPS] > self.env_steps]
         return session
